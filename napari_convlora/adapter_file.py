@@ -1,0 +1,195 @@
+"""The adapter: everything a round trained, with all that is needed to use it, in one file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from napari_convlora.backbones import Backbone
+from napari_convlora.config import (
+    AdapterError,
+    ClassInfo,
+    HeadName,
+    MethodConfig,
+    MethodName,
+    ModelConfig,
+)
+from napari_convlora.data import Normalizer
+from napari_convlora.files import atomic_write
+from napari_convlora.model import SemanticSAM
+
+FORMAT_VERSION = 1
+_KEY = "napari_convlora"
+_MAX_BYTES = 512 * 1024**2
+_MAX_HEADER = 1024**2
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A trained adapter.
+
+    Parameters
+    ----------
+    backbone_name, backbone_sha256
+        Backbone it was trained on, and the hash of that checkpoint ("" for random weights).
+    model
+        Method, head and their settings.
+    classes
+        Class of every logit, in order.
+    normalizer, pixel_scale
+        How images are brought to the model, the same in training and prediction.
+    state
+        Trained tensors by name, float32 on the CPU.
+    summary
+        Training summary: steps, seconds, score and the like, JSON-compatible.
+    version
+        Version of the package that wrote it.
+    """
+
+    backbone_name: str
+    backbone_sha256: str
+    model: ModelConfig
+    classes: tuple[ClassInfo, ...]
+    normalizer: Normalizer
+    pixel_scale: float
+    state: dict[str, Tensor] = field(repr=False)
+    summary: dict[str, Any] = field(default_factory=dict)
+    version: str = ""
+
+    def build(self, backbone: Backbone, device: str | torch.device = "cpu") -> SemanticSAM:
+        """Put the adapter on its backbone; the model is in eval mode on `device`.
+
+        Raises
+        ------
+        AdapterError
+            If `backbone` is not the one the adapter was trained on.
+        """
+        same = (
+            backbone.checkpoint_sha256 == self.backbone_sha256
+            if self.backbone_sha256
+            else backbone.spec.name == self.backbone_name
+        )
+        if not same:
+            raise AdapterError(
+                f"This adapter was trained on {self.backbone_name} "
+                f"(checkpoint {self.backbone_sha256[:12] or 'without hash'}), not on "
+                f"{backbone.spec.name} ({backbone.checkpoint_sha256[:12] or 'without hash'}); "
+                "load it together with the backbone it was trained on."
+            )
+        n_channels = len(self.normalizer.low)
+        model = SemanticSAM(backbone, self.model, len(self.classes), n_channels)
+        model.load_adapter_state(self.state)
+        return model.to(device).eval()
+
+    def save(self, path: str | Path) -> Path:
+        """Write one ``.safetensors`` file, atomically.
+
+        Raises
+        ------
+        InputError
+            If the file cannot be written; an older file of that name stays whole.
+        """
+        path = Path(path)
+        header = {
+            "format": FORMAT_VERSION,
+            "package": self.version,
+            "backbone": {"name": self.backbone_name, "sha256": self.backbone_sha256},
+            "model": asdict(self.model),
+            "classes": [asdict(c) for c in self.classes],
+            "normalizer": asdict(self.normalizer),
+            "pixel_scale": self.pixel_scale,
+            "summary": self.summary,
+        }
+        content = safetensors.torch.save(
+            {name: tensor.contiguous() for name, tensor in self.state.items()},
+            {_KEY: json.dumps(header)},
+        )
+        with atomic_write(path) as file:
+            file.write(content)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Adapter:
+        """Read an adapter file; nothing in it is ever executed.
+
+        Raises
+        ------
+        AdapterError
+            If the file is absent, damaged, not an adapter, or of a newer format.
+        """
+        path = Path(path)
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            raise AdapterError(
+                f"There is no adapter file {path}; check the path and name."
+            ) from error
+        if size > _MAX_BYTES:
+            raise AdapterError(f"{path.name} is too large for an adapter; choose another file.")
+        try:
+            with safe_open(path, framework="pt") as file:
+                text = (file.metadata() or {}).get(_KEY)
+                if text is None:
+                    raise AdapterError(
+                        f"{path.name} holds tensors but is no napari-convlora adapter; "
+                        "choose a file that was exported as an adapter."
+                    )
+                header = _parse_header(text, path.name)
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise AdapterError(
+                f"{path.name} is damaged or is not an adapter file; export the adapter again."
+            ) from error
+        try:
+            return cls(state=state, **_from_header(header))
+        except (KeyError, TypeError, ValueError) as error:
+            raise AdapterError(
+                f"The header of {path.name} is damaged ({error}); export the adapter again."
+            ) from error
+
+
+def _parse_header(text: str, name: str) -> dict[str, Any]:
+    try:
+        header = json.loads(text) if len(text) <= _MAX_HEADER else None
+        version = int(header["format"])  # type: ignore[index]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise AdapterError(
+            f"The header of {name} is damaged; export the adapter again."
+        ) from error
+    if version > FORMAT_VERSION:
+        raise AdapterError(
+            f"{name} was written by a newer napari-convlora (adapter format {version}, this "
+            f"version reads up to {FORMAT_VERSION}); update with "
+            "`pip install --upgrade napari-convlora`."
+        )
+    return header  # type: ignore[return-value]
+
+
+def _from_header(header: dict[str, Any]) -> dict[str, Any]:
+    model = dict(header["model"])
+    method = dict(model.pop("method_config"))
+    method["scales"] = tuple(int(s) for s in method["scales"])
+    if model["method"] not in get_args(MethodName) or model["head"] not in get_args(HeadName):
+        raise ValueError(f"unknown method {model['method']!r} or head {model['head']!r}")
+    normalizer = header["normalizer"]
+    return {
+        "backbone_name": str(header["backbone"]["name"]),
+        "backbone_sha256": str(header["backbone"]["sha256"]),
+        "model": ModelConfig(**model, method_config=MethodConfig(**method)),
+        "classes": tuple(
+            ClassInfo(int(c["id"]), str(c["name"]), str(c["colour"])) for c in header["classes"]
+        ),
+        "normalizer": Normalizer(
+            tuple(map(float, normalizer["low"])), tuple(map(float, normalizer["high"]))
+        ),
+        "pixel_scale": float(header["pixel_scale"]),
+        "summary": dict(header["summary"]),
+        "version": str(header["package"]),
+    }

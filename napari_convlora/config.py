@@ -1,0 +1,129 @@
+"""Settings and shared value types: frozen dataclasses and Literals, free of numpy and torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+MethodName = Literal["decoder_only", "lora", "conv_lora"]
+HeadName = Literal["class_tokens", "classification_branch"]
+PresetName = Literal["fast", "full"]
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+
+UNLABELLED = 0
+"""Annotation value of a pixel nobody has labelled; ignored by loss and metric."""
+
+MAX_CLASSES = 255
+"""More classes than this is taken for an instance map offered as annotations."""
+
+
+class ConvLoRAError(Exception):
+    """Base of every error whose message is one sentence meant for the user."""
+
+
+class WeightsError(ConvLoRAError):
+    """A checkpoint is absent, damaged or of an unknown architecture."""
+
+
+class AdapterError(ConvLoRAError):
+    """An adapter file is damaged, too new, or belongs to another backbone."""
+
+
+class InputError(ConvLoRAError):
+    """An image, label image or setting cannot be used as given."""
+
+
+@dataclass(frozen=True)
+class ClassInfo:
+    """One row of the class table.
+
+    Parameters
+    ----------
+    id
+        Value in annotations and predictions, 1..255 (0 means unlabelled).
+    name
+        Shown to people.
+    colour
+        ``#rrggbb``.
+    """
+
+    id: int
+    name: str
+    colour: str
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """Settings of a parameter-efficient method; a method ignores what it does not use.
+
+    Parameters
+    ----------
+    rank, alpha
+        Low-rank dimension r and scaling numerator: the update is ``alpha / rank * B A x``.
+    scales
+        One Conv-LoRA expert per scale ratio (Conv-LoRA, section 3.2).
+    top_k
+        Experts that act on each routed map, 1..len(scales).
+    faithful
+        Reproduce the layer the authors released (no task gradient to the gate).
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    scales: tuple[int, ...] = (1, 3, 5, 7)
+    top_k: int = 1
+    faithful: bool = False
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What is put on a backbone, and where.
+
+    Parameters
+    ----------
+    method, method_config
+        Parameter-efficient method and its settings.
+    first_block
+        First encoder block (0-based) that the method adapts; blocks before it stay frozen and
+        their output is cached. ``None`` takes the preset's choice for the backbone.
+    head
+        ``class_tokens`` or ``classification_branch``.
+    queries
+        Query tokens of the classification branch.
+    detail
+        Whether the full-resolution detail branch adds to the head's logits.
+    """
+
+    method: MethodName = "conv_lora"
+    method_config: MethodConfig = field(default_factory=MethodConfig)
+    first_block: int | None = None
+    head: HeadName = "class_tokens"
+    queries: int = 16
+    detail: bool = True
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How one round is trained.
+
+    Parameters
+    ----------
+    preset
+        ``fast`` adapts the last blocks on cached features, ``full`` every block.
+    max_steps, max_minutes
+        Whichever comes first ends the round; ``None`` for ``max_minutes`` sets no limit.
+    """
+
+    preset: PresetName = "fast"
+    max_steps: int = 60
+    max_minutes: float | None = None
+    seed: int = 0
+    device: DeviceName = "auto"
+    batch: int = 2
+    views: int = 24
+    adapter_lr: float = 2e-3
+    decoder_lr: float = 1e-3
+    warmup: int = 5
+    detail_steps: int = 300
+    score_every: int = 10
+    preview_seconds: float | None = None

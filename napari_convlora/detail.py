@@ -1,0 +1,146 @@
+"""The detail branch: local filters at full resolution and a small perceptron on each pixel.
+
+SAM's tokens span 4 to 16 pixels and lose texture and thin structure. The detail branch brings
+them back: a bank of Gaussian, gradient and Hessian features (scikit-image's) and a two-layer
+perceptron. Fitted on the labelled pixels in seconds, it is also a round's first preview.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from skimage.feature import multiscale_basic_features
+from torch import Tensor, nn
+
+from napari_convlora.data import Normalizer
+from napari_convlora.losses import class_weights
+
+SIGMA_MAX = 16.0
+HALO = 48
+"""Pixels around a region that its filters can see, to 3 sigma."""
+
+_WIDTH = 128
+_BATCH = 4096
+_LEARNING_RATE = 3e-3
+_SMOOTHING = 0.05
+
+
+def filter_bank(image: np.ndarray) -> np.ndarray:
+    """Local features of every pixel.
+
+    Parameters
+    ----------
+    image
+        (H, W, C) float32, normalised to about [0, 1].
+
+    Returns
+    -------
+    ndarray
+        (H, W, F) float32, F = 24 C: intensity, gradient magnitude and the two Hessian
+        eigenvalues at six scales from 0.5 to 16 pixels.
+    """
+    features = multiscale_basic_features(
+        np.ascontiguousarray(image, np.float32), sigma_min=0.5, sigma_max=SIGMA_MAX, channel_axis=-1
+    )
+    return np.ascontiguousarray(features, dtype=np.float32)
+
+
+def region_features(
+    plane: np.ndarray, normalizer: Normalizer, rows: slice, columns: slice
+) -> np.ndarray:
+    """Filter responses (h, w, F) of a region, seen with the surroundings its filters reach."""
+    height, width = plane.shape[:2]
+    y0, y1 = max(rows.start - HALO, 0), min(rows.stop + HALO, height)
+    x0, x1 = max(columns.start - HALO, 0), min(columns.stop + HALO, width)
+    features = filter_bank(normalizer(np.asarray(plane[y0:y1, x0:x1])))
+    return features[
+        rows.start - y0 : min(rows.stop, height) - y0,
+        columns.start - x0 : min(columns.stop, width) - x0,
+    ]
+
+
+def n_features(n_channels: int) -> int:
+    """Number of features that `filter_bank` makes of an image with `n_channels`."""
+    return 24 * n_channels
+
+
+class DetailBranch(nn.Module):
+    """Per-pixel perceptron on standardised filter responses.
+
+    Parameters
+    ----------
+    n_inputs
+        F, features per pixel.
+    n_classes
+        K.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, n_inputs: int, n_classes: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(n_inputs))
+        self.register_buffer("std", torch.ones(n_inputs))
+        self.layers = nn.Sequential(
+            nn.Linear(n_inputs, _WIDTH),
+            nn.ReLU(),
+            nn.Linear(_WIDTH, _WIDTH),
+            nn.ReLU(),
+            nn.Linear(_WIDTH, n_classes),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Score `features` (..., F); logits are (..., K)."""
+        return self.layers((features - self.mean) / self.std)
+
+    @torch.inference_mode()
+    def logits(self, features: np.ndarray, rows: int = 64) -> np.ndarray:
+        """Score a feature map (H, W, F) a few rows at a time; logits are (K, H, W) float32."""
+        device = self.mean.device
+        parts = [
+            self(torch.from_numpy(features[i : i + rows]).to(device)).cpu().numpy()
+            for i in range(0, len(features), rows)
+        ]
+        return np.concatenate(parts).transpose(2, 0, 1)
+
+
+def fit(
+    branch: DetailBranch, features: Tensor, target: Tensor, steps: int, seed: int = 0
+) -> Iterator[float]:
+    """Fit `branch` on labelled pixels; yields the loss after every step.
+
+    Parameters
+    ----------
+    branch
+        Changed in place, its standardisation included.
+    features
+        (N, F) float32.
+    target
+        (N,) int64 class index.
+    steps
+        Optimiser steps of at most 4,096 random pixels.
+    seed
+        Of the pixel draw.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    branch.mean.copy_(features.mean(0))
+    branch.std.copy_(features.std(0, unbiased=False).clamp_min(1e-6))
+    weights = class_weights(target.bincount(minlength=branch.layers[-1].out_features))
+    optimiser = torch.optim.AdamW(branch.parameters(), lr=_LEARNING_RATE, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, _LEARNING_RATE, total_steps=max(2, steps)
+    )
+    for _ in range(steps):
+        pick = torch.randint(len(target), (min(_BATCH, len(target)),), generator=generator)
+        loss = F.cross_entropy(
+            branch(features[pick]), target[pick], weights, label_smoothing=_SMOOTHING
+        )
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        yield float(loss)

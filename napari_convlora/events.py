@@ -1,0 +1,153 @@
+"""What a round reports while it runs, and how it is told to stop, pause or take new labels."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from napari_convlora.annotations import LabelledImage
+
+if TYPE_CHECKING:
+    from napari_convlora.adapter_file import Adapter
+
+
+@dataclass(frozen=True)
+class Started:
+    """The labels are accepted and training begins.
+
+    Parameters
+    ----------
+    total_steps
+        Upper bound on optimiser steps.
+    pixels
+        Labelled pixels per class id.
+    held_out
+        Whether scores come from labels kept out of training.
+    device
+        Where it runs.
+    """
+
+    total_steps: int
+    pixels: dict[int, int]
+    held_out: bool
+    device: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step: its 1-based number, loss, and seconds since training began."""
+
+    step: int
+    total_steps: int
+    loss: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Mean IoU in [0, 1] after `step` steps, on held-out labels or on training labels."""
+
+    step: int
+    score: float
+    held_out: bool
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Predicted class ids (H, W) of one plane of one training image.
+
+    `stage` is ``"detail"`` for the detail branch alone, ``"adapted"`` for the whole model.
+    """
+
+    image: int
+    plane: int
+    labels: np.ndarray
+    stage: str
+
+
+@dataclass(frozen=True)
+class Paused:
+    """The round waits after `step` steps; optimiser and model stay as they are."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The round ended with a usable adapter.
+
+    `reason` is ``"steps"``, ``"time"``, ``"plateau"`` or ``"stopped"``.
+    """
+
+    adapter: Adapter
+    reason: str
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The round ended without an adapter; `message` is one sentence for the user."""
+
+    message: str
+
+
+Event = Started | Step | Scored | Preview | Paused | Finished | Failed
+
+
+class RunControl:
+    """Requests to a running round, safe to call from any thread.
+
+    Attributes
+    ----------
+    visible
+        Image and plane index that previews show; assign to look elsewhere.
+    """
+
+    def __init__(self) -> None:
+        self._stop = threading.Event()
+        self._running = threading.Event()
+        self._running.set()
+        self._lock = threading.Lock()
+        self._images: Sequence[LabelledImage] | None = None
+        self.visible: tuple[int, int] = (0, 0)
+
+    def stop(self) -> None:
+        """End the round after the current step, keeping what it has learnt."""
+        self._stop.set()
+        self._running.set()
+
+    def pause(self) -> None:
+        """Wait after the current step until `resume` or `stop`."""
+        self._running.clear()
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        self._running.set()
+
+    def update_annotations(self, images: Sequence[LabelledImage]) -> None:
+        """Train on these annotations of the same images from the next step on."""
+        with self._lock:
+            self._images = images
+
+    def take_annotations(self) -> Sequence[LabelledImage] | None:
+        """Return annotations that came since the last call, or None."""
+        with self._lock:
+            images, self._images = self._images, None
+        return images
+
+    @property
+    def stopping(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stop.is_set()
+
+    @property
+    def paused(self) -> bool:
+        """Whether the round is asked to wait."""
+        return not self._running.is_set()
+
+    def wait(self) -> None:
+        """Block while paused."""
+        self._running.wait()

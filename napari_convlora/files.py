@@ -1,0 +1,447 @@
+"""Reading images and label images from disk, and writing files that are never half-written."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib
+import math
+import os
+import secrets
+import struct
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import tifffile
+from PIL import Image, ImageSequence, UnidentifiedImageError
+
+from napari_convlora.config import InputError
+
+MAX_BYTES = 4_000_000_000
+"""Decoded size beyond which a file is refused before anything is allocated."""
+
+MAX_LABEL = 65535
+"""Largest id a label image may hold; anything above is not a table of classes or instances."""
+
+READABLE_SUFFIXES = (
+    *(".tif", ".tiff", ".png", ".npy", ".jpg", ".jpeg", ".bmp"),
+    *(".gif", ".webp", ".jp2", ".ppm", ".pgm", ".pbm", ".tga"),
+)
+
+# An explicit list: Pillow's EPS reader would start Ghostscript on a stranger's file.
+_PILLOW_FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "JPEG2000", "PPM", "TGA")
+_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+_ALPHA = (1, 2)  # TIFF ExtraSamples: associated and unassociated alpha
+_WRITE_REMEDIES = {
+    errno.ENOSPC: "the disk is full; free some space or choose another disk",
+    errno.EDQUOT: "your disk quota is used up; free some space or choose another disk",
+    errno.EACCES: "permission is denied; choose a folder you may write to",
+    errno.EPERM: "permission is denied; choose a folder you may write to",
+    errno.EROFS: "the disk is read-only; choose another folder",
+    errno.ENOENT: "its folder does not exist; create the folder first",
+    errno.ENOTDIR: "part of its path is a file; choose another folder",
+    errno.EISDIR: "a folder has that name; choose another name",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+}
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Yield a binary file whose content replaces `path` only once it is complete.
+
+    Parameters
+    ----------
+    path
+        File to create or replace; its folder must exist. A symbolic link is followed.
+
+    Yields
+    ------
+    file
+        Seekable, open for reading and writing, in the same folder as `path`.
+
+    Raises
+    ------
+    InputError
+        The disk is full, the folder absent or not writable, or another ``OSError`` while
+        writing. As after any other exception, the old file is then whole.
+    """
+    target = Path(os.path.realpath(path))
+    # Not derived from the target's name, which may already be as long as a name can be.
+    temporary = target.parent / f".tmp-{secrets.token_hex(8)}"
+    try:
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "is a folder")
+        if target.exists() and not os.access(target, os.W_OK):
+            raise PermissionError(errno.EACCES, "is read-only")
+        try:
+            # Mode "x" rather than tempfile's 0600: colleagues must be able to read the result.
+            with open(temporary, "x+b") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            if target.exists():
+                os.chmod(temporary, target.stat().st_mode & 0o777)
+            os.replace(temporary, target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        reason = f"{error.strerror or error}; check the disk or choose another folder"
+        remedy = _WRITE_REMEDIES.get(error.errno or 0, reason)
+        raise InputError(f"'{path}' cannot be written: {remedy}.") from error
+    with contextlib.suppress(OSError):  # Windows cannot open a folder; nothing to flush there
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def read_image(path: str | os.PathLike[str]) -> np.ndarray:
+    """Return the image in `path` as (P, H, W, C), in the dtype of the file.
+
+    Parameters
+    ----------
+    path
+        TIFF (plain, ImageJ, OME), PNG, JPEG and the like, or ``.npy``. The content decides, not
+        the suffix. Time, z and any further axes become planes. Palettes become RGB, and a
+        channel that the file marks as alpha is dropped.
+
+    Returns
+    -------
+    planes : (P, H, W, C) bool, integer or float
+        Values as stored. EXIF rotation is not applied, as napari does not apply it either.
+
+    Raises
+    ------
+    InputError
+        The file is absent, damaged, truncated, empty, too large or not an image.
+    """
+    return _read(Path(path), labels=False)
+
+
+def read_labels(
+    path: str | os.PathLike[str], shape: tuple[int, int, int] | None = None
+) -> np.ndarray:
+    """Return the label image in `path` as (P, H, W) int32.
+
+    Parameters
+    ----------
+    path
+        TIFF, PNG (palette indices are kept) or another lossless format, of integers or bool.
+    shape
+        (P, H, W) the labels must have.
+
+    Returns
+    -------
+    labels : (P, H, W) int32, 0..65535
+
+    Raises
+    ------
+    InputError
+        As :func:`read_image`, and for float, negative, too large, colour-coded or
+        JPEG-compressed labels, and labels of another size than `shape`.
+    """
+    path = Path(path)
+    planes = _read(path, labels=True)
+    if planes.dtype.kind == "f":
+        raise InputError(
+            f"'{path.name}' holds {planes.dtype} values, but labels are whole numbers; "
+            "save it as an 8- or 16-bit integer image."
+        )
+    depth, height, width, channels = planes.shape
+    if channels > 1 and depth == 1 and shape == (channels, height, width):
+        # Writers that guess from the shape store three label planes as red, green and blue.
+        planes = np.moveaxis(planes, -1, 0)[:, 0, ..., None]
+    elif channels > 1 and not (planes == planes[..., :1]).all():
+        raise InputError(
+            f"'{path.name}' has {channels} channels, but a label image has one; convert its "
+            "colours to class ids (1, 2, ...) and save it as a single-channel PNG or TIFF."
+        )
+    labels = planes[..., 0]
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high > MAX_LABEL:
+        raise InputError(
+            f"'{path.name}' holds the value {low if low < 0 else high}, but labels lie between 0 "
+            f"and {MAX_LABEL}; renumber its classes from 1 and use 0 for unlabelled pixels."
+        )
+    if shape is not None and labels.shape != tuple(shape):
+        raise InputError(
+            f"'{path.name}' is {size_text(labels.shape)}, but its image is {size_text(shape)}; "
+            "use the label image that belongs to it, at the same size."
+        )
+    return labels.astype(np.int32)
+
+
+def to_planes(
+    array: np.ndarray, *, rgb: bool | None = None, channel_axis: int | None = None
+) -> np.ndarray:
+    """Return `array` as (P, H, W, C), as a view where numpy can make one.
+
+    Parameters
+    ----------
+    array : (H, W), (..., H, W) or (..., H, W, C)
+        Pixels as napari holds them.
+    rgb
+        Whether the last axis is colour, as napari's layer says. ``None`` guesses: a last axis of
+        1, 3 or 4 (in 4-D also 2) is taken for channels when H and W are both larger.
+    channel_axis
+        Axis that holds the channels; overrides `rgb`.
+
+    Raises
+    ------
+    InputError
+        Fewer than two spatial axes are left, or `channel_axis` does not exist.
+    """
+    array = np.asarray(array)
+    if channel_axis is not None:
+        if not -array.ndim <= channel_axis < array.ndim:
+            raise InputError(
+                f"There is no channel axis {channel_axis} in an image of {array.ndim} axes; "
+                f"choose one between 0 and {array.ndim - 1}."
+            )
+        array = np.moveaxis(array, channel_axis, -1)
+    elif not (_last_axis_is_channels(array.shape) if rgb is None else rgb):
+        array = array[..., None]
+    if array.ndim < 3:
+        raise InputError(
+            f"An image needs height and width, but these pixels have {array.ndim - 1} "
+            "axes besides the channels; open a 2-D image or a stack of them."
+        )
+    return array.reshape(math.prod(array.shape[:-3]), *array.shape[-3:])
+
+
+def drop_alpha(planes: np.ndarray) -> np.ndarray:
+    """Return (P, H, W, 4) planes without their alpha channel, as a view; others unchanged.
+
+    Call it only where the fourth channel is known to be alpha (a napari layer with ``rgb``):
+    a fourth band of a satellite image is data.
+    """
+    return planes[..., :3] if planes.shape[-1] == 4 else planes
+
+
+def check_pixels(planes: np.ndarray, name: str = "The image") -> None:
+    """Raise unless `planes` holds pixels from which something can be learnt.
+
+    Parameters
+    ----------
+    planes : (P, H, W, C)
+    name
+        How the message calls the image.
+
+    Raises
+    ------
+    InputError
+        Not numbers, complex, no pixels, NaN or infinite pixels, or one value everywhere.
+    """
+    if planes.dtype.kind not in "biuf":
+        raise InputError(f"{name} holds {planes.dtype} values; convert it to integers or floats.")
+    if planes.size == 0:
+        raise InputError(f"{name} has no pixels; open an image that has some.")
+    # Plane by plane, as the temporary mask of a whole stack may not fit in memory.
+    bad = sum(int(np.count_nonzero(~np.isfinite(plane))) for plane in planes)
+    if bad:
+        raise InputError(
+            f"{name} has {bad} NaN or infinite values; replace them with numbers, "
+            "for example with numpy.nan_to_num, and open it again."
+        )
+    value = planes.flat[0]
+    if all((plane == value).all() for plane in planes):
+        size = size_text(planes.shape[:3])
+        raise InputError(
+            f"{name} ({size}) has the value {value} in every pixel, so nothing can be told "
+            "apart in it; open an image with contrast."
+        )
+
+
+def size_text(shape: tuple[int, ...]) -> str:
+    """Return (P, H, W) in words, such as ``3 planes of 512 x 640`` (height x width)."""
+    depth, height, width = shape
+    return f"{height} x {width}" if depth == 1 else f"{depth} planes of {height} x {width}"
+
+
+def _last_axis_is_channels(shape: tuple[int, ...]) -> bool:
+    if len(shape) < 3 or min(shape[-3:-1]) <= shape[-1]:
+        return False
+    return shape[-1] in (1, 3, 4) or (len(shape) >= 4 and shape[-1] == 2)
+
+
+def _read(path: Path, *, labels: bool) -> np.ndarray:
+    """Return (P, H, W, C) of any readable file; every failure leaves as an InputError."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(26)
+    except OSError as error:
+        reasons = {
+            FileNotFoundError: "does not exist; check the path",
+            IsADirectoryError: "is a folder; give one image file",
+            PermissionError: "may not be read; ask for access or copy it to your own folder",
+        }
+        reason = reasons.get(type(error), f"cannot be opened ({error.strerror}); check the path")
+        raise InputError(f"'{path}' {reason}.") from error
+    if not head:
+        raise InputError(f"'{path.name}' is empty (0 bytes); save or copy it again.")
+    try:
+        if head[:4] in _TIFF_MAGIC:
+            planes = _read_tiff(path, labels=labels)
+        elif head[:6] == b"\x93NUMPY":
+            planes = _read_npy(path, labels=labels)
+        else:
+            planes = _read_pillow(path, head, labels=labels)
+    except InputError:
+        raise
+    except MemoryError as error:
+        raise InputError(f"'{path.name}' does not fit in memory; crop or split it.") from error
+    except UnidentifiedImageError as error:
+        raise InputError(
+            f"'{path.name}' is not an image that can be read here; save it as TIFF or PNG."
+        ) from error
+    except Exception as error:  # decoders of damaged files raise nearly anything
+        if "imagecodecs" in str(error):
+            raise InputError(
+                f"'{path.name}' is compressed in a way that needs another package; "
+                "run: pip install imagecodecs."
+            ) from error
+        raise _damaged(path) from error
+    if planes.dtype.kind not in "biuf":
+        raise InputError(f"'{path.name}' holds {planes.dtype} values; save integers or floats.")
+    if planes.size == 0:
+        raise InputError(f"'{path.name}' has no pixels; save it again from an image that has some.")
+    return planes.astype(planes.dtype.newbyteorder("="), copy=False)
+
+
+def _damaged(path: Path) -> InputError:
+    return InputError(
+        f"'{path.name}' is damaged or truncated; copy it again or save it again as PNG or TIFF."
+    )
+
+
+def _check_bytes(path: Path, size: int) -> None:
+    if size > MAX_BYTES:
+        raise InputError(
+            f"'{path.name}' would take {size / 1e9:.1f} GB once opened, more than the "
+            f"{MAX_BYTES / 1e9:.0f} GB allowed; crop it or split it into several files."
+        )
+
+
+def _refuse_lossy(path: Path) -> None:
+    raise InputError(
+        f"'{path.name}' is a JPEG, whose compression changes class ids; "
+        "export the labels again as PNG or TIFF."
+    )
+
+
+def _read_npy(path: Path, *, labels: bool) -> np.ndarray:
+    # Mapped first: a header may claim any size, and mapping fails when the file is shorter.
+    mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+    _check_bytes(path, mapped.nbytes)
+    return to_planes(np.array(mapped), rgb=False if labels else None)
+
+
+def _read_tiff(path: Path, *, labels: bool) -> np.ndarray:
+    with tifffile.TiffFile(path) as tif:
+        series = tif.series[0]
+        page = series.keyframe
+        _check_bytes(path, math.prod(series.shape) * np.dtype(series.dtype).itemsize)
+        if labels and page.compression in (6, 7):
+            _refuse_lossy(path)
+        if not _is_whole(tif, series):
+            raise _damaged(path)
+        array, axes = series.asarray(), series.axes
+        colormap = None if labels or tif.is_imagej or page.photometric != 3 else page.colormap
+        alpha = "S" in axes and bool(page.extrasamples) and page.extrasamples[-1] in _ALPHA
+    planes = _order_axes(array, axes)
+    if colormap is not None:  # ImageJ's colour tables are display settings and stay unused
+        table = colormap >> 8 if colormap.max() > 255 else colormap
+        planes = table.T.astype(np.uint8)[planes[..., 0]]
+    return planes[..., :-1] if alpha and planes.shape[-1] > 1 else planes
+
+
+def _is_whole(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> bool:
+    """Return False where tifffile would only log that pages or pixels lie beyond the end."""
+    handle = tif.filehandle
+    last = tif.pages.next_page_offset
+    if last is not None:
+        handle.seek(last)
+        raw = handle.read(tif.tiff.offsetsize)
+        # The last page that could be read must be the last page: it points to no other.
+        if len(raw) < tif.tiff.offsetsize or any(raw):
+            return False
+    return all(
+        offset + count <= handle.size
+        for page in series.pages
+        if page is not None
+        for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False)
+    )
+
+
+def _order_axes(array: np.ndarray, axes: str) -> np.ndarray:
+    """Return (P, H, W, C) from an array and tifffile's letter for each of its axes."""
+    unclear = set(axes) & set("QI") and not set(axes) & set("SC")
+    if unclear or not {"Y", "X"} <= set(axes):
+        return to_planes(array)
+    # Beside RGB samples, a C axis counts separate pictures.
+    channel = next((letter for letter in "SC" if letter in axes), "")
+    rest = [i for i, letter in enumerate(axes) if letter not in f"YX{channel}"]
+    order = [*rest, axes.index("Y"), axes.index("X")]
+    if channel:
+        return to_planes(array.transpose(*order, axes.index(channel)), rgb=True)
+    return to_planes(array.transpose(order), rgb=False)
+
+
+def _read_pillow(path: Path, head: bytes, *, labels: bool) -> np.ndarray:
+    if head[:8] == _PNG_MAGIC and len(head) == 26 and head[24] == 16 and head[25] != 0:
+        return _read_deep_png(path, *struct.unpack(">II", head[16:24]))
+    with warnings.catch_warnings():
+        # Our own limit replaces the warning; Pillow's error, at twice the size, stays.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            image: Any = Image.open(path, formats=_PILLOW_FORMATS)
+        except Image.DecompressionBombError as error:
+            raise InputError(
+                f"'{path.name}' has too many pixels for its format; save it as TIFF."
+            ) from error
+    with image:
+        if labels and image.format in ("JPEG", "MPO"):
+            _refuse_lossy(path)
+        # An MPO's further frames are previews or a second view, not planes.
+        animated = image.format in ("GIF", "PNG", "WEBP")
+        frames = getattr(image, "n_frames", 1) if animated else 1
+        _check_bytes(path, frames * image.width * image.height * 4)
+        if frames > 1 and labels:
+            raise InputError(f"'{path.name}' is an animation; save the labels as a TIFF stack.")
+        if frames > 1:
+            return np.stack([np.asarray(f.convert("RGB")) for f in ImageSequence.Iterator(image)])
+        return _frame(image, labels=labels)[None]
+
+
+def _frame(image: Any, *, labels: bool) -> np.ndarray:
+    """Return (H, W, C) of an open Pillow image, without alpha; palette indices for labels."""
+    simple = {"1", "L", "RGB", "I", "F"} | ({"P"} if labels else set())
+    grey = {"LA": "L", "La": "L"}
+    if image.mode not in simple and not image.mode.startswith("I;16"):
+        image = image.convert(grey.get(image.mode, "RGB"))
+    array = np.asarray(image)
+    if image.mode == "I" and image.format == "PNG":  # older Pillow widens 16-bit grey
+        array = array.astype(np.uint16)
+    return array.reshape(*array.shape[:2], -1)
+
+
+def _read_deep_png(path: Path, width: int, height: int) -> np.ndarray:
+    """Return (1, H, W, C) uint16 of a 16-bit colour PNG, which Pillow would cut to 8 bits."""
+    _check_bytes(path, width * height * 8)
+    try:
+        codecs: Any = importlib.import_module("imagecodecs")
+    except ImportError as error:
+        raise InputError(
+            f"'{path.name}' is a 16-bit colour PNG; save it as TIFF, "
+            "or run: pip install imagecodecs."
+        ) from error
+    array: np.ndarray = codecs.png_decode(path.read_bytes())
+    array = array.reshape(1, *array.shape[:2], -1)
+    return array[..., :-1] if array.shape[-1] in (2, 4) else array

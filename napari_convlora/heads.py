@@ -1,0 +1,134 @@
+"""Heads: what turns an image embedding into class scores, built on SAM's own mask decoder."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+_TOKEN_NOISE = 0.1
+
+
+@dataclass(frozen=True)
+class HeadOutput:
+    """What a head returns.
+
+    Parameters
+    ----------
+    logits
+        Class scores (B, K, h, w); softmax over K gives probabilities.
+    masks, queries
+        Only for the classification branch: mask logits (B, Q, h, w) and class logits
+        (B, Q, K + 1) of every query, the last class being "no object".
+    """
+
+    logits: Tensor
+    masks: Tensor | None = None
+    queries: Tensor | None = None
+
+
+class TokenDecoder(nn.Module):
+    """SAM's mask decoder without prompts, for a batch of images and any number of mask tokens.
+
+    The transformer, the upscaling and the first mask's hypernetwork start from the pretrained
+    decoder. All tokens start near the pretrained single-mask token; a little noise tells them
+    apart, as they share one hypernetwork.
+
+    Parameters
+    ----------
+    pretrained
+        `MaskDecoder` of `segment_anything`; copied, not changed.
+    n_tokens
+        Number of masks.
+    """
+
+    def __init__(self, pretrained: nn.Module, n_tokens: int) -> None:
+        super().__init__()
+        self.transformer = copy.deepcopy(pretrained.transformer)
+        self.output_upscaling = copy.deepcopy(pretrained.output_upscaling)
+        self.hypernetwork = copy.deepcopy(pretrained.output_hypernetworks_mlps[0])
+        self.iou_token = nn.Parameter(pretrained.iou_token.weight.detach().clone())
+        first = pretrained.mask_tokens.weight.detach()[:1]
+        noise = torch.randn(n_tokens, first.shape[1], device=first.device) * first.std()
+        self.mask_tokens = nn.Parameter(first + _TOKEN_NOISE * noise)
+        self.requires_grad_(True)
+
+    def forward(self, embedding: Tensor, image_pe: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
+        """Decode an image embedding.
+
+        Parameters
+        ----------
+        embedding
+            (B, C, h, w), from the encoder.
+        image_pe, dense
+            Constant positional encoding and no-mask embedding, each (1, C, h, w).
+
+        Returns
+        -------
+        masks, tokens : Tensor
+            Mask logits (B, n_tokens, 4h, 4w) and the decoded mask tokens (B, n_tokens, C).
+        """
+        batch, channels, height, width = embedding.shape
+        tokens = torch.cat([self.iou_token, self.mask_tokens]).expand(batch, -1, -1)
+        decoded, source = self.transformer(
+            embedding + dense, image_pe.expand(batch, -1, -1, -1), tokens
+        )
+        source = source.transpose(1, 2).reshape(batch, channels, height, width)
+        upscaled = self.output_upscaling(source)
+        mask_tokens = decoded[:, 1:]
+        masks = torch.einsum("bnc,bchw->bnhw", self.hypernetwork(mask_tokens), upscaled)
+        return masks, mask_tokens
+
+
+class ClassTokens(nn.Module):
+    """One mask token per class, compared by a softmax at every pixel; fits partial labels.
+
+    Parameters
+    ----------
+    pretrained
+        `MaskDecoder` of `segment_anything`; copied.
+    n_classes
+        K.
+    """
+
+    def __init__(self, pretrained: nn.Module, n_classes: int) -> None:
+        super().__init__()
+        self.decoder = TokenDecoder(pretrained, n_classes)
+        self.bias = nn.Parameter(torch.zeros(n_classes))
+
+    def forward(self, embedding: Tensor, image_pe: Tensor, dense: Tensor) -> HeadOutput:
+        """Score an embedding (B, C, h, w); logits are (B, K, 4h, 4w)."""
+        masks, _ = self.decoder(embedding, image_pe, dense)
+        return HeadOutput(masks + self.bias[:, None, None])
+
+
+class ClassificationBranch(nn.Module):
+    """The paper's multi-class head: query tokens with masks and a class each (section 3.3).
+
+    A pixel's score for class c is ``sum_q softmax(class_q)[c] * sigmoid(mask_q)``, without the
+    "no object" class; `HeadOutput.logits` is its logarithm.
+
+    Parameters
+    ----------
+    pretrained
+        `MaskDecoder` of `segment_anything`; copied.
+    n_classes
+        K.
+    n_queries
+        Q, at least the number of classes that can appear in one image.
+    """
+
+    def __init__(self, pretrained: nn.Module, n_classes: int, n_queries: int) -> None:
+        super().__init__()
+        self.decoder = TokenDecoder(pretrained, n_queries)
+        self.classifier = nn.Linear(self.decoder.mask_tokens.shape[1], n_classes + 1)
+
+    def forward(self, embedding: Tensor, image_pe: Tensor, dense: Tensor) -> HeadOutput:
+        """Score an embedding (B, C, h, w); logits are (B, K, 4h, 4w)."""
+        masks, tokens = self.decoder(embedding, image_pe, dense)
+        queries = self.classifier(tokens)
+        shares = queries.softmax(-1)[..., :-1]
+        scores = torch.einsum("bqk,bqhw->bkhw", shares, masks.sigmoid())
+        return HeadOutput(scores.clamp_min(1e-6).log(), masks, queries)

@@ -1,0 +1,165 @@
+"""Losses that see labelled pixels only: an unlabelled pixel has target -1 and no influence."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from napari_convlora.heads import HeadOutput
+
+VOID = -1
+"""Target of a pixel that nobody labelled."""
+
+
+def class_weights(counts: Tensor) -> Tensor:
+    """Weight of every class from its pixel count: inverse square root, mean 1 over pixels.
+
+    Parameters
+    ----------
+    counts
+        Labelled pixels per class (K,), float or int; classes without pixels get weight 0.
+    """
+    counts = counts.float()
+    weights = torch.where(counts > 0, counts.clamp_min(1).rsqrt(), torch.zeros_like(counts))
+    mean = (weights * counts).sum() / counts.sum().clamp_min(1)
+    return weights / mean.clamp_min(1e-12)
+
+
+def masked_dice(probabilities: Tensor, target: Tensor) -> Tensor:
+    """Dice loss over labelled pixels, mean over the classes present in the target.
+
+    Parameters
+    ----------
+    probabilities
+        (B, K, H, W), summing to 1 over K.
+    target
+        (B, H, W) int64 class index, or `VOID`.
+
+    Returns
+    -------
+    Tensor
+        Scalar in [0, 1]; 0 when nothing is labelled.
+    """
+    labelled = (target != VOID)[:, None]
+    truth = F.one_hot(target.clamp_min(0), probabilities.shape[1]).movedim(-1, 1) * labelled
+    probabilities = probabilities * labelled
+    overlap = (probabilities * truth).sum((0, 2, 3))
+    total = (probabilities.square() + truth).sum((0, 2, 3))
+    present = truth.sum((0, 2, 3)) > 0
+    dice = 1 - (2 * overlap + 1e-5) / (total + 1e-5)
+    return (dice * present).sum() / present.sum().clamp_min(1)
+
+
+def dense_loss(logits: Tensor, target: Tensor, weights: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Class-weighted cross-entropy plus Dice, both over labelled pixels.
+
+    Parameters
+    ----------
+    logits
+        (B, K, H, W).
+    target
+        (B, H, W) int64 class index, or `VOID`.
+    weights
+        `class_weights`, (K,).
+    smoothing
+        Label smoothing of the cross-entropy, in [0, 1).
+
+    Returns
+    -------
+    Tensor
+        Scalar; 0 with zero gradient when nothing is labelled.
+    """
+    labelled = (target != VOID).sum().clamp_min(1)
+    cross_entropy = F.cross_entropy(
+        logits,
+        target,
+        weight=weights,
+        ignore_index=VOID,
+        reduction="sum",
+        label_smoothing=smoothing,
+    )
+    return cross_entropy / labelled + masked_dice(logits.softmax(1), target)
+
+
+def match_queries(masks: Tensor, queries: Tensor, truth: Tensor, classes: Tensor, labelled: Tensor):
+    """Assign queries to the classes present in one image (Hungarian matching).
+
+    Costs are those of Mask2Former, ``-p(class) + 5 BCE + 5 Dice``, over labelled pixels only.
+
+    Parameters
+    ----------
+    masks
+        Mask logits (Q, H, W).
+    queries
+        Class logits (Q, K + 1).
+    truth
+        One binary mask per class present (T, H, W), float.
+    classes
+        Their indices (T,).
+    labelled
+        (H, W) bool.
+
+    Returns
+    -------
+    rows, columns : ndarray of int
+        Query ``rows[i]`` answers for class ``classes[columns[i]]``.
+    """
+    with torch.no_grad():
+        pixels, target = masks[:, labelled], truth[:, labelled]
+        positive = F.softplus(-pixels) @ target.T
+        negative = F.softplus(pixels) @ (1 - target).T
+        bce = (positive + negative) / target.shape[1]
+        probabilities = pixels.sigmoid()
+        overlap = 2 * probabilities @ target.T + 1
+        dice = 1 - overlap / (probabilities.sum(1)[:, None] + target.sum(1) + 1)
+        cost = -queries.softmax(-1)[:, classes] + 5 * bce + 5 * dice
+    rows, columns = linear_sum_assignment(cost.float().cpu().numpy())
+    return np.asarray(rows), np.asarray(columns)
+
+
+def query_loss(output: HeadOutput, target: Tensor, no_object: float = 0.1) -> Tensor:
+    """Loss of the classification branch: matched masks and classes, void pixels left out.
+
+    Weights are those Mask2Former intends: 2 for the class, 5 for BCE, 5 for Dice.
+
+    Parameters
+    ----------
+    output
+        With `masks` (B, Q, H, W) and `queries` (B, Q, K + 1).
+    target
+        (B, H, W) int64 class index, or `VOID`.
+    no_object
+        Weight of the "no object" class for unmatched queries.
+
+    Returns
+    -------
+    Tensor
+        Scalar, mean over the images that have labels.
+    """
+    assert output.masks is not None and output.queries is not None
+    n_classes = output.queries.shape[-1] - 1
+    weight = output.queries.new_ones(n_classes + 1)
+    weight[-1] = no_object
+    losses = []
+    for masks, queries, labels in zip(output.masks, output.queries, target, strict=True):
+        labelled = labels != VOID
+        if not labelled.any():
+            continue
+        classes = labels[labelled].unique()
+        truth = (labels == classes[:, None, None]).to(masks.dtype)
+        rows, columns = match_queries(masks, queries, truth, classes, labelled)
+        wanted = torch.full((len(queries),), n_classes, device=labels.device)
+        wanted[rows] = classes[columns]
+        pixels, matched = masks[rows][:, labelled], truth[columns][:, labelled]
+        probabilities = pixels.sigmoid()
+        overlap = (probabilities * matched).sum(1)
+        dice = 1 - (2 * overlap + 1) / (probabilities.sum(1) + matched.sum(1) + 1)
+        losses.append(
+            2 * F.cross_entropy(queries, wanted, weight)
+            + 5 * F.binary_cross_entropy_with_logits(pixels, matched)
+            + 5 * dice.mean()
+        )
+    return torch.stack(losses).mean() if losses else output.logits.sum() * 0

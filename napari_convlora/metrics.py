@@ -1,0 +1,266 @@
+"""Confusion matrices and the scores they give, for arrays and for folders of masks."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from napari_convlora.config import UNLABELLED, ClassInfo, InputError
+from napari_convlora.files import MAX_LABEL, READABLE_SUFFIXES, read_labels
+
+_CHUNK = 1 << 22  # bounds the 64-bit temporaries of a large stack to some 100 MB
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Agreement of a prediction with a target.
+
+    Parameters
+    ----------
+    iou, dice
+        Per class id, 0..1; NaN where the class is in neither prediction nor target.
+    mean_iou, mean_dice
+        Over the classes that are in either; NaN without any.
+    pixel_accuracy
+        Share of the compared pixels that agree, 0..1; NaN without any.
+    pixels
+        Pixels compared.
+    """
+
+    iou: Mapping[int, float]
+    dice: Mapping[int, float]
+    mean_iou: float
+    mean_dice: float
+    pixel_accuracy: float
+    pixels: int
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the scores for ``json.dumps``; NaN becomes None, as JSON has no NaN."""
+        return {
+            "mean_iou": _jsonable(self.mean_iou),
+            "mean_dice": _jsonable(self.mean_dice),
+            "pixel_accuracy": _jsonable(self.pixel_accuracy),
+            "pixels": self.pixels,
+            "iou": {str(i): _jsonable(value) for i, value in self.iou.items()},
+            "dice": {str(i): _jsonable(value) for i, value in self.dice.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A folder of predictions against a folder of labels.
+
+    Parameters
+    ----------
+    scores
+        Of the whole set: one confusion matrix, summed over its images.
+    images
+        Scores of each image, by stem.
+    ignore
+        Target id whose pixels were left out.
+    unmatched
+        Stems of predictions for which there are no labels; they were not scored.
+    """
+
+    scores: Scores
+    images: Mapping[str, Scores]
+    ignore: int | None
+    unmatched: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the evaluation for ``json.dumps``."""
+        return {
+            "ignore": self.ignore,
+            "scores": self.scores.as_dict(),
+            "images": {stem: scores.as_dict() for stem, scores in self.images.items()},
+            "unmatched": list(self.unmatched),
+        }
+
+
+def confusion(
+    prediction: np.ndarray,
+    target: np.ndarray,
+    ids: int | Sequence[int],
+    ignore: int | None = UNLABELLED,
+) -> np.ndarray:
+    """Return how often each target class (row) was predicted as each class (column).
+
+    Parameters
+    ----------
+    prediction, target : any equal shape, bool or int
+    ids
+        Ids in the order of rows and columns; a number K means 1..K.
+    ignore
+        Pixels whose target has this id are left out; ``None`` leaves none out.
+
+    Returns
+    -------
+    matrix : (K, K) int64
+
+    Raises
+    ------
+    InputError
+        Different sizes, values that are not whole numbers, or, at a compared pixel, an id
+        missing from `ids`.
+    """
+    for what, array in (("prediction", prediction), ("target", target)):
+        if array.dtype.kind not in "biu":
+            raise InputError(f"The {what} holds {array.dtype} values; give whole-number labels.")
+    if prediction.shape != target.shape:
+        raise InputError(
+            f"The prediction has the shape {prediction.shape} and the target {target.shape}; "
+            "compare masks of one size."
+        )
+    order = list(range(1, ids + 1)) if isinstance(ids, int) else [int(i) for i in ids]
+    if len(set(order)) != len(order) or not all(0 <= i <= MAX_LABEL for i in order):
+        raise InputError(f"Class ids must be unique and between 0 and {MAX_LABEL}; correct them.")
+    size = len(order)
+    index = np.full(MAX_LABEL + 2, -1, np.int64)
+    index[order] = np.arange(size)
+    total = np.zeros(size * size, np.int64)
+    flat_prediction, flat_target = prediction.reshape(-1), target.reshape(-1)
+    for start in range(0, flat_target.size, _CHUNK):
+        wanted = flat_target[start : start + _CHUNK]
+        given = flat_prediction[start : start + _CHUNK]
+        if ignore is not None:
+            kept = wanted != ignore
+            wanted, given = wanted[kept], given[kept]
+        rows, columns = _indices(wanted, index, "target"), _indices(given, index, "prediction")
+        total += np.bincount(rows * size + columns, minlength=size * size)
+    return total.reshape(size, size)
+
+
+def scores(matrix: np.ndarray, classes: Sequence[ClassInfo] | Sequence[int]) -> Scores:
+    """Return IoU, Dice and accuracy of a confusion matrix.
+
+    Parameters
+    ----------
+    matrix : (K, K) int
+        Rows are target classes, columns predicted ones.
+    classes
+        The K classes or ids, in the order of the rows.
+
+    Raises
+    ------
+    InputError
+        The matrix does not have one row and one column per class.
+    """
+    ids = [c.id if isinstance(c, ClassInfo) else int(c) for c in classes]
+    if matrix.shape != (len(ids), len(ids)):
+        raise InputError(
+            f"A confusion matrix of shape {matrix.shape} does not fit {len(ids)} classes; "
+            "give the classes it was counted for."
+        )
+    hits = np.diagonal(matrix).astype(np.float64)
+    both = matrix.sum(axis=0) + matrix.sum(axis=1)
+    with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN of an absent class
+        iou, dice = hits / (both - hits), 2 * hits / both
+    pixels = int(matrix.sum())
+    present = both > 0
+    return Scores(
+        iou=dict(zip(ids, iou.tolist(), strict=True)),
+        dice=dict(zip(ids, dice.tolist(), strict=True)),
+        mean_iou=float(iou[present].mean()) if present.any() else math.nan,
+        mean_dice=float(dice[present].mean()) if present.any() else math.nan,
+        pixel_accuracy=float(hits.sum()) / pixels if pixels else math.nan,
+        pixels=pixels,
+    )
+
+
+def evaluate_folders(
+    predictions: str | os.PathLike[str],
+    labels: str | os.PathLike[str],
+    ignore: int | None = UNLABELLED,
+) -> Evaluation:
+    """Return how well the masks in one folder agree with those in another.
+
+    Parameters
+    ----------
+    predictions, labels
+        Folders of label images, matched by name without suffix (``a.ome.tif`` is ``a``).
+        Every id found at a compared pixel counts as a class, a predicted 0 included.
+    ignore
+        As in :func:`confusion`.
+
+    Raises
+    ------
+    InputError
+        A folder is absent, two files share a stem, labels have no prediction, sizes differ, a
+        file cannot be read, or nothing is left to compare.
+    """
+    predicted, wanted = _by_stem(Path(predictions)), _by_stem(Path(labels))
+    if not wanted:
+        raise InputError(f"'{labels}' holds no label images; choose the folder that does.")
+    missing = sorted(set(wanted) - set(predicted))
+    if missing:
+        raise InputError(
+            f"'{predictions}' has no prediction for {len(missing)} of {len(wanted)} label "
+            f"images ({', '.join(missing)}); predict them or move their labels away."
+        )
+    matrices = {stem: _count_pair(predicted[stem], wanted[stem], ignore) for stem in sorted(wanted)}
+    ids = sorted({i for own, _ in matrices.values() for i in own})
+    if not ids:
+        raise InputError(
+            f"Every pixel in '{labels}' has the ignored id {ignore}; ignore another id or none."
+        )
+    total = np.zeros((len(ids), len(ids)), np.int64)
+    for own, matrix in matrices.values():
+        where = np.searchsorted(ids, own)
+        total[np.ix_(where, where)] += matrix
+    return Evaluation(
+        scores=scores(total, ids),
+        images={stem: scores(matrix, own) for stem, (own, matrix) in matrices.items()},
+        ignore=ignore,
+        unmatched=tuple(sorted(set(predicted) - set(wanted))),
+    )
+
+
+def _count_pair(prediction: Path, label: Path, ignore: int | None) -> tuple[list[int], np.ndarray]:
+    target = read_labels(label)
+    depth, height, width = target.shape
+    guess = read_labels(prediction, (depth, height, width))
+    if ignore is not None:
+        kept = target != ignore
+        target, guess = target[kept], guess[kept]
+    ids = np.union1d(target, guess).tolist()
+    return ids, confusion(guess, target, ids, ignore=None)
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise InputError(f"'{folder}' is not a folder; check the path.")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        # Hidden files are other systems' leftovers (._mask.png), not masks.
+        if path.name.startswith(".") or path.suffix.lower() not in READABLE_SUFFIXES:
+            continue
+        stem = path.stem[:-4] if path.stem.lower().endswith(".ome") else path.stem
+        if stem in found:
+            raise InputError(
+                f"'{found[stem].name}' and '{path.name}' in '{folder}' share the name '{stem}'; "
+                "move one of them away."
+            )
+        found[stem] = path
+    return found
+
+
+def _indices(values: np.ndarray, index: np.ndarray, what: str) -> np.ndarray:
+    """Return the row or column of each value, where `index` ends with a slot for strangers."""
+    outside = (values < 0) | (values > MAX_LABEL)
+    places = index[np.where(outside, MAX_LABEL + 1, values).astype(np.int64)]
+    if (places < 0).any():
+        unknown = np.unique(values[places < 0])[:10].tolist()
+        raise InputError(
+            f"The {what} holds the ids {unknown}, which are none of the compared classes; "
+            "add them to the classes or ignore them."
+        )
+    return places
+
+
+def _jsonable(value: float) -> float | None:
+    return None if math.isnan(value) else value

@@ -1,0 +1,135 @@
+"""SemanticSAM: backbone, method, decoder and head. The only place where they meet."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from napari_convlora.backbones import Backbone
+from napari_convlora.config import AdapterError, ModelConfig
+from napari_convlora.data import FeatureCache
+from napari_convlora.detail import DetailBranch, n_features
+from napari_convlora.heads import ClassificationBranch, ClassTokens, HeadOutput
+from napari_convlora.peft import METHODS, adapt_blocks, balance_loss
+
+
+class SemanticSAM(nn.Module):
+    """A frozen backbone with a trained method, decoder and head, and an optional detail branch.
+
+    The encoder is split: `prefix` is frozen, so its features are computed once per view and kept;
+    `suffix` holds everything that is trained.
+
+    Parameters
+    ----------
+    backbone
+        Its weights are shared, not copied, and never changed.
+    config
+        Method, head, first adapted block, detail branch.
+    n_classes
+        K.
+    n_channels
+        Channels of the images, for the detail branch.
+    """
+
+    image_mean: Tensor
+    image_std: Tensor
+
+    def __init__(
+        self, backbone: Backbone, config: ModelConfig, n_classes: int, n_channels: int = 3
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = _sharing_copy(backbone)
+        encoder = self.backbone.encoder
+        method = METHODS[config.method]
+        self.split = len(encoder.blocks)
+        if method.adapts_encoder:
+            first = config.first_block
+            self.split = backbone.spec.fast_first_block if first is None else first
+        adapt_blocks(config.method, encoder.blocks[self.split :], config.method_config)
+        if config.head == "class_tokens":
+            self.head: nn.Module = ClassTokens(backbone.mask_decoder, n_classes)
+        else:
+            self.head = ClassificationBranch(backbone.mask_decoder, n_classes, config.queries)
+        self.detail = DetailBranch(n_features(n_channels), n_classes) if config.detail else None
+        spec = backbone.spec
+        self.register_buffer("image_mean", torch.tensor(spec.pixel_mean)[:, None, None], False)
+        self.register_buffer("image_std", torch.tensor(spec.pixel_std)[:, None, None], False)
+
+    @torch.no_grad()
+    def prefix(self, images: Tensor) -> Tensor:
+        """Compute the frozen features of `images` (B, 3, H, W), float32 in [0, 1]."""
+        return self.backbone.encoder.prefix((images - self.image_mean) / self.image_std, self.split)
+
+    def cached_prefix(self, pixels: Tensor, cache: FeatureCache | None) -> Tensor:
+        """Frozen features (without batch axis) of `pixels` (3, H, W), looked up by content.
+
+        The key is the hash of the very pixels the backbone sees, so normaliser, scale and
+        augmentation need no bookkeeping and a stale entry cannot be taken for a fresh one.
+        """
+        device = self.image_mean.device
+        if cache is None:
+            return self.prefix(pixels[None].to(device))[0]
+        digest = hashlib.blake2b(pixels.contiguous().numpy(), digest_size=16).digest()
+        key = (self.backbone.spec.name, self.backbone.checkpoint_sha256, self.split, digest)
+        features = cache.get(key)
+        if features is None:
+            features = self.prefix(pixels[None].to(device))[0]
+            cache.put(key, features)
+        return features.to(device)
+
+    def suffix(self, features: Tensor) -> HeadOutput:
+        """Score what `prefix` returned; logits are (B, K, h, w) at the head's resolution."""
+        embedding = self.backbone.encoder.suffix(features, self.split)
+        image_pe, dense = self.backbone.no_prompt((embedding.shape[-2], embedding.shape[-1]))
+        return self.head(embedding, image_pe, dense)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Score `images` (B, 3, H, W), float32 in [0, 1]; logits are (B, K, H, W)."""
+        logits = self.suffix(self.prefix(images)).logits
+        return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
+
+    def balance_loss(self) -> Tensor | float:
+        """Return the routing losses of the last training forward pass, summed over layers."""
+        return balance_loss(self.backbone.encoder)
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Trained parameters by name."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def adapter_state(self) -> dict[str, Tensor]:
+        """Copy of everything an adapter file holds: trained parameters and the detail branch."""
+        state = {name: p.detach().cpu().clone() for name, p in self.trained().items()}
+        if self.detail is not None:
+            detail = self.detail.state_dict(prefix="detail.")
+            state |= {name: tensor.detach().cpu().clone() for name, tensor in detail.items()}
+        return state
+
+    def load_adapter_state(self, state: dict[str, Tensor]) -> None:
+        """Take over what `adapter_state` returned.
+
+        Raises
+        ------
+        AdapterError
+            If names or shapes are not those of this model.
+        """
+        wanted = self.adapter_state()
+        odd = sorted(set(wanted) ^ set(state)) or [
+            name for name in wanted if wanted[name].shape != state[name].shape
+        ]
+        if odd:
+            raise AdapterError(
+                f"The adapter does not fit its own settings (first mismatch: {odd[0]}); "
+                "the file is damaged, export it again."
+            )
+        self.load_state_dict(state, strict=False)
+
+
+def _sharing_copy(backbone: Backbone) -> Backbone:
+    """Copy the modules but share their tensors, so that a method can be put in and dropped."""
+    shared = {id(t): t for t in (*backbone.parameters(), *backbone.buffers())}
+    return copy.deepcopy(backbone, shared)

@@ -1,0 +1,60 @@
+"""LoRA (Hu et al., ICLR 2022, arXiv 2106.09685) on the fused qkv projection."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from napari_convlora.config import MethodConfig
+from napari_convlora.peft.registry import METHODS, Method
+
+
+class LoRALinear(nn.Module):
+    """A frozen linear layer plus a trained low-rank update, ``W0 x + alpha / r * B A x``.
+
+    ``B`` starts at zero, so an untrained layer returns exactly what `base` returns.
+
+    Parameters
+    ----------
+    base
+        The frozen layer, d inputs and k outputs.
+    rank, alpha
+        Low-rank dimension r, and the numerator of the scaling.
+
+    Raises
+    ------
+    ValueError
+        If `rank` is not positive.
+    """
+
+    def __init__(self, base: nn.Linear, rank: int, alpha: float) -> None:
+        super().__init__()
+        if rank < 1:
+            raise ValueError(f"rank must be at least 1, got {rank}")
+        self.base = base.requires_grad_(False)
+        self.scaling = alpha / rank
+        self.lora_A = nn.Parameter(base.weight.new_empty(rank, base.in_features))
+        self.lora_B = nn.Parameter(base.weight.new_zeros(base.out_features, rank))
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+
+    def mix(self, z: Tensor) -> Tensor:
+        """Transform the low-rank map `z` (N, H, W, r); the identity for plain LoRA."""
+        return z
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `x` (..., d) to (..., k)."""
+        z = self.mix(F.linear(x, self.lora_A))
+        return torch.add(self.base(x), F.linear(z, self.lora_B), alpha=self.scaling)
+
+
+def inject(blocks: Sequence[nn.Module], config: MethodConfig) -> None:
+    """Replace every block's ``attn.qkv`` by a `LoRALinear` around it."""
+    for block in blocks:
+        block.attn.qkv = LoRALinear(block.attn.qkv, config.rank, config.alpha)  # type: ignore[union-attr]
+
+
+METHODS["lora"] = Method("LoRA", adapts_encoder=True, inject=inject)

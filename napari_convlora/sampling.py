@@ -1,0 +1,207 @@
+"""What a round learns from: targets, held-out blocks, folds, and a pool of cached views."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from napari_convlora.annotations import LabelledImage
+from napari_convlora.data import Normalizer, View, crop, draw_view, resize
+from napari_convlora.detail import HALO, DetailBranch, filter_bank, region_features
+from napari_convlora.losses import VOID
+
+_BLOCK = 32
+"""Side in pixels of the blocks that are held out or assigned to a fold as a whole."""
+
+_HELD_SHARE = 0.12
+_MIN_BLOCKS = 8
+_PIXELS_PER_CLASS = 30_000
+_REGION = 512
+
+
+@dataclass
+class TrainingSet:
+    """Annotated images as targets of class indices.
+
+    Parameters
+    ----------
+    images
+        With image arrays (P, H, W, C).
+    class_ids
+        Id of every class index.
+    target, held
+        Per image (P, H, W) int16: class index of a training or held-out pixel, else -1.
+    fold
+        Per image (P, H, W) bool: which of two halves a pixel belongs to.
+    positions
+        Per class, per image: training pixels (N, 3) as plane, row, column.
+    """
+
+    images: Sequence[LabelledImage]
+    class_ids: tuple[int, ...]
+    target: list[np.ndarray]
+    held: list[np.ndarray]
+    fold: list[np.ndarray]
+    positions: list[list[np.ndarray]]
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether any label is kept out of training."""
+        return any((held != VOID).any() for held in self.held)
+
+    def counts(self) -> Tensor:
+        """Training pixels per class (K,) int64."""
+        return torch.tensor([sum(map(len, arrays)) for arrays in self.positions])
+
+
+def training_set(
+    images: Sequence[LabelledImage], class_ids: Sequence[int], seed: int
+) -> TrainingSet:
+    """Turn annotations into targets, hold out blocks where labels abound, and make two folds.
+
+    A tenth of the annotated blocks is held out for an honest score, provided every class covers
+    at least eight of them; otherwise all labels train.
+    """
+    rng = np.random.default_rng(seed)
+    index = np.full(256, VOID, np.int16)
+    index[list(class_ids)] = np.arange(len(class_ids))
+    targets = [index[image.effective()] for image in images]
+    blocks = [_block_ids(target.shape, i) for i, target in enumerate(targets)]
+    held_blocks = _choose_held(targets, blocks, len(class_ids), rng)
+    held, train = [], []
+    for target, ids in zip(targets, blocks, strict=True):
+        out = np.isin(ids, held_blocks)
+        held.append(np.where(out, target, VOID).astype(np.int16))
+        train.append(np.where(out, VOID, target).astype(np.int16))
+    positions = [[np.argwhere(t == c) for t in train] for c in range(len(class_ids))]
+    fold = _folds(train, blocks, positions, rng)
+    return TrainingSet(images, tuple(class_ids), train, held, fold, positions)
+
+
+def _block_ids(shape: tuple[int, int, int], image: int) -> np.ndarray:
+    """Distinct number (P, H, W) int64 of every block of every plane of every image."""
+    plane, row, column = np.ogrid[: shape[0], : shape[1], : shape[2]]
+    return ((image * 2**15 + plane) * 2**12 + row // _BLOCK) * 2**12 + column // _BLOCK
+
+
+def _choose_held(
+    targets: Sequence[np.ndarray],
+    blocks: Sequence[np.ndarray],
+    n_classes: int,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    covered = [
+        np.unique(np.concatenate([b[t == c] for t, b in zip(targets, blocks, strict=True)]))
+        for c in range(n_classes)
+    ]
+    if min(map(len, covered)) < _MIN_BLOCKS:
+        return np.empty(0, np.int64)
+    shares = [rng.choice(c, int(len(c) * _HELD_SHARE), replace=False) for c in covered]
+    return np.unique(np.concatenate(shares))
+
+
+def _folds(
+    train: Sequence[np.ndarray],
+    blocks: Sequence[np.ndarray],
+    positions: Sequence[Sequence[np.ndarray]],
+    rng: np.random.Generator,
+) -> list[np.ndarray]:
+    """Halves by image where every class occurs in both halves of the images, else by block."""
+    half = np.arange(len(train)) % 2 == 1
+    by_image = all(
+        any(len(a) for a in np.array(arrays, object)[half == side])
+        for arrays in positions
+        for side in (False, True)
+    )
+    if by_image:
+        return [np.full(t.shape, h) for t, h in zip(train, half, strict=True)]
+    labelled = np.unique(
+        np.concatenate([b[t != VOID] for t, b in zip(train, blocks, strict=True)])
+    )
+    second = rng.permuted(labelled)[: len(labelled) // 2]
+    return [np.isin(b, second) for b in blocks]
+
+
+def pixel_samples(
+    data: TrainingSet, normalizer: Normalizer, seed: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Filter responses of labelled pixels, region by region.
+
+    At most 30,000 random pixels per class are used.
+
+    Yields
+    ------
+    features, target, fold : ndarray
+        (N, F) float32, (N,) int64 and (N,) bool.
+    """
+    rng = np.random.default_rng(seed)
+    for i, image in enumerate(data.images):
+        rows = []
+        for c, arrays in enumerate(data.positions):
+            share = min(1.0, _PIXELS_PER_CLASS / max(1, sum(map(len, arrays))))
+            keep = arrays[i][rng.random(len(arrays[i])) < share] if share < 1 else arrays[i]
+            rows.append(np.column_stack([keep, np.full(len(keep), c)]))
+        pixels = np.concatenate(rows)
+        regions = np.column_stack([pixels[:, 0], pixels[:, 1:3] // _REGION])
+        for plane, row, column in np.unique(regions, axis=0):
+            inside = pixels[(regions == (plane, row, column)).all(1)]
+            top, left = row * _REGION, column * _REGION
+            features = region_features(
+                image.image[plane],
+                normalizer,
+                slice(top, top + _REGION),
+                slice(left, left + _REGION),
+            )
+            at = tuple(inside[:, :3].T)
+            yield (
+                features[inside[:, 1] - top, inside[:, 2] - left],
+                inside[:, 3].astype(np.int64),
+                data.fold[i][at],
+            )
+
+
+def view_image(data: TrainingSet, view: View, normalizer: Normalizer, tile: int) -> Tensor:
+    """Model input (3, tile, tile) of a view; the square is cut before it is normalised."""
+    plane = data.images[view.image].image[view.plane]
+    square = normalizer(np.asarray(crop(plane, view.top, view.left, view.size)))
+    local = View(0, 0, 0, 0, view.size, view.turns, view.flip, view.gain, view.offset)
+    return local.image_tensor(square, tile)
+
+
+def view_detail(
+    data: TrainingSet,
+    view: View,
+    normalizer: Normalizer,
+    tile: int,
+    halves: Sequence[DetailBranch],
+) -> Tensor:
+    """Detail logits (K, tile, tile) of a view, each pixel scored by the half that never saw it.
+
+    Out-of-fold scores are as wrong on training pixels as they will be on new ones, so the
+    adapted SAM learns to correct what the detail branch really gets wrong.
+    """
+    plane = data.images[view.image].image[view.plane]
+    size = view.size + 2 * HALO
+    square = crop(plane, view.top - HALO, view.left - HALO, size)
+    features = filter_bank(normalizer(np.asarray(square)))[HALO:-HALO, HALO:-HALO]
+    fold = crop(data.fold[view.image][view.plane], view.top, view.left, view.size)
+    first, second = (half.logits(features) for half in halves)
+    # A half was fitted on its own fold, so each pixel takes the other one's score.
+    scores = np.where(fold, first, second)
+    return view.orient(resize(torch.from_numpy(scores), tile)).contiguous()
+
+
+def view_target(data: TrainingSet, view: View, tile: int, held: bool = False) -> Tensor:
+    """Target (tile, tile) int64 of a view, training or held-out pixels."""
+    source = data.held if held else data.target
+    return view.label_tensor(source[view.image][view.plane], tile)
+
+
+def view_pool(data: TrainingSet, side: int, size: int, seed: int) -> list[View]:
+    """Draw `size` augmented views around labelled pixels, balanced by class."""
+    rng = np.random.default_rng(seed)
+    return [draw_view(data.target, side, rng, data.positions) for _ in range(size)]

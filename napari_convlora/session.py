@@ -1,0 +1,155 @@
+"""One annotate, adapt, correct loop as a state machine, without Qt and napari.
+
+::
+
+    EMPTY --annotations--> READY --run_round()--> TRAINING --> READY (one more round)
+                                                          `--> FAILED (rounds so far are kept)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+import numpy as np
+
+from napari_convlora.adapter_file import Adapter
+from napari_convlora.annotations import LabelledImage
+from napari_convlora.backbones import Backbone, load_backbone
+from napari_convlora.config import ClassInfo, ConvLoRAError, ModelConfig, TrainConfig
+from napari_convlora.data import FeatureCache
+from napari_convlora.events import Event, Failed, Finished, RunControl
+from napari_convlora.prediction import Prediction, Progress, predict
+from napari_convlora.training import adapt
+
+
+class State(Enum):
+    """Where the loop stands."""
+
+    EMPTY = "no round yet"
+    TRAINING = "a round is running"
+    READY = "an adapter is installed"
+    FAILED = "the last round ended without an adapter"
+
+
+@dataclass(frozen=True)
+class Round:
+    """One finished round: its number from 1, adapter, how it ended, and seconds it took."""
+
+    number: int
+    adapter: Adapter
+    reason: str
+    seconds: float
+
+
+@dataclass
+class Session:
+    """The loop's state; one thread at a time may run a round or predict.
+
+    Parameters
+    ----------
+    model_config, train_config
+        Used by the next round.
+    backbone_name
+        Name or checkpoint path of the backbone of the next round.
+    """
+
+    model_config: ModelConfig = field(default_factory=ModelConfig)
+    train_config: TrainConfig = field(default_factory=TrainConfig)
+    backbone_name: str = "litemedsam"
+    rounds: list[Round] = field(default_factory=list)
+    installed: Adapter | None = None
+    state: State = State.EMPTY
+    cache: FeatureCache = field(default_factory=FeatureCache)
+    _backbone: tuple[str, Backbone] | None = None
+
+    def backbone(self) -> Backbone:
+        """Return the chosen backbone, loaded once."""
+        if self._backbone is None or self._backbone[0] != self.backbone_name:
+            self.cache = FeatureCache()
+            self._backbone = (self.backbone_name, load_backbone(self.backbone_name))
+        return self._backbone[1]
+
+    def run_round(
+        self,
+        images: Sequence[LabelledImage],
+        classes: Sequence[ClassInfo],
+        control: RunControl | None = None,
+    ) -> Generator[Event, None, None]:
+        """Run one round on `images`, installing its adapter when it finishes.
+
+        Every round starts from the backbone and learns from all annotations handed in.
+
+        Yields
+        ------
+        Event
+            Those of `adapt`; a backbone that cannot be loaded is a `Failed` too.
+        """
+        start = time.monotonic()
+        self.state = State.TRAINING
+        ended = False
+        try:
+            try:
+                backbone = self.backbone()
+            except ConvLoRAError as error:
+                ended, self.state = True, State.FAILED
+                yield Failed(str(error))
+                return
+            events = adapt(
+                backbone,
+                images,
+                classes,
+                self.model_config,
+                self.train_config,
+                control=control,
+                cache=self.cache,
+            )
+            for event in events:
+                if isinstance(event, Finished):
+                    self.install(event.adapter)
+                    seconds = time.monotonic() - start
+                    self.rounds.append(
+                        Round(len(self.rounds) + 1, event.adapter, event.reason, seconds)
+                    )
+                    ended = True
+                elif isinstance(event, Failed):
+                    ended, self.state = True, State.FAILED
+                yield event
+        finally:
+            if not ended:
+                self.state = State.FAILED
+
+    def install(self, adapter: Adapter) -> None:
+        """Make `adapter` the one that predicts."""
+        self.installed = adapter
+        self.state = State.READY
+
+    def predict(
+        self,
+        image: np.ndarray,
+        control: RunControl | None = None,
+        *,
+        probabilities: bool = False,
+    ) -> Generator[Progress, None, Prediction | None]:
+        """Predict `image` (P, H, W, C) with the installed adapter; None when cancelled.
+
+        Raises
+        ------
+        ConvLoRAError
+            If no adapter is installed, or it belongs to another backbone.
+        """
+        if self.installed is None:
+            raise ConvLoRAError("There is no adapter yet; press Adapt or load an adapter first.")
+        return (
+            yield from predict(
+                self.installed,
+                self.backbone(),
+                image,
+                probabilities=probabilities,
+                device=self.train_config.device,
+                control=control,
+                cache=self.cache,
+            )
+        )

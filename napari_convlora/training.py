@@ -1,0 +1,310 @@
+"""One round of adaptation, as a generator of events that anyone can run."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from napari_convlora import __version__
+from napari_convlora.adapter_file import Adapter
+from napari_convlora.annotations import LabelledImage, check_annotations
+from napari_convlora.backbones import Backbone
+from napari_convlora.config import ClassInfo, ConvLoRAError, ModelConfig, TrainConfig
+from napari_convlora.data import FeatureCache, Normalizer, View, auto_pixel_scale
+from napari_convlora.detail import DetailBranch, fit
+from napari_convlora.devices import choose_device
+from napari_convlora.events import (
+    Event,
+    Failed,
+    Finished,
+    Paused,
+    Preview,
+    RunControl,
+    Scored,
+    Started,
+    Step,
+)
+from napari_convlora.files import check_pixels
+from napari_convlora.heads import HeadOutput
+from napari_convlora.losses import VOID, class_weights, dense_loss, query_loss
+from napari_convlora.metrics import confusion, scores
+from napari_convlora.model import SemanticSAM
+from napari_convlora.prediction import detail_logits, plane_logits
+from napari_convlora.sampling import (
+    TrainingSet,
+    pixel_samples,
+    training_set,
+    view_detail,
+    view_image,
+    view_pool,
+    view_target,
+)
+
+
+def adapt(
+    backbone: Backbone,
+    images: Sequence[LabelledImage],
+    classes: Sequence[ClassInfo],
+    model_config: ModelConfig | None = None,
+    config: TrainConfig | None = None,
+    *,
+    control: RunControl | None = None,
+    cache: FeatureCache | None = None,
+) -> Generator[Event, None, None]:
+    """Adapt `backbone` to annotated images.
+
+    Parameters
+    ----------
+    backbone
+        Frozen; shared, never changed.
+    images
+        Annotated images of equal channel count.
+    classes
+        The class table; classes without a label are left out of the adapter.
+    model_config, config
+        What is trained, and how.
+    control
+        Stops, pauses, resumes the round or hands it new annotations, from any thread.
+    cache
+        Keeps frozen features between rounds.
+
+    Yields
+    ------
+    Started, Step, Scored, Preview, Paused, Finished or Failed
+        Always ends with `Finished` or `Failed`; bad input is a `Failed`, never an exception.
+    """
+    try:
+        yield from _adapt(
+            backbone,
+            images,
+            classes,
+            model_config or ModelConfig(),
+            config or TrainConfig(),
+            control or RunControl(),
+            cache or FeatureCache(),
+        )
+    except ConvLoRAError as error:
+        yield Failed(str(error))
+    except torch.OutOfMemoryError:
+        yield Failed(
+            "The device ran out of memory; choose the fast preset, a smaller backbone or the CPU."
+        )
+
+
+class _Round:
+    """State of one round: data, model, optimiser and running scores."""
+
+    def __init__(self, backbone, images, classes, model_config, config, control, cache) -> None:
+        self.control, self.cache, self.config = control, cache, config
+        for image in images:
+            check_pixels(image.image)
+        self.pixels = check_annotations(images, classes)
+        self.classes = tuple(c for c in classes if self.pixels[c.id])
+        self.device = choose_device(config.device)
+        self.tile = backbone.spec.image_size
+        self.normalizer = Normalizer.fit([image.image for image in images])
+        self.pixel_scale = auto_pixel_scale([i.image.shape[1:3] for i in images], self.tile)
+        self.side = max(1, round(self.tile / self.pixel_scale))
+        self.set_annotations(images)
+        first = model_config.first_block
+        if first is None:
+            first = 0 if config.preset == "full" else backbone.spec.fast_first_block
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed)
+            self.model = SemanticSAM(
+                backbone,
+                replace(model_config, first_block=first),
+                len(self.classes),
+                len(self.normalizer.low),
+            ).to(self.device)
+            self.halves = [
+                DetailBranch(self.model.detail.mean.numel(), len(self.classes)).to(self.device)
+                for _ in range(2 if self.model.detail is not None else 0)
+            ]
+        self.views = view_pool(self.data, self.side, config.views, config.seed)
+        self.details: dict[View, Tensor] = {}
+        self.start = time.monotonic()
+
+    def set_annotations(self, images: Sequence[LabelledImage]) -> None:
+        self.data: TrainingSet = training_set(
+            images, [c.id for c in self.classes], self.config.seed
+        )
+        self.weights = class_weights(self.data.counts()).to(self.device)
+        self.confusion = np.zeros((len(self.classes),) * 2, np.int64)
+
+    def elapsed(self) -> float:
+        return time.monotonic() - self.start
+
+    def share(self, step: int) -> float:
+        """How much of the round is over, in [0, 1], by steps or by time."""
+        share = step / self.config.max_steps
+        if self.config.max_minutes is not None:
+            share = max(share, self.elapsed() / (60 * self.config.max_minutes))
+        return min(1.0, share)
+
+    def features(self, view: View) -> Tensor:
+        """Frozen features (without batch axis) of a view."""
+        pixels = view_image(self.data, view, self.normalizer, self.tile)
+        return self.model.cached_prefix(pixels, self.cache)
+
+    def detail(self, view: View) -> Tensor:
+        """Out-of-fold detail logits (K, tile, tile) of a view."""
+        if view not in self.details:
+            self.details[view] = view_detail(
+                self.data, view, self.normalizer, self.tile, self.halves
+            )
+        return self.details[view].to(self.device)
+
+    def adapter(self, steps: int, reason: str, score: float | None) -> Adapter:
+        return Adapter(
+            backbone_name=self.model.backbone.spec.name,
+            backbone_sha256=self.model.backbone.checkpoint_sha256,
+            model=self.model.config,
+            classes=self.classes,
+            normalizer=self.normalizer,
+            pixel_scale=self.pixel_scale,
+            state=self.model.adapter_state(),
+            summary={
+                "preset": self.config.preset,
+                "steps": steps,
+                "seconds": round(self.elapsed(), 1),
+                "ended_by": reason,
+                "score": score,
+                "held_out": self.data.holds_out,
+                "labelled_pixels": {str(k): v for k, v in self.pixels.items()},
+                "seed": self.config.seed,
+            },
+            version=__version__,
+        )
+
+
+def _adapt(*args) -> Iterator[Event]:
+    run = _Round(*args)
+    config, control = run.config, run.control
+    yield Started(config.max_steps, run.pixels, run.data.holds_out, str(run.device))
+    if run.model.detail is not None:
+        _fit_detail(run)
+        yield _preview(run, "detail")
+    parameters = [p for n, p in run.model.trained().items() if not n.startswith("detail.")]
+    adapter = {p for n, p in run.model.backbone.named_parameters() if p.requires_grad}
+    optimiser = torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if p in adapter], "lr": config.adapter_lr},
+            {"params": [p for p in parameters if p not in adapter], "lr": config.decoder_lr},
+        ],
+        weight_decay=1e-4,
+    )
+    peak = [group["lr"] for group in optimiser.param_groups]
+    run.model.eval()
+    rng = np.random.default_rng(config.seed)
+    reason, step, score = "steps", 0, None
+    last_preview = time.monotonic()
+    while step < config.max_steps:
+        if control.paused and not control.stopping:
+            yield Paused(step)
+            control.wait()
+        if control.stopping:
+            reason = "stopped"
+            break
+        if config.max_minutes is not None and run.elapsed() > 60 * config.max_minutes:
+            reason = "time"
+            break
+        images = control.take_annotations()
+        if images is not None:
+            run.set_annotations(images)
+        warm = min(1.0, (step + 1) / config.warmup)
+        factor = warm * 0.5 * (1 + math.cos(math.pi * run.share(step)))
+        for group, lr in zip(optimiser.param_groups, peak, strict=True):
+            group["lr"] = lr * factor
+        views = [run.views[i] for i in rng.choice(len(run.views), config.batch)]
+        loss = _step(run, views, optimiser, parameters, config.seed + step)
+        step += 1
+        yield Step(step, config.max_steps, loss, run.elapsed())
+        if step % config.score_every == 0 and run.confusion.sum():
+            score = float(scores(run.confusion, run.classes).mean_iou)
+            run.confusion[:] = 0
+            yield Scored(step, score, run.data.holds_out)
+        if config.preview_seconds and time.monotonic() - last_preview > config.preview_seconds:
+            yield _preview(run, "adapted")
+            last_preview = time.monotonic()
+    yield Finished(run.adapter(step, reason, score), reason)
+
+
+def _fit_detail(run: _Round) -> None:
+    """Fit the detail branch on all labelled pixels, and one branch on each half of them."""
+    parts = list(pixel_samples(run.data, run.normalizer, run.config.seed))
+    features, target, fold = (
+        torch.from_numpy(np.concatenate(part)).to(run.device)
+        for part in zip(*parts, strict=True)
+    )
+    chosen = [torch.ones_like(fold), ~fold, fold]
+    for branch, keep in zip([run.model.detail, *run.halves], chosen, strict=True):
+        for _ in fit(branch, features[keep], target[keep], run.config.detail_steps):
+            if run.control.stopping:
+                break
+
+
+def _step(run: _Round, views: list[View], optimiser, parameters: list[Tensor], seed: int) -> float:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        run.model.train()
+        features = torch.stack([run.features(view) for view in views])
+        output = run.model.suffix(features)
+        target = torch.stack([view_target(run.data, v, run.tile) for v in views]).to(run.device)
+        logits = F.interpolate(
+            output.logits, (run.tile, run.tile), mode="bilinear", align_corners=False
+        )
+        loss = _head_loss(run, output, logits, target)
+        if run.model.detail is not None:
+            logits = logits + torch.stack([run.detail(view) for view in views])
+            loss = loss + dense_loss(logits, target, run.weights)
+        (loss + run.model.balance_loss()).backward()
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimiser.step()
+    optimiser.zero_grad()
+    run.model.eval()
+    if run.data.holds_out:
+        target = torch.stack([view_target(run.data, v, run.tile, held=True) for v in views])
+    n_classes = len(run.classes)
+    index = target.cpu().numpy()
+    found = logits.argmax(1).cpu().numpy()
+    inside = index != VOID
+    run.confusion += np.bincount(
+        index[inside] * n_classes + found[inside], minlength=n_classes**2
+    ).reshape(n_classes, n_classes)
+    return float(loss)
+
+
+def _head_loss(run: _Round, output: HeadOutput, logits: Tensor, target: Tensor) -> Tensor:
+    if output.masks is None:
+        return dense_loss(logits, target, run.weights)
+    masks = F.interpolate(
+        output.masks, (run.tile, run.tile), mode="bilinear", align_corners=False
+    )
+    return query_loss(HeadOutput(logits, masks, output.queries), target)
+
+
+def _preview(run: _Round, stage: str) -> Preview:
+    image, plane = run.control.visible
+    source = run.data.images[image].image
+    if stage == "detail":
+        logits = detail_logits(run.model.detail, source[plane], run.normalizer)
+    else:
+        steps = plane_logits(
+            run.model, source[plane], run.normalizer, run.pixel_scale, cache=run.cache
+        )
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                logits = end.value
+                break
+    ids = np.array([c.id for c in run.classes], np.uint8)
+    return Preview(image, plane, ids[logits.argmax(0)], stage)

@@ -1,0 +1,530 @@
+"""Reading images and labels as people have them, and never leaving a file half-written."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+
+from napari_convlora import files
+from napari_convlora.config import InputError
+from napari_convlora.files import (
+    atomic_write,
+    check_pixels,
+    drop_alpha,
+    read_image,
+    read_labels,
+    to_planes,
+)
+
+few = settings(max_examples=25, deadline=None)
+dtypes = st.sampled_from(["uint8", "uint16", "int16", "int32", "float32", "float64"])
+
+
+def noise(*shape: int, dtype: str = "uint8", seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 200, shape).astype(dtype)
+
+
+def assert_one_sentence(error: pytest.ExceptionInfo[InputError]) -> None:
+    text = str(error.value)
+    assert text.endswith(".")
+    assert "\n" not in text
+    assert ". " not in text.removesuffix(".")
+
+
+# --- atomic_write ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [RuntimeError("x"), KeyboardInterrupt(), MemoryError()])
+def test_failed_write_keeps_old_file_and_leaves_nothing_behind(
+    tmp_path: Path, error: BaseException
+) -> None:
+    path = tmp_path / "work.bin"
+    path.write_bytes(b"old work")
+
+    def write() -> None:
+        with atomic_write(path) as file:
+            file.write(b"new")
+            raise error
+
+    with pytest.raises(type(error)):
+        write()
+    assert path.read_bytes() == b"old work"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("place", ["body", "fsync", "replace"])
+def test_full_disk_keeps_old_file_and_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    path = tmp_path / "work.bin"
+    path.write_bytes(b"old work")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if place != "body":
+        monkeypatch.setattr(os, place, full)
+
+    def write() -> None:
+        with atomic_write(path) as file:
+            file.write(b"new")
+            if place == "body":
+                full()
+
+    with pytest.raises(InputError, match="disk is full; free some space") as error:
+        write()
+    assert_one_sentence(error)
+    assert path.read_bytes() == b"old work"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_write_replaces_only_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "work.bin"
+    path.write_bytes(b"old")
+    with atomic_write(path) as file:
+        file.write(b"new")
+        file.flush()
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("file/inside.bin", "is a file"),
+        ("absent/inside.bin", "create the folder"),
+        ("", "a folder has that name"),
+        ("x" * 300, "too long"),
+    ],
+)
+def test_unwritable_places_are_explained(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(InputError, match=message) as error, atomic_write(tmp_path / name):
+        pass
+    assert_one_sentence(error)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX permissions and links")
+def test_write_keeps_permissions_and_follows_links(tmp_path: Path) -> None:
+    real, link = tmp_path / "real", tmp_path / "link"
+    real.write_bytes(b"old")
+    real.chmod(0o640)
+    link.symlink_to(real)
+    with atomic_write(link) as file:
+        file.write(b"new")
+    assert link.is_symlink()
+    assert real.read_bytes() == b"new"
+    assert real.stat().st_mode & 0o777 == 0o640
+    with atomic_write(tmp_path / "fresh") as file:
+        file.write(b"1")
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert (tmp_path / "fresh").stat().st_mode == plain.stat().st_mode
+
+
+def test_longest_possible_name_can_be_written(tmp_path: Path) -> None:
+    path = tmp_path / ("n" * 251 + ".tif")
+    with atomic_write(path) as file:
+        file.write(b"x")
+    assert path.read_bytes() == b"x"
+
+
+# --- TIFF -----------------------------------------------------------------------------------
+
+
+@few
+@given(
+    hnp.arrays(dtypes, hnp.array_shapes(min_dims=2, max_dims=5, min_side=1, max_side=6)),
+    st.sampled_from([None, "zlib", "lzw"]),
+)
+def test_tiff_axes_decide_the_layout(
+    tmp_path_factory: pytest.TempPathFactory, array: np.ndarray, compression: str | None
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "axes.tif"
+    axes = "TCZYX"
+    axes = {2: "YX", 3: "CYX", 4: "ZCYX", 5: axes}[array.ndim]
+    tifffile.imwrite(
+        path, array, photometric="minisblack", metadata={"axes": axes}, compression=compression
+    )
+    planes = read_image(path)
+    expected = np.moveaxis(array, axes.index("C"), -1) if "C" in axes else array[..., None]
+    expected = expected.reshape(-1, *expected.shape[-3:])
+    np.testing.assert_array_equal(planes, expected)
+    assert planes.dtype == array.dtype
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "expected"),
+    [
+        ((20, 30), {}, (1, 20, 30, 1)),
+        ((20, 30, 3), {"photometric": "rgb"}, (1, 20, 30, 3)),
+        ((3, 20, 30), {"photometric": "rgb", "planarconfig": "separate"}, (1, 20, 30, 3)),
+        ((5, 20, 30, 3), {"photometric": "rgb"}, (5, 20, 30, 3)),
+        ((20, 30, 4), {"photometric": "rgb", "extrasamples": ["unassalpha"]}, (1, 20, 30, 3)),
+        ((20, 30, 4), {"photometric": "rgb", "extrasamples": ["unspecified"]}, (1, 20, 30, 4)),
+        ((20, 30, 3), {"photometric": "minisblack", "metadata": None}, (1, 20, 30, 3)),
+        ((20, 30, 4), {"photometric": "minisblack"}, (1, 20, 30, 4)),
+        ((4, 20, 30), {"photometric": "minisblack"}, (4, 20, 30, 1)),
+        ((4, 20, 30), {"imagej": True, "metadata": {"axes": "ZYX"}}, (4, 20, 30, 1)),
+        ((2, 4, 3, 20, 30), {"imagej": True, "metadata": {"axes": "TZCYX"}}, (8, 20, 30, 3)),
+        ((2, 3, 4, 20, 30), {"ome": True, "metadata": {"axes": "TCZYX"}}, (8, 20, 30, 3)),
+        ((2, 20, 30), {"ome": True, "metadata": {"axes": "CYX"}}, (1, 20, 30, 2)),
+        ((10, 4000), {}, (1, 10, 4000, 1)),
+        ((1, 1), {}, (1, 1, 1, 1)),
+    ],
+)
+def test_tiff_flavours(
+    tmp_path: Path, shape: tuple[int, ...], options: dict[str, object], expected: tuple[int, ...]
+) -> None:
+    path = tmp_path / "image.tif"
+    tifffile.imwrite(path, noise(*shape), **options)
+    assert read_image(path).shape == expected
+
+
+def test_big_endian_tiff_is_returned_in_native_order(tmp_path: Path) -> None:
+    image = noise(6, 7, dtype="uint16") * 300
+    tifffile.imwrite(tmp_path / "a.tif", image, byteorder=">")
+    planes = read_image(tmp_path / "a.tif")
+    assert planes.dtype == np.dtype("uint16")
+    assert planes.dtype.isnative
+    np.testing.assert_array_equal(planes[0, ..., 0], image)
+
+
+def test_palette_tiff_is_coloured_as_image_and_kept_as_labels(tmp_path: Path) -> None:
+    ids = noise(6, 7) % 3
+    colours = np.zeros((3, 256), np.uint16)
+    colours[:, 1], colours[:, 2] = (65535, 0, 0), (0, 65535, 0)
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, ids, photometric="palette", colormap=colours)
+    np.testing.assert_array_equal(read_image(path)[0], (colours.T >> 8)[ids])
+    np.testing.assert_array_equal(read_labels(path)[0], ids)
+
+
+def test_lzw_without_imagecodecs_names_the_package(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, noise(20, 30), compression="lzw")
+    np.testing.assert_array_equal(read_image(path)[0, ..., 0], noise(20, 30))
+    code = (
+        "import sys; sys.modules['imagecodecs'] = None\n"
+        "from napari_convlora.files import read_image, InputError\n"
+        "try: read_image(sys.argv[1])\n"
+        "except InputError as error: sys.exit('pip install imagecodecs' not in str(error))\n"
+        "sys.exit(2)"
+    )
+    root = str(Path(files.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)],
+        env={**os.environ, "PYTHONPATH": root},
+        check=False,
+    )
+    assert done.returncode == 0
+
+
+@few
+@given(
+    st.sampled_from([None, "zlib", "lzw"]),
+    st.sampled_from([{}, {"metadata": None}, {"bigtiff": True}, {"imagej": True}, {"ome": True}]),
+    st.floats(0.005, 0.995),
+)
+def test_truncated_tiff_is_never_read_in_part(
+    tmp_path_factory: pytest.TempPathFactory,
+    compression: str | None,
+    options: dict[str, object],
+    fraction: float,
+) -> None:
+    image = noise(5, 32, 32)
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, image, photometric="minisblack", compression=compression, **options)
+    path = tmp_path_factory.getbasetemp() / "cut.tif"
+    path.write_bytes(buffer.getvalue()[: int(len(buffer.getvalue()) * fraction)])
+    try:
+        planes = read_image(path)
+    except InputError as error:
+        assert "cut.tif" in str(error)  # noqa: PT017
+    else:  # only text after the pixels is missing
+        np.testing.assert_array_equal(planes.reshape(image.shape), image)
+
+
+# --- PNG, JPEG and others -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix", "shape", "dtype"),
+    [
+        ("L", ".png", (1, 9, 8, 1), "uint8"),
+        ("1", ".png", (1, 9, 8, 1), "bool"),
+        ("I;16", ".png", (1, 9, 8, 1), "uint16"),
+        ("RGB", ".png", (1, 9, 8, 3), "uint8"),
+        ("RGBA", ".png", (1, 9, 8, 3), "uint8"),
+        ("LA", ".png", (1, 9, 8, 1), "uint8"),
+        ("P", ".png", (1, 9, 8, 3), "uint8"),
+        ("RGB", ".jpg", (1, 9, 8, 3), "uint8"),
+        ("CMYK", ".jpg", (1, 9, 8, 3), "uint8"),
+        ("L", ".bmp", (1, 9, 8, 1), "uint8"),
+    ],
+)
+def test_pillow_formats(
+    tmp_path: Path, mode: str, suffix: str, shape: tuple[int, ...], dtype: str
+) -> None:
+    path = tmp_path / f"image{suffix}"
+    grey = Image.fromarray(noise(9, 8))
+    (grey.convert("I").convert(mode) if mode == "I;16" else grey.convert(mode)).save(path)
+    planes = read_image(path)
+    assert planes.shape == shape
+    assert planes.dtype == dtype
+
+
+def test_grey_rgba_png_keeps_its_grey_values(tmp_path: Path) -> None:
+    grey = noise(9, 8)
+    alpha = np.full_like(grey, 7)
+    Image.fromarray(np.stack([grey, grey, grey, alpha], -1)).save(tmp_path / "a.png")
+    planes = read_image(tmp_path / "a.png")
+    np.testing.assert_array_equal(planes[0], np.repeat(grey[..., None], 3, -1))
+    np.testing.assert_array_equal(read_labels(tmp_path / "a.png")[0], grey)
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_deep_colour_png_keeps_16_bits(tmp_path: Path, channels: int) -> None:
+    imagecodecs = pytest.importorskip("imagecodecs")
+    image = noise(9, 8, channels, dtype="uint16") * 300
+    (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(image))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png")[0], image[..., :3])
+
+
+def test_frames_of_a_gif_are_planes(tmp_path: Path) -> None:
+    frames = [Image.fromarray(noise(9, 8, seed=i)) for i in range(3)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    planes = read_image(tmp_path / "a.gif")
+    assert planes.shape == (3, 9, 8, 3)
+    np.testing.assert_array_equal(planes[2, ..., 0], noise(9, 8, seed=2))
+    with pytest.raises(InputError, match="TIFF stack"):
+        read_labels(tmp_path / "a.gif")
+
+
+def test_content_decides_not_the_suffix(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "b.tif", noise(9, 8))
+    (tmp_path / "b.tif").rename(tmp_path / "b.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "b.png")[0, ..., 0], noise(9, 8))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".npy", ".bmp"])
+@pytest.mark.parametrize("fraction", [0.1, 0.5, 0.9])
+def test_truncated_file_is_named(tmp_path: Path, suffix: str, fraction: float) -> None:
+    path = tmp_path / f"broken{suffix}"
+    if suffix == ".npy":
+        np.save(path, noise(64, 64))
+    else:
+        Image.fromarray(noise(64, 64)).save(path)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * fraction)])
+    for read in (read_image, read_labels) if suffix != ".jpg" else (read_image,):
+        with pytest.raises(InputError, match=f"broken{suffix}") as error:
+            read(path)
+        assert_one_sentence(error)
+
+
+@few
+@given(st.binary(max_size=200), st.sampled_from(["", "II*\0", "MM\0*", "\x89PNG\r\n\x1a\n"]))
+def test_random_bytes_give_an_input_error(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes, magic: str
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "random.bin"
+    path.write_bytes(magic.encode("latin1") + data)
+    with pytest.raises(InputError, match=r"random\.bin"):
+        read_image(path)
+
+
+def test_absent_empty_and_folder_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "empty.png").touch()
+    for path, message in (
+        (tmp_path / "absent.png", "does not exist"),
+        (tmp_path / "empty.png", "is empty"),
+        (tmp_path, "is a folder"),
+        (tmp_path / "empty.png" / "x.png", "cannot be opened"),
+    ):
+        with pytest.raises(InputError, match=message) as error:
+            read_image(path)
+        assert_one_sentence(error)
+
+
+def test_bombs_are_refused_before_they_are_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "MAX_BYTES", 1000)
+    Image.fromarray(noise(64, 64)).save(tmp_path / "a.png")
+    tifffile.imwrite(tmp_path / "a.tif", noise(64, 64), compression="zlib")
+    np.save(tmp_path / "a.npy", noise(64, 64))
+    for name in ("a.png", "a.tif", "a.npy"):
+        with pytest.raises(InputError, match="crop it or split it"):
+            read_image(tmp_path / name)
+
+
+def test_npy_is_read_without_pickle(tmp_path: Path) -> None:
+    np.save(tmp_path / "good.npy", noise(4, 9, 8, dtype="float32"))
+    assert read_image(tmp_path / "good.npy").shape == (4, 9, 8, 1)
+    np.save(tmp_path / "bad.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    np.save(tmp_path / "complex.npy", np.ones((4, 4), complex))
+    for name in ("bad.npy", "complex.npy"):
+        with pytest.raises(InputError, match=name):
+            read_image(tmp_path / name)
+
+
+# --- labels ---------------------------------------------------------------------------------
+
+
+@few
+@given(
+    hnp.arrays(
+        st.sampled_from(["bool", "uint8", "uint16", "int32"]),
+        hnp.array_shapes(min_dims=2, max_dims=3, min_side=1, max_side=6),
+        elements={"min_value": 0},
+    )
+)
+def test_label_tiff_and_npy_round_trip(
+    tmp_path_factory: pytest.TempPathFactory, labels: np.ndarray
+) -> None:
+    if labels.dtype == np.int32:
+        labels = labels % 65536
+    folder = tmp_path_factory.getbasetemp()
+    np.save(folder / "l.npy", labels)
+    axes = "YX" if labels.ndim == 2 else "ZYX"
+    plain = labels.astype(np.uint8) if labels.dtype == bool else labels
+    tifffile.imwrite(folder / "l.tif", plain, photometric="minisblack", metadata={"axes": axes})
+    expected = labels.reshape(-1, *labels.shape[-2:])
+    for name in ("l.npy", "l.tif"):
+        read = read_labels(folder / name, expected.shape)
+        assert read.dtype == np.int32
+        np.testing.assert_array_equal(read, expected)
+
+
+def test_palette_png_keeps_indices(tmp_path: Path) -> None:
+    ids = noise(9, 8) % 3
+    image = Image.fromarray(ids).convert("P")
+    image.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
+    image.save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_labels(tmp_path / "a.png")[0], ids)
+    assert read_image(tmp_path / "a.png").shape == (1, 9, 8, 3)
+
+
+def test_0_255_masks_and_grey_in_rgb_are_ids(tmp_path: Path) -> None:
+    ids = (noise(9, 8) % 2 * 255).astype(np.uint8)
+    Image.fromarray(ids).save(tmp_path / "grey.png")
+    Image.fromarray(ids).convert("RGB").save(tmp_path / "rgb.png")
+    for name in ("grey.png", "rgb.png"):
+        labels = read_labels(tmp_path / name)
+        assert sorted(np.unique(labels)) == [0, 255]
+
+
+def test_three_label_planes_saved_as_colours_are_recovered_by_shape(tmp_path: Path) -> None:
+    labels = noise(3, 20, 30) % 4
+    tifffile.imwrite(tmp_path / "a.tif", labels, photometric="rgb", planarconfig="separate")
+    np.testing.assert_array_equal(read_labels(tmp_path / "a.tif", (3, 20, 30)), labels)
+    with pytest.raises(InputError, match="channels"):
+        read_labels(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.ones((4, 5), np.float32), "whole numbers"),
+        (np.full((4, 5), -2, np.int16), "value -2"),
+        (np.full((4, 5), 70000, np.int32), "value 70000"),
+        (noise(9, 8, 3), "3 channels"),
+    ],
+)
+def test_unusable_labels_are_explained(tmp_path: Path, labels: np.ndarray, message: str) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", labels)
+    with pytest.raises(InputError, match=message) as error:
+        read_labels(tmp_path / "a.tif")
+    assert_one_sentence(error)
+
+
+def test_jpeg_labels_are_refused_whatever_their_suffix(tmp_path: Path) -> None:
+    Image.fromarray(noise(9, 8)).save(tmp_path / "a.png", format="JPEG")
+    with pytest.raises(InputError, match="JPEG") as error:
+        read_labels(tmp_path / "a.png")
+    assert_one_sentence(error)
+
+
+def test_wrong_size_names_both_sizes(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", noise(35, 50))
+    with pytest.raises(InputError, match=r"35 x 50, but its image is 2 planes of 35 x 51"):
+        read_labels(tmp_path / "a.tif", (2, 35, 51))
+
+
+# --- arrays ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "expected"),
+    [
+        ((9, 8), {}, (1, 9, 8, 1)),
+        ((9, 8, 3), {}, (1, 9, 8, 3)),
+        ((9, 8, 3), {"rgb": False}, (9, 8, 3, 1)),
+        ((5, 9, 8), {}, (5, 9, 8, 1)),
+        ((5, 9, 8, 4), {"rgb": True}, (5, 9, 8, 4)),
+        ((5, 9, 8, 2), {}, (5, 9, 8, 2)),
+        ((2, 5, 9, 8), {"rgb": False}, (10, 9, 8, 1)),
+        ((9, 8, 1), {}, (1, 9, 8, 1)),
+        ((10, 4000, 3), {}, (1, 10, 4000, 3)),
+    ],
+)
+def test_to_planes_views_every_layout(
+    shape: tuple[int, ...], options: dict[str, bool], expected: tuple[int, ...]
+) -> None:
+    array = noise(*shape)
+    planes = to_planes(array, **options)
+    assert planes.shape == expected
+    assert np.shares_memory(planes, array)
+
+
+def test_to_planes_moves_the_channel_axis() -> None:
+    array = noise(2, 9, 8)
+    planes = to_planes(array, channel_axis=0)
+    np.testing.assert_array_equal(planes[0, ..., 1], array[1])
+    assert np.shares_memory(planes, array)
+    with pytest.raises(InputError, match="channel axis 5"):
+        to_planes(array, channel_axis=5)
+    with pytest.raises(InputError, match="height and width"):
+        to_planes(array[0], channel_axis=0)
+
+
+def test_drop_alpha_is_a_view_of_the_colours() -> None:
+    planes = noise(1, 9, 8, 4)
+    np.testing.assert_array_equal(drop_alpha(planes), planes[..., :3])
+    assert drop_alpha(planes[..., :2]).shape[-1] == 2
+
+
+@pytest.mark.parametrize(
+    ("planes", "message"),
+    [
+        (np.zeros((0, 4, 4, 1)), "no pixels"),
+        (np.zeros((2, 4, 4, 1)), "value 0.0 in every pixel"),
+        (np.ones((1, 1, 1, 1), np.uint8), "1 x 1"),
+        (np.array([1, np.nan, np.inf, 2]).reshape(1, 2, 2, 1), "2 NaN or infinite"),
+        (np.ones((1, 2, 2, 1), complex), "complex"),
+        (np.ones((1, 2, 2, 1), object), "object"),
+    ],
+)
+def test_pixels_nothing_can_be_learnt_from(planes: np.ndarray, message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        check_pixels(planes)
+    assert_one_sentence(error)
+
+
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "uint16", "float16", "float64", "int32"])
+def test_any_real_contrast_passes(dtype: str) -> None:
+    planes = np.zeros((2, 10, 4000, 1), dtype)
+    planes[1, 0, 0, 0] = 1
+    check_pixels(planes)
