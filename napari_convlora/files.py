@@ -9,6 +9,7 @@ import math
 import os
 import secrets
 import struct
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,6 +101,25 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Find out before long work whether a file can be written at `path`.
+
+    Raises
+    ------
+    InputError
+        Its folder is absent or not writable.
+    """
+    folder = Path(path).absolute().parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"'{path}' cannot be written ({error.strerror}); choose a folder that exists and "
+            "that you may write to."
+        ) from error
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +29,8 @@ from napari_convlora.files import check_pixels
 from napari_convlora.model import SemanticSAM
 
 OVERLAP = 0.25
+Y = TypeVar("Y")
+R = TypeVar("R")
 _DETAIL_BLOCK = 512
 
 
@@ -37,6 +40,18 @@ class Progress:
 
     done: int
     total: int
+
+
+class Returning(Generic[Y, R]):
+    """Iterate over a generator and keep what it returns in `value`."""
+
+    value: R
+
+    def __init__(self, generator: Generator[Y, None, R]) -> None:
+        self._generator = generator
+
+    def __iter__(self) -> Iterator[Y]:
+        self.value = yield from self._generator
 
 
 @dataclass(frozen=True)
@@ -96,19 +111,14 @@ def predict(
     labels = np.empty(image.shape[:3], np.uint8)
     shares = []
     for index, plane in enumerate(image):
-        steps = plane_logits(
-            model, plane, adapter.normalizer, adapter.pixel_scale, cache=cache
+        steps = Returning(
+            plane_logits(model, plane, adapter.normalizer, adapter.pixel_scale, cache=cache)
         )
-        logits = None
-        while logits is None:
-            try:
-                step = next(steps)
-            except StopIteration as end:
-                logits = end.value
-            else:
-                if control is not None and control.stopping:
-                    return None
-                yield Progress(index * step.total + step.done, len(image) * step.total)
+        for step in steps:
+            if control is not None and control.stopping:
+                return None
+            yield Progress(index * step.total + step.done, len(image) * step.total)
+        logits = steps.value
         labels[index] = ids[logits.argmax(0)]
         if probabilities:
             shares.append(softmax(logits, axis=0))

@@ -36,7 +36,7 @@ from napari_convlora.heads import HeadOutput
 from napari_convlora.losses import VOID, class_weights, dense_loss, query_loss
 from napari_convlora.metrics import confusion, scores
 from napari_convlora.model import SemanticSAM
-from napari_convlora.prediction import detail_logits, plane_logits
+from napari_convlora.prediction import Returning, detail_logits, plane_logits
 from napari_convlora.sampling import (
     TrainingSet,
     pixel_samples,
@@ -191,7 +191,7 @@ def _adapt(*args) -> Iterator[Event]:
     yield Started(config.max_steps, run.pixels, run.data.holds_out, str(run.device))
     if run.model.detail is not None:
         _fit_detail(run)
-        yield _preview(run, "detail")
+        yield from _preview(run, "detail")
     parameters = [p for n, p in run.model.trained().items() if not n.startswith("detail.")]
     adapter = {p for n, p in run.model.backbone.named_parameters() if p.requires_grad}
     optimiser = torch.optim.AdamW(
@@ -232,7 +232,7 @@ def _adapt(*args) -> Iterator[Event]:
             run.confusion[:] = 0
             yield Scored(step, score, run.data.holds_out)
         if config.preview_seconds and time.monotonic() - last_preview > config.preview_seconds:
-            yield _preview(run, "adapted")
+            yield from _preview(run, "adapted")
             last_preview = time.monotonic()
     yield Finished(run.adapter(step, reason, score), reason)
 
@@ -291,20 +291,20 @@ def _head_loss(run: _Round, output: HeadOutput, logits: Tensor, target: Tensor) 
     return query_loss(HeadOutput(logits, masks, output.queries), target)
 
 
-def _preview(run: _Round, stage: str) -> Preview:
+def _preview(run: _Round, stage: str) -> Iterator[Preview]:
     image, plane = run.control.visible
     source = run.data.images[image].image
     if stage == "detail":
         logits = detail_logits(run.model.detail, source[plane], run.normalizer)
     else:
-        steps = plane_logits(
-            run.model, source[plane], run.normalizer, run.pixel_scale, cache=run.cache
+        steps = Returning(
+            plane_logits(
+                run.model, source[plane], run.normalizer, run.pixel_scale, cache=run.cache
+            )
         )
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                logits = end.value
-                break
+        for _ in steps:
+            if run.control.stopping:
+                return
+        logits = steps.value
     ids = np.array([c.id for c in run.classes], np.uint8)
-    return Preview(image, plane, ids[logits.argmax(0)], stage)
+    yield Preview(image, plane, ids[logits.argmax(0)], stage)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ few = settings(max_examples=40, deadline=None)
 label_arrays = hnp.arrays("uint8", (2, 3, 4), elements=st.integers(0, 4))
 
 
-def labelled(annotations: np.ndarray, **options: object) -> LabelledImage:
+def labelled(annotations: np.ndarray, **options: Any) -> LabelledImage:
     return LabelledImage(np.zeros((*annotations.shape, 1)), annotations, **options)
 
 
@@ -53,7 +54,10 @@ def test_painted_pixels_are_never_changed_by_review(
 
 @pytest.mark.parametrize("layer", ["annotations", "reviewed"])
 def test_other_sizes_are_named(layer: str) -> None:
-    arrays = {"annotations": np.zeros((1, 35, 50), int), "reviewed": np.zeros((1, 35, 50), bool)}
+    arrays: dict[str, Any] = {
+        "annotations": np.zeros((1, 35, 50), int),
+        "reviewed": np.zeros((1, 35, 50), bool),
+    }
     arrays[layer] = arrays[layer][..., :-1]
     with pytest.raises(InputError, match=rf"{layer} layer of 'a' is 35 x 49 instead of 35 x 50"):
         LabelledImage(np.zeros((1, 35, 50, 3)), **arrays, name="a")

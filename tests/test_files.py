@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -186,7 +188,7 @@ def test_tiff_axes_decide_the_layout(
     ],
 )
 def test_tiff_flavours(
-    tmp_path: Path, shape: tuple[int, ...], options: dict[str, object], expected: tuple[int, ...]
+    tmp_path: Path, shape: tuple[int, ...], options: dict[str, Any], expected: tuple[int, ...]
 ) -> None:
     path = tmp_path / "image.tif"
     tifffile.imwrite(path, noise(*shape), **options)
@@ -241,7 +243,7 @@ def test_lzw_without_imagecodecs_names_the_package(tmp_path: Path) -> None:
 def test_truncated_tiff_is_never_read_in_part(
     tmp_path_factory: pytest.TempPathFactory,
     compression: str | None,
-    options: dict[str, object],
+    options: dict[str, Any],
     fraction: float,
 ) -> None:
     image = noise(5, 32, 32)
@@ -255,6 +257,20 @@ def test_truncated_tiff_is_never_read_in_part(
         assert "cut.tif" in str(error)  # noqa: PT017
     else:  # only text after the pixels is missing
         np.testing.assert_array_equal(planes.reshape(image.shape), image)
+
+
+@pytest.mark.parametrize("options", [{"bigtiff": True}, {"metadata": None}])
+def test_tiff_cut_at_any_byte_is_never_read_in_part(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    image = noise(3, 4, 4)
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, image, photometric="minisblack", compression="zlib", **options)
+    path = tmp_path / "cut.tif"
+    for size in range(len(buffer.getvalue())):
+        path.write_bytes(buffer.getvalue()[:size])
+        with contextlib.suppress(InputError):
+            np.testing.assert_array_equal(read_image(path).reshape(image.shape), image)
 
 
 # --- PNG, JPEG and others -------------------------------------------------------------------

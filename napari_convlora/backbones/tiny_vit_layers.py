@@ -191,7 +191,8 @@ class TinyViTBlock(nn.Module):
         """Map (B, C, H, W) to the same shape."""
         tokens = x.permute(0, 2, 3, 1)
         tokens = tokens + self._attend(tokens)
-        tokens = self.local_conv(tokens.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        mixed: Tensor = self.local_conv(tokens.permute(0, 3, 1, 2))
+        tokens = mixed.permute(0, 2, 3, 1)
         tokens = tokens + self.mlp(tokens)
         return tokens.permute(0, 3, 1, 2)
 
@@ -201,7 +202,7 @@ class TinyViTBlock(nn.Module):
         side = self.window
         rows, columns = -(-h // side), -(-w // side)
         padded = F.pad(tokens, (0, 0, 0, columns * side - w, 0, rows * side - h))
-        windows = padded.view(b, rows, side, columns, side, c).transpose(2, 3)
+        windows: Tensor = padded.view(b, rows, side, columns, side, c).transpose(2, 3)
         windows = self.attn(windows.reshape(-1, side, side, c))
         windows = windows.view(b, rows, columns, side, side, c).transpose(2, 3)
         return windows.reshape(b, rows * side, columns * side, c)[:, :h, :w]

@@ -4,6 +4,7 @@ import hashlib
 import re
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -56,7 +57,8 @@ def server() -> Iterator[Server]:
             body = state.content[start:]
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(body[: state.cut_after])
+            with suppress(ConnectionError):  # the client may hang up
+                self.wfile.write(body[: state.cut_after])
 
         def log_message(self, *args: object) -> None:
             pass

@@ -1,0 +1,385 @@
+"""The command line: adapt, predict, evaluate, weights, doctor and demo, without a window."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, get_args
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from napari_convlora.config import (
+    ConvLoRAError,
+    DeviceName,
+    InputError,
+    MethodName,
+    ModelConfig,
+    PresetName,
+    TrainConfig,
+)
+
+# The engine imports torch, which takes seconds: commands import it when they run, not for --help.
+
+DONE, FAILED, BAD_USAGE = 0, 1, 2
+
+_out = Console(soft_wrap=True)
+_err = Console(stderr=True, soft_wrap=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns 0 when done, 1 when failed, 2 on bad usage."""
+    try:
+        options = _parser().parse_args(arguments)
+        return options.run(options)
+    except SystemExit as stop:  # argparse's own way out: 0 after --help, 2 on bad usage
+        return stop.code if isinstance(stop.code, int) else FAILED
+    except ConvLoRAError as error:
+        _err.print(f"napari-convlora: {error}", style="red", markup=False, highlight=False)
+        return FAILED
+    except KeyboardInterrupt:
+        _err.print("napari-convlora: interrupted.")
+        return FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("napari-convlora", description=__doc__)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    defaults = TrainConfig()
+
+    def command(name: str, run: Callable[[Any], int], help_: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help_, description=help_)
+        sub.set_defaults(run=run, parser=sub)
+        return sub
+
+    def device(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--device", choices=get_args(DeviceName), default="auto")
+
+    sub = command("adapt", _adapt, "Adapt a backbone to annotated images.")
+    sub.add_argument("--images", nargs="+", required=True, type=Path, metavar="IMG")
+    sub.add_argument(
+        "--labels",
+        nargs="+",
+        required=True,
+        type=Path,
+        metavar="LAB",
+        help="integer images in the order of the images; 0 = unlabelled",
+    )
+    sub.add_argument("--out", required=True, type=Path, metavar="A.safetensors")
+    sub.add_argument("--classes", type=Path, metavar="classes.json")
+    sub.add_argument("--backbone", default="litemedsam", metavar="NAME|PATH")
+    sub.add_argument("--method", choices=get_args(MethodName), default=ModelConfig().method)
+    sub.add_argument("--preset", choices=get_args(PresetName), default=defaults.preset)
+    sub.add_argument("--max-steps", type=_positive(int), default=defaults.max_steps, metavar="N")
+    sub.add_argument("--max-minutes", type=_positive(float), metavar="M")
+    sub.add_argument("--seed", type=int, default=defaults.seed, metavar="S")
+    sub.add_argument("--history", type=Path, metavar="history.csv", help="loss and score by step")
+    device(sub)
+
+    sub = command("predict", _predict, "Predict images with an adapter.")
+    sub.add_argument("adapter", type=Path, metavar="A.safetensors")
+    sub.add_argument("--images", nargs="+", required=True, type=Path, metavar="IMG")
+    sub.add_argument("--out", required=True, type=Path, metavar="DIR")
+    sub.add_argument("--probabilities", action="store_true", help="also write class probabilities")
+    sub.add_argument(
+        "--backbone", metavar="NAME|PATH", help="where the adapter's backbone is, if not installed"
+    )
+    device(sub)
+
+    sub = command("evaluate", _evaluate, "Compare predictions with labels: IoU and Dice.")
+    sub.add_argument("--predictions", required=True, type=Path, metavar="DIR")
+    sub.add_argument("--labels", required=True, type=Path, metavar="DIR")
+    sub.add_argument("--ignore", type=_ignored, default=0, metavar="0|ID|none")
+    sub.add_argument("--json", type=Path, metavar="FILE")
+
+    weights = command("weights", _usage, "List, download or locate backbone checkpoints.")
+    actions = weights.add_subparsers(metavar="ACTION", required=True)
+    for name, run, help_ in (
+        ("list", _weights_list, "Show every known backbone and whether it is here."),
+        ("fetch", _weights_fetch, "Download a checkpoint and verify it."),
+        ("path", _weights_path, "Print where a checkpoint is."),
+    ):
+        action = actions.add_parser(name, help=help_, description=help_)
+        action.set_defaults(run=run)
+        if name != "list":
+            action.add_argument("name", metavar="NAME")
+
+    command("doctor", _doctor, "Report torch, devices, Qt and weights on this machine.")
+
+    sub = command("demo", _demo, "Run the whole loop on a sample image.")
+    sub.add_argument("--headless", action="store_true", help="end after the loop, keep no window")
+    sub.add_argument("--out", type=Path, default=Path("demo-output"), metavar="DIR")
+    return parser
+
+
+def _usage(options: argparse.Namespace) -> int:
+    options.parser.print_usage(sys.stderr)
+    return BAD_USAGE
+
+
+def _positive(kind: type) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        value = kind(text)
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"must be greater than 0, got {text}")
+        return value
+
+    parse.__name__ = kind.__name__
+    return parse
+
+
+def _ignored(text: str) -> int | None:
+    if text == "none":
+        return None
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a class id or 'none', got {text!r}")
+    return int(text)
+
+
+@contextmanager
+def _bar(what: str, total: float | None) -> Iterator[Callable[..., None]]:
+    """Progress bar on a terminal, silence elsewhere; yields its update function."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=_err, disable=not _err.is_terminal) as progress:
+        task = progress.add_task(what, total=total, note="")
+        yield lambda **fields: progress.update(task, **fields)
+
+
+def _adapt(options: argparse.Namespace) -> int:
+    from napari_convlora import annotations, events, files
+    from napari_convlora.session import Session
+
+    if len(options.images) != len(options.labels):
+        options.parser.error(
+            f"{len(options.images)} images but {len(options.labels)} label images; give one each"
+        )
+    images = []
+    for image_path, label_path in zip(options.images, options.labels, strict=True):
+        image = files.read_image(image_path)
+        labels = files.read_labels(label_path, image.shape[:3])
+        images.append(annotations.LabelledImage(image, labels, name=image_path.stem))
+    if options.classes:
+        classes = annotations.read_classes(options.classes)
+    else:
+        classes = annotations.default_classes({i for im in images for i in set(_ids(im))})
+    files.check_writable(options.out)
+    session = Session(
+        ModelConfig(method=options.method),
+        TrainConfig(
+            preset=options.preset,
+            max_steps=options.max_steps,
+            max_minutes=options.max_minutes,
+            seed=options.seed,
+            device=options.device,
+        ),
+        options.backbone,
+    )
+    control = events.RunControl()
+    rows: dict[int, dict[str, Any]] = {}
+    last: events.Event | None = None
+    with _bar("adapting", options.max_steps) as update, _interrupt(control.stop):
+        for last in session.run_round(images, classes, control):
+            if isinstance(last, events.Step):
+                rows[last.step] = {"loss": last.loss, "seconds": last.seconds}
+                update(completed=last.step, note=f"loss {last.loss:.3f}")
+            elif isinstance(last, events.Scored):
+                rows[last.step] |= {"score": last.score, "held_out": last.held_out}
+    if isinstance(last, events.Failed):
+        raise ConvLoRAError(last.message)
+    assert isinstance(last, events.Finished)
+    last.adapter.save(options.out)
+    if options.history:
+        _write_history(options.history, rows)
+    summary = last.adapter.summary
+    _out.print(
+        f"{options.out}: {len(last.adapter.classes)} classes, {summary['steps']} steps in "
+        f"{summary['seconds']:.0f} s, ended by {last.reason}{_score_text(summary)}.",
+        highlight=False,
+        markup=False,
+    )
+    return DONE
+
+
+def _ids(image: Any) -> Iterator[int]:
+    import numpy as np
+
+    return map(int, np.unique(image.annotations))
+
+
+def _score_text(summary: dict[str, Any]) -> str:
+    if summary["score"] is None:
+        return ""
+    kind = "held-out" if summary["held_out"] else "training"
+    return f", mean IoU {summary['score']:.3f} on {kind} labels"
+
+
+@contextmanager
+def _interrupt(stop: Callable[[], None]) -> Iterator[None]:
+    """Let the first Ctrl-C end the work in good order, and a second one break it off."""
+
+    def first(*_: object) -> None:
+        stop()
+        signal.signal(signal.SIGINT, previous)
+        _err.print("Stopping after this step; press Ctrl-C again to break off.")
+
+    previous = signal.signal(signal.SIGINT, first)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _write_history(path: Path, rows: dict[int, dict[str, Any]]) -> None:
+    from napari_convlora.files import atomic_write
+
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, ["step", "loss", "seconds", "score", "held_out"])
+    table.writeheader()
+    table.writerows({"step": step} | row for step, row in rows.items())
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode())
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from napari_convlora import events, export, files
+    from napari_convlora.adapter_file import Adapter
+    from napari_convlora.prediction import Returning
+    from napari_convlora.session import Session
+
+    stems = [path.stem for path in options.images]
+    twice = sorted({stem for stem in stems if stems.count(stem) > 1})
+    if twice:
+        options.parser.error(f"several images are called {twice[0]!r}; predict them separately")
+    session = Session(train_config=TrainConfig(device=options.device))
+    session.install(Adapter.load(options.adapter))
+    session.backbone_name = options.backbone or session.installed.backbone_name
+    session.backbone()
+    failed = 0
+    control = events.RunControl()
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"Cannot create {options.out} ({error.strerror}); choose a folder you may write to."
+        ) from error
+    with _bar("predicting", len(options.images)) as update, _interrupt(control.stop):
+        for number, path in enumerate(options.images):
+            update(completed=number, note=path.name)
+            try:
+                image = files.read_image(path)
+                steps = Returning(
+                    session.predict(image, control, probabilities=options.probabilities)
+                )
+                for step in steps:
+                    update(completed=number + step.done / step.total)
+                prediction = steps.value
+                if prediction is None:
+                    break
+                classes = session.installed.classes
+                export.save_masks(
+                    _squeeze(prediction.labels), options.out / f"{path.stem}.tif", classes
+                )
+                if prediction.probabilities is not None:
+                    export.save_probabilities(
+                        _squeeze(prediction.probabilities),
+                        options.out / f"{path.stem}_probabilities.tif",
+                        classes,
+                    )
+            except InputError as error:
+                failed += 1
+                _err.print(f"{path}: {error}", style="red", markup=False, highlight=False)
+    if control.stopping:
+        raise ConvLoRAError(f"Stopped; masks finished so far are in {options.out}.")
+    done = len(options.images) - failed
+    _out.print(f"{done} of {len(options.images)} images predicted into {options.out}.")
+    return FAILED if failed else DONE
+
+
+def _squeeze(stack: Any) -> Any:
+    return stack[0] if len(stack) == 1 else stack
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from napari_convlora.files import atomic_write
+    from napari_convlora.metrics import evaluate_folders
+
+    result = evaluate_folders(options.predictions, options.labels, options.ignore)
+    table = Table("", "IoU", "Dice")
+    for i, iou in result.scores.iou.items():
+        table.add_row(f"class {i}", f"{iou:.4f}", f"{result.scores.dice[i]:.4f}")
+    table.add_row(
+        "mean", f"{result.scores.mean_iou:.4f}", f"{result.scores.mean_dice:.4f}", style="bold"
+    )
+    for stem, own in result.images.items():
+        table.add_row(stem, f"{own.mean_iou:.4f}", f"{own.mean_dice:.4f}", style="dim")
+    _out.print(table)
+    if options.json:
+        with atomic_write(options.json) as file:
+            file.write(json.dumps(result.as_dict(), indent=2).encode() + b"\n")
+    return DONE
+
+
+def _weights_list(options: argparse.Namespace) -> int:
+    from napari_convlora.backbones import REGISTRY, available_backbones
+
+    table = Table("name", "size", "licence", "where", "note")
+    for name, path in available_backbones().items():
+        spec = REGISTRY[name]
+        size = f"{spec.size_bytes / 1e6:.0f} MB" if spec.size_bytes else "unknown"
+        table.add_row(name, size, spec.licence, str(path or "not here"), spec.note)
+    _out.print(table)
+    return DONE
+
+
+def _weights_fetch(options: argparse.Namespace) -> int:
+    from napari_convlora.backbones import REGISTRY, fetch
+
+    spec = REGISTRY.get(options.name)
+    if spec is not None:
+        size = f"{spec.size_bytes / 1e6:.0f} MB" if spec.size_bytes else "size unknown"
+        _err.print(f"{spec.title}: {size}, licence {spec.licence}, {spec.url}", highlight=False)
+    with _bar(options.name, None) as update:
+        path = fetch(options.name, lambda done, total: update(completed=done, total=total))
+    _out.print(str(path), highlight=False, markup=False)
+    return DONE
+
+
+def _weights_path(options: argparse.Namespace) -> int:
+    from napari_convlora.backbones import checkpoint_path
+
+    _out.print(str(checkpoint_path(options.name)), highlight=False, markup=False)
+    return DONE
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from napari_convlora.doctor import report
+
+    table = Table("what", "found", show_lines=False)
+    findings = report()
+    for finding in findings:
+        table.add_row(finding.what, finding.found, style="" if finding.ok else "yellow")
+    _out.print(table)
+    for finding in findings:
+        if not finding.ok:
+            _out.print(f"- {finding.what}: {finding.remedy}", highlight=False, markup=False)
+    return DONE
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from napari_convlora.widget.demo import run_demo
+
+    return run_demo(options.out, headless=options.headless)
