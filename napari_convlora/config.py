@@ -112,6 +112,21 @@ class TrainConfig:
         ``fast`` adapts the last blocks on cached features, ``full`` every block.
     max_steps, max_minutes
         Whichever comes first ends the round; ``None`` for ``max_minutes`` sets no limit.
+    seed
+        Of everything random in the round.
+    device
+        Where to train.
+    batch, views
+        Views per step, and how many are drawn for the round (their frozen features are kept).
+    adapter_lr, decoder_lr, warmup
+        Peak learning rates of the method's and of the decoder's parameters, and the steps that
+        lead up to them; a cosine brings them down to zero.
+    detail_steps
+        Steps that fit the detail branch before the encoder is touched.
+    score_every, patience
+        Steps between scores, and how many without progress end the round.
+    preview_seconds
+        Time between previews of the adapted model; ``None`` shows the detail branch's only.
     """
 
     preset: PresetName = "fast"
@@ -126,4 +141,5 @@ class TrainConfig:
     warmup: int = 5
     detail_steps: int = 300
     score_every: int = 10
+    patience: int = 40
     preview_seconds: float | None = None

@@ -143,4 +143,4 @@ def fit(
         loss.backward()
         optimiser.step()
         schedule.step()
-        yield float(loss)
+        yield float(loss.detach())

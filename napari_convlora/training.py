@@ -47,6 +47,10 @@ from napari_convlora.sampling import (
     view_target,
 )
 
+_COOL_DOWN = 8
+_PROGRESS = 0.002
+"""A score must rise by this much to count as progress."""
+
 
 def adapt(
     backbone: Backbone,
@@ -205,8 +209,10 @@ def _adapt(*args) -> Iterator[Event]:
     run.model.eval()
     rng = np.random.default_rng(config.seed)
     reason, step, score = "steps", 0, None
+    best, best_step = 0.0, 0
+    end = config.max_steps
     last_preview = time.monotonic()
-    while step < config.max_steps:
+    while step < end:
         if control.paused and not control.stopping:
             yield Paused(step)
             control.wait()
@@ -221,6 +227,7 @@ def _adapt(*args) -> Iterator[Event]:
             run.set_annotations(images)
         warm = min(1.0, (step + 1) / config.warmup)
         factor = warm * 0.5 * (1 + math.cos(math.pi * run.share(step)))
+        factor *= min(1.0, (end - step) / _COOL_DOWN)
         for group, lr in zip(optimiser.param_groups, peak, strict=True):
             group["lr"] = lr * factor
         views = [run.views[i] for i in rng.choice(len(run.views), config.batch)]
@@ -231,6 +238,11 @@ def _adapt(*args) -> Iterator[Event]:
             score = float(scores(run.confusion, run.classes).mean_iou)
             run.confusion[:] = 0
             yield Scored(step, score, run.data.holds_out)
+            if score > best + _PROGRESS:
+                best, best_step = score, step
+            elif step - best_step >= config.patience and end > step + _COOL_DOWN:
+                # Learning rates run out over a few more steps: stopping at full rate is noisy.
+                reason, end = "plateau", step + _COOL_DOWN
         if config.preview_seconds and time.monotonic() - last_preview > config.preview_seconds:
             yield from _preview(run, "adapted")
             last_preview = time.monotonic()
@@ -279,7 +291,7 @@ def _step(run: _Round, views: list[View], optimiser, parameters: list[Tensor], s
     run.confusion += np.bincount(
         index[inside] * n_classes + found[inside], minlength=n_classes**2
     ).reshape(n_classes, n_classes)
-    return float(loss)
+    return float(loss.detach())
 
 
 def _head_loss(run: _Round, output: HeadOutput, logits: Tensor, target: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_STRIP_BYTES = 2**22
+_STRIP_BYTES = 2**23
 """Size of an expanded map that stays in a processor's cache; larger ones are made in strips."""
 
 
@@ -193,8 +193,8 @@ class TinyViTBlock(nn.Module):
         tokens = tokens + self._attend(tokens)
         mixed: Tensor = self.local_conv(tokens.permute(0, 3, 1, 2))
         tokens = mixed.permute(0, 2, 3, 1)
-        tokens = tokens + self.mlp(tokens)
-        return tokens.permute(0, 3, 1, 2)
+        out: Tensor = tokens + self.mlp(tokens)
+        return out.permute(0, 3, 1, 2)
 
     def _attend(self, tokens: Tensor) -> Tensor:
         """Attend within windows of (B, H, W, C); padding takes part, as in pretraining."""

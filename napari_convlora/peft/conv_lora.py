@@ -132,11 +132,11 @@ class ConvLoRALinear(LoRALinear):
         size = z.shape[-2:]
         answers: list[Tensor] = [z] * len(self.scales)
         if self._plain:
-            out = self._convolve(z, self.expert_weight[self._plain], self._plain, padding=1)
+            out = self._convolve(z, self._weights(self._plain), self._plain, padding=1)
             for i, answer in zip(self._plain, out, strict=True):
                 answers[i] = answer
         if self._odd:
-            kernels = collapse_kernels(self.expert_weight[self._odd], self.taps)
+            kernels = collapse_kernels(self._weights(self._odd), self.taps)
             out = self._convolve(F.pad(z, (2, 2, 2, 2), mode="replicate"), kernels, self._odd)
             for i, answer in zip(self._odd, out, strict=True):
                 answers[i] = answer
@@ -148,10 +148,14 @@ class ConvLoRALinear(LoRALinear):
             answers[i] = F.interpolate(large, size=size, mode="bicubic")
         return torch.stack(answers)
 
+    def _weights(self, which: list[int]) -> Tensor:
+        # Indexing with a list would copy the list to the GPU and wait for it, in every layer.
+        return torch.stack([self.expert_weight[i] for i in which])
+
     def _convolve(
         self, z: Tensor, kernels: Tensor, which: list[int], padding: int = 0
     ) -> tuple[Tensor, ...]:
-        bias = self.expert_bias[which].flatten()
+        bias = torch.cat([self.expert_bias[i] for i in which])
         out = F.gelu(F.conv2d(z, kernels.flatten(0, 1), bias, padding=padding))
         return out.chunk(len(which), dim=1)
 
@@ -184,7 +188,7 @@ class ConvLoRALinear(LoRALinear):
         return weights
 
     def _balance(self, weights: Tensor, clean: Tensor, noise: Tensor, logits: Tensor) -> Tensor:
-        """Importance and load loss of noisy top-k gating (Shazeer et al., ICLR 2017, appendix A)."""
+        """Return importance plus load loss of top-k gating (Shazeer et al., 2017, appendix A)."""
         importance = squared_variation(weights.sum(0))
         n_experts = logits.shape[1]
         if self.top_k == n_experts:

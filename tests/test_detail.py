@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from napari_convlora.data import Normalizer
+from napari_convlora.detail import (
+    HALO,
+    DetailBranch,
+    filter_bank,
+    fit,
+    n_features,
+    region_features,
+)
+
+
+def stripes(height: int = 90, width: int = 110) -> np.ndarray:
+    """Flat grey on the left, fine vertical stripes of the same mean on the right."""
+    image = np.full((height, width, 1), 0.5, np.float32)
+    image[:, width // 2 :: 2] = 0.8
+    image[:, width // 2 + 1 :: 2] = 0.2
+    return image
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+@pytest.mark.parametrize(("height", "width"), [(20, 33), (3, 200)])
+def test_bank_describes_every_pixel(channels: int, height: int, width: int) -> None:
+    image = np.random.default_rng(0).random((height, width, channels), np.float32)
+    features = filter_bank(image)
+    assert features.shape == (height, width, n_features(channels))
+    assert features.dtype == np.float32
+    assert np.isfinite(features).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 7, 1), (2, 2, 3)])
+def test_bank_accepts_the_smallest_images(shape: tuple[int, int, int]) -> None:
+    features = filter_bank(np.random.default_rng(0).random(shape, np.float32))
+    assert features.shape == (*shape[:2], n_features(shape[2]))
+    assert np.isfinite(features).all()
+
+
+def test_a_region_sees_the_same_as_the_whole_image() -> None:
+    plane = np.random.default_rng(0).random((300, 280, 2)).astype(np.float32)
+    normalizer = Normalizer((0.0, 0.0), (1.0, 1.0))
+    whole = filter_bank(plane)
+    region = region_features(plane, normalizer, slice(100, 170), slice(200, 300))
+    assert region.shape == (70, 80, n_features(2))
+    np.testing.assert_allclose(region, whole[100:170, 200:280], atol=2e-3)
+    assert np.abs(whole[100:170, 200:280] - filter_bank(plane[100:170, 200:280])).max() > 2e-2
+    assert HALO >= 48
+
+
+def test_branch_learns_a_texture_and_scores_every_pixel() -> None:
+    features = filter_bank(stripes())
+    target = torch.zeros(90, 110, dtype=torch.int64)
+    target[:, 55:] = 1
+    torch.manual_seed(0)
+    branch = DetailBranch(n_features(1), 2)
+    losses = list(
+        fit(branch, torch.from_numpy(features).flatten(0, 1), target.flatten(), steps=60)
+    )
+    assert len(losses) == 60
+    assert losses[-1] < 0.5 * losses[0]
+    logits = branch.logits(features, rows=7)
+    assert logits.shape == (2, 90, 110)
+    inside = np.abs(np.arange(110) - 55) > 4
+    assert (logits.argmax(0) == target.numpy())[:, inside].mean() > 0.98
+
+
+def test_fit_depends_on_its_seed_alone() -> None:
+    features = torch.randn(200, 24)
+    target = (features[:, 0] > 0).long()
+
+    def fitted(seed: int, elsewhere: int) -> torch.Tensor:
+        torch.manual_seed(0)
+        branch = DetailBranch(24, 2)
+        torch.manual_seed(elsewhere)
+        for _ in fit(branch, features, target, steps=5, seed=seed):
+            torch.rand(1)
+        return branch.layers[0].weight.detach()
+
+    assert torch.equal(fitted(1, elsewhere=1), fitted(1, elsewhere=2))
+    assert not torch.equal(fitted(1, elsewhere=1), fitted(2, elsewhere=1))
+
+
+def test_constant_features_do_no_harm() -> None:
+    features = torch.randn(50, 24)
+    features[:, 3] = 7
+    branch = DetailBranch(24, 2)
+    list(fit(branch, features, torch.arange(50) % 2, steps=3))
+    assert branch(features).isfinite().all()
+
+
+def test_one_pixel_per_class_is_enough() -> None:
+    branch = DetailBranch(24, 3)
+    features = torch.randn(3, 24) * 5
+    list(fit(branch, features, torch.arange(3), steps=40))
+    assert branch(features).argmax(1).tolist() == [0, 1, 2]
