@@ -1,7 +1,6 @@
 """Adapt Segment Anything models to a few strokes, in napari and without it."""
 
-from __future__ import annotations
-
+# No `from __future__ import annotations` here: its name would hide the module of that name.
 from importlib import import_module
 from typing import Any
 
@@ -23,7 +22,7 @@ _HOMES = {
     "read_labels": "files",
 }
 
-__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604
+__all__ = ["__version__", *sorted(_HOMES)]
 
 
 def __getattr__(name: str) -> Any:

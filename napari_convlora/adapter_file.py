@@ -160,9 +160,7 @@ def _parse_header(text: str, name: str) -> dict[str, Any]:
         header = json.loads(text) if len(text) <= _MAX_HEADER else None
         version = int(header["format"])  # type: ignore[index]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise AdapterError(
-            f"The header of {name} is damaged; export the adapter again."
-        ) from error
+        raise AdapterError(f"The header of {name} is damaged; export the adapter again.") from error
     if version > FORMAT_VERSION:
         raise AdapterError(
             f"{name} was written by a newer napari-convlora (adapter format {version}, this "

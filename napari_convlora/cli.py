@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import signal
 import sys
@@ -160,7 +158,7 @@ def _bar(what: str, total: float | None) -> Iterator[Callable[..., None]]:
 
 
 def _adapt(options: argparse.Namespace) -> int:
-    from napari_convlora import annotations, events, files
+    from napari_convlora import annotations, events, export, files
     from napari_convlora.session import Session
 
     if len(options.images) != len(options.labels):
@@ -189,21 +187,19 @@ def _adapt(options: argparse.Namespace) -> int:
         options.backbone,
     )
     control = events.RunControl()
-    rows: dict[int, dict[str, Any]] = {}
-    last: events.Event | None = None
+    history: list[events.Event] = []
     with _bar("adapting", options.max_steps) as update, _interrupt(control.stop):
-        for last in session.run_round(images, classes, control):
-            if isinstance(last, events.Step):
-                rows[last.step] = {"loss": last.loss, "seconds": last.seconds}
-                update(completed=last.step, note=f"loss {last.loss:.3f}")
-            elif isinstance(last, events.Scored):
-                rows[last.step] |= {"score": last.score, "held_out": last.held_out}
+        for event in session.run_round(images, classes, control):
+            history.append(event)
+            if isinstance(event, events.Step):
+                update(completed=event.step, note=f"loss {event.loss:.3f}")
+    last = history[-1]
     if isinstance(last, events.Failed):
         raise ConvLoRAError(last.message)
     assert isinstance(last, events.Finished)
     last.adapter.save(options.out)
     if options.history:
-        _write_history(options.history, rows)
+        export.write_history(options.history, history)
     summary = last.adapter.summary
     _out.print(
         f"{options.out}: {len(last.adapter.classes)} classes, {summary['steps']} steps in "
@@ -243,17 +239,6 @@ def _interrupt(stop: Callable[[], None]) -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
 
 
-def _write_history(path: Path, rows: dict[int, dict[str, Any]]) -> None:
-    from napari_convlora.files import atomic_write
-
-    text = io.StringIO(newline="")
-    table = csv.DictWriter(text, ["step", "loss", "seconds", "score", "held_out"])
-    table.writeheader()
-    table.writerows({"step": step} | row for step, row in rows.items())
-    with atomic_write(path) as file:
-        file.write(text.getvalue().encode())
-
-
 def _predict(options: argparse.Namespace) -> int:
     from napari_convlora import events, export, files
     from napari_convlora.adapter_file import Adapter
@@ -265,8 +250,9 @@ def _predict(options: argparse.Namespace) -> int:
     if twice:
         options.parser.error(f"several images are called {twice[0]!r}; predict them separately")
     session = Session(train_config=TrainConfig(device=options.device))
-    session.install(Adapter.load(options.adapter))
-    session.backbone_name = options.backbone or session.installed.backbone_name
+    adapter = Adapter.load(options.adapter)
+    session.install(adapter)
+    session.backbone_name = options.backbone or adapter.backbone_name
     session.backbone()
     failed = 0
     control = events.RunControl()
@@ -289,7 +275,7 @@ def _predict(options: argparse.Namespace) -> int:
                 prediction = steps.value
                 if prediction is None:
                     break
-                classes = session.installed.classes
+                classes = adapter.classes
                 export.save_masks(
                     _squeeze(prediction.labels), options.out / f"{path.stem}.tif", classes
                 )

@@ -134,12 +134,12 @@ class TrainConfig:
     max_minutes: float | None = None
     seed: int = 0
     device: DeviceName = "auto"
-    batch: int = 2
+    batch: int = 1
     views: int = 24
-    adapter_lr: float = 2e-3
+    adapter_lr: float = 4e-3
     decoder_lr: float = 1e-3
     warmup: int = 5
-    detail_steps: int = 300
+    detail_steps: int = 600
     score_every: int = 10
     patience: int = 40
     preview_seconds: float | None = None

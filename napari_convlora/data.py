@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -49,8 +49,9 @@ class Normalizer:
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Normalise `image` (..., C) to float32 in [0, 1]; values beyond the ends are clipped."""
         _check_channels(image, len(self.low))
-        low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
-        return np.clip((image.astype(np.float32) - low) / (high - low), 0, 1)
+        low = np.asarray(self.low, np.float32)
+        span = np.subtract(self.high, self.low).astype(np.float32)  # high may round to low
+        return np.clip((image.astype(np.float32) - low) / span, 0, 1)
 
 
 def _check_channels(image: np.ndarray, expected: int) -> None:
@@ -62,7 +63,7 @@ def _check_channels(image: np.ndarray, expected: int) -> None:
 
 
 def to_rgb(image: np.ndarray) -> np.ndarray:
-    """Three channels for SAM from (..., C): grey is repeated, beyond three the first three count."""
+    """Three channels for SAM from (..., C): grey is repeated; of many, the first three count."""
     n_channels = image.shape[-1]
     if n_channels == 1:
         return np.repeat(image, 3, axis=-1)
@@ -202,16 +203,18 @@ def draw_view(
     plane, row, column = arrays[image][rng.integers(len(arrays[image]))]
     size = round(side * math.exp(rng.uniform(-0.2, 0.2))) if augment else side
     _, height, width = target[image].shape
-    corner = [
-        _place(int(at), size, extent, rng) for at, extent in ((row, height), (column, width))
-    ]
-    shown = {
-        "turns": int(rng.integers(4)),
-        "flip": bool(rng.integers(2)),
-        "gain": float(rng.uniform(0.9, 1.1)),
-        "offset": float(rng.uniform(-0.05, 0.05)),
-    }
-    return View(int(image), int(plane), *corner, size, **(shown if augment else {}))
+    top = _place(int(row), size, height, rng)
+    left = _place(int(column), size, width, rng)
+    view = View(int(image), int(plane), top, left, size)
+    if not augment:
+        return view
+    return replace(
+        view,
+        turns=int(rng.integers(4)),
+        flip=bool(rng.integers(2)),
+        gain=float(rng.uniform(0.9, 1.1)),
+        offset=float(rng.uniform(-0.05, 0.05)),
+    )
 
 
 def _place(at: int, size: int, extent: int, rng: np.random.Generator) -> int:
@@ -273,6 +276,8 @@ class FeatureCache:
         features = features.detach().cpu()
         if key in self._entries:
             self.nbytes -= self._entries.pop(key).nbytes
+        if features.nbytes > self.max_bytes:
+            return
         self.nbytes += features.nbytes
         self._entries[key] = features
         while self.nbytes > self.max_bytes:

@@ -24,8 +24,9 @@ HALO = 48
 
 _WIDTH = 128
 _BATCH = 4096
-_LEARNING_RATE = 3e-3
+_LEARNING_RATE = 6e-3
 _SMOOTHING = 0.05
+_DROPOUT = 0.1
 
 
 def filter_bank(image: np.ndarray) -> np.ndarray:
@@ -42,10 +43,16 @@ def filter_bank(image: np.ndarray) -> np.ndarray:
         (H, W, F) float32, F = 24 C: intensity, gradient magnitude and the two Hessian
         eigenvalues at six scales from 0.5 to 16 pixels.
     """
+    height, width = image.shape[:2]
+    # Gradients need two pixels a side.
+    padded = np.pad(image, [(0, int(height < 2)), (0, int(width < 2)), (0, 0)], mode="edge")
     features = multiscale_basic_features(
-        np.ascontiguousarray(image, np.float32), sigma_min=0.5, sigma_max=SIGMA_MAX, channel_axis=-1
+        np.ascontiguousarray(padded, np.float32),
+        sigma_min=0.5,
+        sigma_max=SIGMA_MAX,
+        channel_axis=-1,
     )
-    return np.ascontiguousarray(features, dtype=np.float32)
+    return np.ascontiguousarray(features[:height, :width], dtype=np.float32)
 
 
 def region_features(
@@ -63,7 +70,7 @@ def region_features(
 
 
 def n_features(n_channels: int) -> int:
-    """Number of features that `filter_bank` makes of an image with `n_channels`."""
+    """Return how many features `filter_bank` makes of an image with `n_channels`."""
     return 24 * n_channels
 
 
@@ -76,20 +83,30 @@ class DetailBranch(nn.Module):
         F, features per pixel.
     n_classes
         K.
+
+    Attributes
+    ----------
+    weight
+        Factor () of its logits when they are added to the head's; training chooses it.
     """
 
     mean: Tensor
     std: Tensor
+    weight: Tensor
 
     def __init__(self, n_inputs: int, n_classes: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(n_inputs))
         self.register_buffer("std", torch.ones(n_inputs))
+        self.register_buffer("weight", torch.tensor(1.0))
+        self.n_classes = n_classes
         self.layers = nn.Sequential(
             nn.Linear(n_inputs, _WIDTH),
             nn.ReLU(),
+            nn.Dropout(_DROPOUT),
             nn.Linear(_WIDTH, _WIDTH),
             nn.ReLU(),
+            nn.Dropout(_DROPOUT),
             nn.Linear(_WIDTH, n_classes),
         )
 
@@ -129,18 +146,22 @@ def fit(
     generator = torch.Generator().manual_seed(seed)
     branch.mean.copy_(features.mean(0))
     branch.std.copy_(features.std(0, unbiased=False).clamp_min(1e-6))
-    weights = class_weights(target.bincount(minlength=branch.layers[-1].out_features))
+    weights = class_weights(target.bincount(minlength=branch.n_classes))
     optimiser = torch.optim.AdamW(branch.parameters(), lr=_LEARNING_RATE, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, _LEARNING_RATE, total_steps=max(2, steps)
     )
-    for _ in range(steps):
-        pick = torch.randint(len(target), (min(_BATCH, len(target)),), generator=generator)
-        loss = F.cross_entropy(
-            branch(features[pick]), target[pick], weights, label_smoothing=_SMOOTHING
-        )
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        yield float(loss.detach())
+    branch.train()
+    try:
+        for _ in range(steps):
+            pick = torch.randint(len(target), (min(_BATCH, len(target)),), generator=generator)
+            loss = F.cross_entropy(
+                branch(features[pick]), target[pick], weights, label_smoothing=_SMOOTHING
+            )
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            yield float(loss.detach())
+    finally:
+        branch.eval()

@@ -1,9 +1,11 @@
-"""Masks and class probabilities as files that other programs open."""
+"""Masks, class probabilities and training histories as files that other programs open."""
 
 from __future__ import annotations
 
+import csv
+import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from PIL import Image
 
 from napari_convlora.annotations import read_classes, write_classes
 from napari_convlora.config import MAX_CLASSES, ClassInfo, InputError
+from napari_convlora.events import Event, Scored, Step
 from napari_convlora.files import atomic_write
 
 CLASSES_FILE = "classes.json"
@@ -139,3 +142,32 @@ def _write_tiff(path: Path, array: np.ndarray, axes: str) -> None:
             compression="zlib",
             bigtiff=array.nbytes > 3_900_000_000,
         )
+
+
+def write_history(path: str | os.PathLike[str], events: Iterable[Event]) -> None:
+    """Write what a round reported as CSV: step, loss, seconds, score, held_out.
+
+    Parameters
+    ----------
+    path
+        ``.csv`` file to create or replace.
+    events
+        Of one round; others than `Step` and `Scored` are skipped.
+
+    Raises
+    ------
+    InputError
+        The file cannot be written.
+    """
+    rows: dict[int, dict[str, object]] = {}
+    for event in events:
+        if isinstance(event, Step):
+            rows[event.step] = {"loss": event.loss, "seconds": round(event.seconds, 3)}
+        elif isinstance(event, Scored):
+            rows[event.step] |= {"score": event.score, "held_out": event.held_out}
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, ["step", "loss", "seconds", "score", "held_out"])
+    table.writeheader()
+    table.writerows({"step": step} | row for step, row in rows.items())
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode())

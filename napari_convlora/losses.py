@@ -139,7 +139,8 @@ def query_loss(output: HeadOutput, target: Tensor, no_object: float = 0.1) -> Te
     Tensor
         Scalar, mean over the images that have labels.
     """
-    assert output.masks is not None and output.queries is not None
+    assert output.masks is not None
+    assert output.queries is not None
     n_classes = output.queries.shape[-1] - 1
     weight = output.queries.new_ones(n_classes + 1)
     weight[-1] = no_object

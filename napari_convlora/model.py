@@ -74,7 +74,7 @@ class SemanticSAM(nn.Module):
         device = self.image_mean.device
         if cache is None:
             return self.prefix(pixels[None].to(device))[0]
-        digest = hashlib.blake2b(pixels.contiguous().numpy(), digest_size=16).digest()
+        digest = hashlib.blake2b(pixels.contiguous().numpy().data, digest_size=16).digest()
         key = (self.backbone.spec.name, self.backbone.checkpoint_sha256, self.split, digest)
         features = cache.get(key)
         if features is None:
@@ -131,5 +131,7 @@ class SemanticSAM(nn.Module):
 
 def _sharing_copy(backbone: Backbone) -> Backbone:
     """Copy the modules but share their tensors, so that a method can be put in and dropped."""
-    shared = {id(t): t for t in (*backbone.parameters(), *backbone.buffers())}
-    return copy.deepcopy(backbone, shared)
+    # New Parameter objects on the same storage: moving the copy to a device swaps the data of its
+    # own ones only, and leaves the backbone (and other models on it) where they are.
+    shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in backbone.parameters()}
+    return copy.deepcopy(backbone, shared | {id(b): b for b in backbone.buffers()})

@@ -173,7 +173,7 @@ def plane_logits(
     assert total is not None
     total /= weight
     if model.detail is not None:
-        total += detail_logits(model.detail, plane, normalizer)
+        total += float(model.detail.weight) * detail_logits(model.detail, plane, normalizer)
     return total
 
 

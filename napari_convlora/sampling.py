@@ -100,8 +100,13 @@ def _choose_held(
     ]
     if min(map(len, covered)) < _MIN_BLOCKS:
         return np.empty(0, np.int64)
-    shares = [rng.choice(c, int(len(c) * _HELD_SHARE), replace=False) for c in covered]
-    return np.unique(np.concatenate(shares))
+    held = np.empty(0, np.int64)
+    for c in covered:  # one block often serves several classes
+        lacking = int(len(c) * _HELD_SHARE) - len(np.intersect1d(c, held))
+        if lacking > 0:
+            held = np.append(held, rng.choice(np.setdiff1d(c, held), lacking, replace=False))
+    left = min(len(np.setdiff1d(c, held)) for c in covered)
+    return held if left else np.empty(0, np.int64)
 
 
 def _folds(
@@ -119,9 +124,12 @@ def _folds(
     )
     if by_image:
         return [np.full(t.shape, h) for t, h in zip(train, half, strict=True)]
-    labelled = np.unique(
-        np.concatenate([b[t != VOID] for t, b in zip(train, blocks, strict=True)])
-    )
+    labelled = np.unique(np.concatenate([b[t != VOID] for t, b in zip(train, blocks, strict=True)]))
+    if len(labelled) == 1:  # an image of one block: every other pixel
+        fold = [np.zeros(t.shape, bool) for t in train]
+        for f, t in zip(fold, train, strict=True):
+            f[t != VOID] = np.arange((t != VOID).sum()) % 2
+        return fold
     second = rng.permuted(labelled)[: len(labelled) // 2]
     return [np.isin(b, second) for b in blocks]
 

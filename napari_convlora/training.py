@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -34,7 +35,7 @@ from napari_convlora.events import (
 from napari_convlora.files import check_pixels
 from napari_convlora.heads import HeadOutput
 from napari_convlora.losses import VOID, class_weights, dense_loss, query_loss
-from napari_convlora.metrics import confusion, scores
+from napari_convlora.metrics import scores
 from napari_convlora.model import SemanticSAM
 from napari_convlora.prediction import Returning, detail_logits, plane_logits
 from napari_convlora.sampling import (
@@ -48,6 +49,16 @@ from napari_convlora.sampling import (
 )
 
 _COOL_DOWN = 8
+_DETAIL_WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 8.0)
+"""Factors of the detail branch's logits to choose from; the last one leaves it in charge."""
+
+_TRAINED_WEIGHT = 2
+"""Index of the factor that the loss uses, and the smallest to choose from on training labels,
+which flatter the head more than the detail branch with its out-of-fold scores."""
+
+_PREVIEW_REST = 6.0
+"""After a preview, train at least this many times as long as it took."""
+
 _PROGRESS = 0.002
 """A score must rise by this much to count as progress."""
 
@@ -92,7 +103,7 @@ def adapt(
             model_config or ModelConfig(),
             config or TrainConfig(),
             control or RunControl(),
-            cache or FeatureCache(),
+            FeatureCache() if cache is None else cache,  # an empty one is falsy
         )
     except ConvLoRAError as error:
         yield Failed(str(error))
@@ -111,6 +122,7 @@ class _Round:
             check_pixels(image.image)
         self.pixels = check_annotations(images, classes)
         self.classes = tuple(c for c in classes if self.pixels[c.id])
+        self.ids = np.array([c.id for c in self.classes], np.uint8)
         self.device = choose_device(config.device)
         self.tile = backbone.spec.image_size
         self.normalizer = Normalizer.fit([image.image for image in images])
@@ -128,10 +140,9 @@ class _Round:
                 len(self.classes),
                 len(self.normalizer.low),
             ).to(self.device)
-            self.halves = [
-                DetailBranch(self.model.detail.mean.numel(), len(self.classes)).to(self.device)
-                for _ in range(2 if self.model.detail is not None else 0)
-            ]
+        self.halves: list[DetailBranch] = []
+        if self.model.detail is not None:
+            self.halves = [copy.deepcopy(self.model.detail) for _ in range(2)]
         self.views = view_pool(self.data, self.side, config.views, config.seed)
         self.details: dict[View, Tensor] = {}
         self.start = time.monotonic()
@@ -141,10 +152,17 @@ class _Round:
             images, [c.id for c in self.classes], self.config.seed
         )
         self.weights = class_weights(self.data.counts()).to(self.device)
-        self.confusion = np.zeros((len(self.classes),) * 2, np.int64)
+        self.confusion = np.zeros((len(_DETAIL_WEIGHTS), *(len(self.classes),) * 2), np.int64)
 
     def elapsed(self) -> float:
         return time.monotonic() - self.start
+
+    def next_preview(self, began: float) -> float:
+        """When to show the next preview, so that previews take a small share of the time."""
+        if self.config.preview_seconds is None:
+            return math.inf
+        now = time.monotonic()
+        return now + max(self.config.preview_seconds, _PREVIEW_REST * (now - began))
 
     def share(self, step: int) -> float:
         """How much of the round is over, in [0, 1], by steps or by time."""
@@ -194,8 +212,7 @@ def _adapt(*args) -> Iterator[Event]:
     config, control = run.config, run.control
     yield Started(config.max_steps, run.pixels, run.data.holds_out, str(run.device))
     if run.model.detail is not None:
-        _fit_detail(run)
-        yield from _preview(run, "detail")
+        yield from _fit_detail(run, run.model.detail)
     parameters = [p for n, p in run.model.trained().items() if not n.startswith("detail.")]
     adapter = {p for n, p in run.model.backbone.named_parameters() if p.requires_grad}
     optimiser = torch.optim.AdamW(
@@ -211,7 +228,7 @@ def _adapt(*args) -> Iterator[Event]:
     reason, step, score = "steps", 0, None
     best, best_step = 0.0, 0
     end = config.max_steps
-    last_preview = time.monotonic()
+    next_preview = run.next_preview(time.monotonic())
     while step < end:
         if control.paused and not control.stopping:
             yield Paused(step)
@@ -234,36 +251,59 @@ def _adapt(*args) -> Iterator[Event]:
         loss = _step(run, views, optimiser, parameters, config.seed + step)
         step += 1
         yield Step(step, config.max_steps, loss, run.elapsed())
-        if step % config.score_every == 0 and run.confusion.sum():
-            score = float(scores(run.confusion, run.classes).mean_iou)
-            run.confusion[:] = 0
+        if step % config.score_every == 0 and run.confusion.any():
+            score = _score(run)
             yield Scored(step, score, run.data.holds_out)
             if score > best + _PROGRESS:
                 best, best_step = score, step
             elif step - best_step >= config.patience and end > step + _COOL_DOWN:
                 # Learning rates run out over a few more steps: stopping at full rate is noisy.
                 reason, end = "plateau", step + _COOL_DOWN
-        if config.preview_seconds and time.monotonic() - last_preview > config.preview_seconds:
-            yield from _preview(run, "adapted")
-            last_preview = time.monotonic()
+        if time.monotonic() > next_preview:
+            began = time.monotonic()
+            yield from _adapted_preview(run)
+            next_preview = run.next_preview(began)
     yield Finished(run.adapter(step, reason, score), reason)
 
 
-def _fit_detail(run: _Round) -> None:
-    """Fit the detail branch on all labelled pixels, and one branch on each half of them."""
+def _fit_detail(run: _Round, detail: DetailBranch) -> Iterator[Preview]:
+    """Fit the detail branch on all labelled pixels, show it, then one branch on each half."""
     parts = list(pixel_samples(run.data, run.normalizer, run.config.seed))
     features, target, fold = (
-        torch.from_numpy(np.concatenate(part)).to(run.device)
-        for part in zip(*parts, strict=True)
+        torch.from_numpy(np.concatenate(part)).to(run.device) for part in zip(*parts, strict=True)
     )
     chosen = [torch.ones_like(fold), ~fold, fold]
-    for branch, keep in zip([run.model.detail, *run.halves], chosen, strict=True):
-        for _ in fit(branch, features[keep], target[keep], run.config.detail_steps):
-            if run.control.stopping:
-                break
+    for branch, keep in zip([detail, *run.halves], chosen, strict=True):
+        with torch.random.fork_rng():
+            torch.manual_seed(run.config.seed)
+            for _ in fit(branch, features[keep], target[keep], run.config.detail_steps):
+                if run.control.stopping:
+                    break
+        if branch is detail:
+            branch.weight.fill_(_DETAIL_WEIGHTS[-1])  # until a score says that the head helps
+            yield _detail_preview(run, detail)
 
 
-def _step(run: _Round, views: list[View], optimiser, parameters: list[Tensor], seed: int) -> float:
+def _score(run: _Round) -> float:
+    """Mean IoU since the last score, with the detail branch's best weight, which is kept."""
+    found = [float(scores(matrix, run.classes).mean_iou) for matrix in run.confusion]
+    first = 0 if run.data.holds_out else _TRAINED_WEIGHT
+    best = first + int(np.argmax(found[first:]))
+    if run.model.detail is None:
+        best = 0
+    else:
+        run.model.detail.weight.fill_(_DETAIL_WEIGHTS[best])
+    run.confusion[:] = 0
+    return found[best]
+
+
+def _step(
+    run: _Round,
+    views: Sequence[View],
+    optimiser: torch.optim.Optimizer,
+    parameters: Sequence[Tensor],
+    seed: int,
+) -> float:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         run.model.train()
@@ -274,9 +314,11 @@ def _step(run: _Round, views: list[View], optimiser, parameters: list[Tensor], s
             output.logits, (run.tile, run.tile), mode="bilinear", align_corners=False
         )
         loss = _head_loss(run, output, logits, target)
+        detail = torch.zeros(())
         if run.model.detail is not None:
-            logits = logits + torch.stack([run.detail(view) for view in views])
-            loss = loss + dense_loss(logits, target, run.weights)
+            detail = torch.stack([run.detail(view) for view in views])
+            both = logits + _DETAIL_WEIGHTS[_TRAINED_WEIGHT] * detail
+            loss = loss + dense_loss(both, target, run.weights)
         (loss + run.model.balance_loss()).backward()
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     optimiser.step()
@@ -286,37 +328,41 @@ def _step(run: _Round, views: list[View], optimiser, parameters: list[Tensor], s
         target = torch.stack([view_target(run.data, v, run.tile, held=True) for v in views])
     n_classes = len(run.classes)
     index = target.cpu().numpy()
-    found = logits.argmax(1).cpu().numpy()
     inside = index != VOID
-    run.confusion += np.bincount(
-        index[inside] * n_classes + found[inside], minlength=n_classes**2
-    ).reshape(n_classes, n_classes)
+    for matrix, weight in zip(run.confusion, _DETAIL_WEIGHTS, strict=True):
+        found = (logits.detach() + weight * detail).argmax(1).cpu().numpy()
+        pairs = index[inside] * n_classes + found[inside]
+        matrix += np.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes)
     return float(loss.detach())
 
 
 def _head_loss(run: _Round, output: HeadOutput, logits: Tensor, target: Tensor) -> Tensor:
     if output.masks is None:
         return dense_loss(logits, target, run.weights)
-    masks = F.interpolate(
-        output.masks, (run.tile, run.tile), mode="bilinear", align_corners=False
-    )
+    masks = F.interpolate(output.masks, (run.tile, run.tile), mode="bilinear", align_corners=False)
     return query_loss(HeadOutput(logits, masks, output.queries), target)
 
 
-def _preview(run: _Round, stage: str) -> Iterator[Preview]:
+def _detail_preview(run: _Round, detail: DetailBranch) -> Preview:
+    """Predict the visible plane with the detail branch alone."""
     image, plane = run.control.visible
-    source = run.data.images[image].image
-    if stage == "detail":
-        logits = detail_logits(run.model.detail, source[plane], run.normalizer)
-    else:
-        steps = Returning(
-            plane_logits(
-                run.model, source[plane], run.normalizer, run.pixel_scale, cache=run.cache
-            )
+    logits = detail_logits(detail, run.data.images[image].image[plane], run.normalizer)
+    return Preview(image, plane, run.ids[logits.argmax(0)], "detail")
+
+
+def _adapted_preview(run: _Round) -> Iterator[Preview]:
+    """Predict the visible plane with the whole model; nothing when the round is to stop."""
+    image, plane = run.control.visible
+    steps = Returning(
+        plane_logits(
+            run.model,
+            run.data.images[image].image[plane],
+            run.normalizer,
+            run.pixel_scale,
+            cache=run.cache,
         )
-        for _ in steps:
-            if run.control.stopping:
-                return
-        logits = steps.value
-    ids = np.array([c.id for c in run.classes], np.uint8)
-    yield Preview(image, plane, ids[logits.argmax(0)], stage)
+    )
+    for _ in steps:
+        if run.control.stopping:
+            return
+    yield Preview(image, plane, run.ids[steps.value.argmax(0)], "adapted")

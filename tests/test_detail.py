@@ -57,9 +57,7 @@ def test_branch_learns_a_texture_and_scores_every_pixel() -> None:
     target[:, 55:] = 1
     torch.manual_seed(0)
     branch = DetailBranch(n_features(1), 2)
-    losses = list(
-        fit(branch, torch.from_numpy(features).flatten(0, 1), target.flatten(), steps=60)
-    )
+    losses = list(fit(branch, torch.from_numpy(features).flatten(0, 1), target.flatten(), steps=60))
     assert len(losses) == 60
     assert losses[-1] < 0.5 * losses[0]
     logits = branch.logits(features, rows=7)

@@ -43,9 +43,7 @@ def test_shapes_for_a_batch_of_any_map(
 
 
 @pytest.mark.parametrize("kind", ["class_tokens", "classification_branch"])
-def test_images_of_a_batch_do_not_influence_each_other(
-    decoder: torch.nn.Module, kind: str
-) -> None:
+def test_images_of_a_batch_do_not_influence_each_other(decoder: torch.nn.Module, kind: str) -> None:
     head, embedding = build(kind, decoder), torch.randn(3, 32, 4, 5)
     together = head(embedding, *constants(4, 5)).logits
     alone = torch.cat([head(e[None], *constants(4, 5)).logits for e in embedding])
@@ -88,7 +86,9 @@ def test_scores_of_the_branch_are_the_weighted_masks(decoder: torch.nn.Module) -
         share = output.queries[0, query].exp() / output.queries[0, query].exp().sum()
         for c in range(3):
             expected[c] += share[c] * (1 / (1 + (-output.masks[0, query]).exp()))
-    torch.testing.assert_close(output.logits[0].exp(), expected.clamp_min(1e-6), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(
+        output.logits[0].exp(), expected.clamp_min(1e-6), rtol=1e-3, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("kind", ["class_tokens", "classification_branch"])
@@ -104,10 +104,12 @@ def test_head_can_overfit_one_image(kind: str) -> None:
         embedding = backbone(image)
     image_pe, dense = backbone.no_prompt(tuple(embedding.shape[-2:]))
     head = build(kind, backbone.mask_decoder)
-    optimiser = torch.optim.Adam(head.parameters(), 3e-3)
+    optimiser = torch.optim.Adam(head.parameters(), 2e-3)
     weights = class_weights(target.flatten().bincount(minlength=3))
-    for _ in range(80):
+    for _ in range(400):
         output = _enlarged(head(embedding, image_pe, dense))
+        if (output.logits.argmax(1) == target).float().mean() > 0.98:
+            return
         loss = (
             dense_loss(output.logits, target, weights)
             if kind == "class_tokens"
@@ -116,8 +118,7 @@ def test_head_can_overfit_one_image(kind: str) -> None:
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    found = _enlarged(head(embedding, image_pe, dense)).logits.argmax(1)
-    assert (found == target).float().mean() > 0.97
+    pytest.fail("the head cannot fit three flat regions of one image")
 
 
 def _enlarged(output: HeadOutput) -> HeadOutput:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -142,9 +143,7 @@ class ConvLoRALinear(LoRALinear):
                 answers[i] = answer
         for i in self._even:
             large = F.interpolate(z, scale_factor=float(self.scales[i]), mode="bicubic")
-            large = F.gelu(
-                F.conv2d(large, self.expert_weight[i], self.expert_bias[i], padding=1)
-            )
+            large = F.gelu(F.conv2d(large, self.expert_weight[i], self.expert_bias[i], padding=1))
             answers[i] = F.interpolate(large, size=size, mode="bicubic")
         return torch.stack(answers)
 
@@ -209,10 +208,10 @@ class ConvLoRALinear(LoRALinear):
         return mixed.permute(0, 2, 3, 1)
 
 
-def inject(blocks: Sequence[nn.Module], config: MethodConfig) -> None:
+def inject(blocks: Sequence[Any], config: MethodConfig) -> None:
     """Replace every block's ``attn.qkv`` by a `ConvLoRALinear` around it."""
     for block in blocks:
-        block.attn.qkv = ConvLoRALinear(block.attn.qkv, config)  # type: ignore[union-attr]
+        block.attn.qkv = ConvLoRALinear(block.attn.qkv, config)
 
 
 METHODS["conv_lora"] = Method("Conv-LoRA", adapts_encoder=True, inject=inject)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -51,10 +52,10 @@ class LoRALinear(nn.Module):
         return torch.add(self.base(x), F.linear(z, self.lora_B), alpha=self.scaling)
 
 
-def inject(blocks: Sequence[nn.Module], config: MethodConfig) -> None:
+def inject(blocks: Sequence[Any], config: MethodConfig) -> None:
     """Replace every block's ``attn.qkv`` by a `LoRALinear` around it."""
     for block in blocks:
-        block.attn.qkv = LoRALinear(block.attn.qkv, config.rank, config.alpha)  # type: ignore[union-attr]
+        block.attn.qkv = LoRALinear(block.attn.qkv, config.rank, config.alpha)
 
 
 METHODS["lora"] = Method("LoRA", adapts_encoder=True, inject=inject)

@@ -189,9 +189,7 @@ def test_balance_loss_trains_the_gate_and_is_absent_in_eval() -> None:
 
 @pytest.mark.parametrize("faithful", [False, True])
 @pytest.mark.parametrize("training", [False, True])
-def test_untrained_layer_is_bit_identical_to_the_frozen_one(
-    faithful: bool, training: bool
-) -> None:
+def test_untrained_layer_is_bit_identical_to_the_frozen_one(faithful: bool, training: bool) -> None:
     layer = make_layer(EIGHT, faithful=faithful, trained=False).train(training)
     x = torch.randn(4, 5, 7, 6)
     assert torch.equal(layer(x), layer.base(x))

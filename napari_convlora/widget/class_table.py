@@ -1,0 +1,258 @@
+"""The class table: colour, name and painted pixels of every class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from qtpy.QtCore import QSize, Qt, Signal
+from qtpy.QtGui import QColor, QIcon, QPixmap
+from qtpy.QtWidgets import (
+    QAbstractItemView,
+    QColorDialog,
+    QHBoxLayout,
+    QHeaderView,
+    QPushButton,
+    QTableWidget,
+    QTableWidgetItem,
+    QVBoxLayout,
+    QWidget,
+)
+from superqt.utils import signals_blocked
+
+from napari_convlora.annotations import default_classes
+from napari_convlora.config import MAX_CLASSES, ClassInfo, InputError
+
+_COLOUR, _NAME, _PIXELS = range(3)
+_SWATCH = 18
+_MAX_NAME = 200
+
+
+class ClassTable(QWidget):
+    """Editable table of classes.
+
+    Signals
+    -------
+    changed
+        A class was added, renamed or recoloured.
+    selected
+        The id of the class to paint with.
+    removal_asked
+        The id of a class that the user wants to remove; whoever knows the painted pixels
+        decides, and calls `remove`.
+    refused
+        One sentence that says why an edit was undone.
+    """
+
+    changed = Signal()
+    selected = Signal(int)
+    removal_asked = Signal(int)
+    refused = Signal(str)
+
+    def __init__(self, classes: Sequence[ClassInfo] = (), parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._classes: list[ClassInfo] = []
+        self._removed: dict[int, ClassInfo] = {}
+        self._counts: dict[int, int] = {}
+        self._table = QTableWidget(0, 3)
+        self._table.setHorizontalHeaderLabels(["", "Class", "Pixels"])
+        self._table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
+        self._table.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
+        self._table.setEditTriggers(
+            QAbstractItemView.EditTrigger.DoubleClicked
+            | QAbstractItemView.EditTrigger.EditKeyPressed
+        )
+        self._table.setIconSize(QSize(_SWATCH, _SWATCH))
+        self._table.setShowGrid(False)
+        self._table.setWordWrap(False)
+        self._table.verticalHeader().hide()
+        self._table.verticalHeader().setDefaultSectionSize(_SWATCH + 10)
+        header = self._table.horizontalHeader()
+        header.setSectionResizeMode(_COLOUR, QHeaderView.ResizeMode.Fixed)
+        header.setSectionResizeMode(_NAME, QHeaderView.ResizeMode.Stretch)
+        header.setSectionResizeMode(_PIXELS, QHeaderView.ResizeMode.ResizeToContents)
+        self._table.setColumnWidth(_COLOUR, _SWATCH + 18)
+        self._table.setFixedHeight(5 * (_SWATCH + 10) + 4)
+        self._add = QPushButton("Add class")
+        self._rename = QPushButton("Rename")
+        self._remove = QPushButton("Remove")
+        buttons = QHBoxLayout()
+        buttons.setContentsMargins(0, 0, 0, 0)
+        for button in (self._add, self._rename, self._remove):
+            button.setAutoDefault(False)
+            buttons.addWidget(button)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addWidget(self._table)
+        layout.addLayout(buttons)
+        self._add.clicked.connect(lambda: self.add())
+        self._rename.clicked.connect(self._on_rename)
+        self._remove.clicked.connect(self._on_remove)
+        self._table.itemChanged.connect(self._on_item_changed)
+        self._table.itemSelectionChanged.connect(self._on_selection)
+        self._table.cellClicked.connect(self._on_cell_clicked)
+        self.set_classes(classes)
+
+    @property
+    def classes(self) -> tuple[ClassInfo, ...]:
+        """The table, by id."""
+        return tuple(self._classes)
+
+    @property
+    def current(self) -> int:
+        """Id of the selected class; 0 if there is none."""
+        row = self._table.currentRow()
+        return self._classes[row].id if 0 <= row < len(self._classes) else 0
+
+    def set_classes(self, classes: Sequence[ClassInfo]) -> None:
+        """Replace the table without a word to anyone."""
+        current = self.current
+        self._classes = sorted(classes, key=lambda info: info.id)
+        with signals_blocked(self._table):
+            self._table.setRowCount(len(self._classes))
+            for row, info in enumerate(self._classes):
+                self._fill(row, info)
+        self.select(current or next((info.id for info in self._classes), 0))
+        self._remove.setEnabled(len(self._classes) > 1)
+
+    def add(self, name: str = "", colour: str = "") -> ClassInfo:
+        """Add a class with the next free id.
+
+        Raises
+        ------
+        InputError
+            The table is full, or another class has the name.
+        """
+        taken = {info.id for info in self._classes}
+        last = max(taken | set(self._removed), default=0)
+        free = [last + 1, *range(1, MAX_CLASSES + 1)]  # an erased class's id is used again last
+        new = next((i for i in free if i not in taken and i <= MAX_CLASSES), None)
+        if new is None:
+            raise InputError(f"The table is full with {MAX_CLASSES} classes; remove one first.")
+        (info,) = default_classes([new])
+        info = replace(
+            info, name=self._checked_name(name, new) if name else self._unique(info.name)
+        )
+        self._removed.pop(new, None)
+        self.set_classes([*self._classes, replace(info, colour=colour or info.colour)])
+        self.select(new)
+        self.changed.emit()
+        self.selected.emit(new)
+        return self._classes[self._row(new)]
+
+    def rename(self, class_id: int, name: str) -> None:
+        """Rename a class.
+
+        Raises
+        ------
+        InputError
+            The name is empty, too long or taken.
+        """
+        self._edit(class_id, name=self._checked_name(name, class_id))
+
+    def recolour(self, class_id: int, colour: str) -> None:
+        """Give a class another colour, ``#rrggbb``."""
+        self._edit(class_id, colour=QColor(colour).name())
+
+    def remove(self, class_id: int) -> None:
+        """Remove a class; its name comes back if undo brings its pixels back."""
+        info = self._classes[self._row(class_id)]
+        self._removed[class_id] = info
+        self.set_classes([other for other in self._classes if other is not info])
+        self.changed.emit()
+        self.selected.emit(self.current)
+
+    def ensure(self, classes: Sequence[ClassInfo]) -> None:
+        """Add those of `classes` whose id has no row; a removed class gets its old row back."""
+        taken = {info.id for info in self._classes}
+        missing = [self._removed.pop(i.id, i) for i in classes if i.id not in taken]
+        if missing:
+            rows = [replace(info, name=self._unique(info.name)) for info in missing]
+            self.set_classes([*self._classes, *rows])
+            self.changed.emit()
+
+    def select(self, class_id: int) -> None:
+        """Select a row without a word to anyone."""
+        row = self._row(class_id)
+        if row >= 0 and row != self._table.currentRow():
+            with signals_blocked(self._table):
+                self._table.setCurrentCell(row, _NAME)
+
+    def set_counts(self, counts: Mapping[int, int]) -> None:
+        """Show how many pixels of each class are painted."""
+        self._counts = dict(counts)
+        with signals_blocked(self._table):
+            for row, info in enumerate(self._classes):
+                self._table.item(row, _PIXELS).setText(f"{self._counts.get(info.id, 0):,}")
+
+    def _row(self, class_id: int) -> int:
+        return next((r for r, info in enumerate(self._classes) if info.id == class_id), -1)
+
+    def _fill(self, row: int, info: ClassInfo) -> None:
+        pixmap = QPixmap(_SWATCH, _SWATCH)
+        pixmap.fill(QColor(info.colour))
+        icon = QIcon(pixmap)
+        icon.addPixmap(pixmap, QIcon.Mode.Selected)  # or Qt would tint it
+        swatch, name = QTableWidgetItem(icon, ""), QTableWidgetItem(info.name)
+        pixels = QTableWidgetItem(f"{self._counts.get(info.id, 0):,}")
+        swatch.setToolTip(f"Class {info.id}: click to change its colour")
+        name.setToolTip(f"Class {info.id}: double-click to rename")
+        pixels.setTextAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
+        for item in (swatch, pixels):
+            item.setFlags(item.flags() & ~Qt.ItemFlag.ItemIsEditable)
+        for column, item in enumerate((swatch, name, pixels)):
+            self._table.setItem(row, column, item)
+
+    def _edit(self, class_id: int, **values: str) -> None:
+        row = self._row(class_id)
+        if row < 0:
+            raise InputError(f"There is no class {class_id} in the table; add it first.")
+        self._classes[row] = replace(self._classes[row], **values)
+        with signals_blocked(self._table):
+            self._fill(row, self._classes[row])
+        self.changed.emit()
+
+    def _checked_name(self, name: str, class_id: int) -> str:
+        name = " ".join(name.split())
+        if not name or len(name) > _MAX_NAME or not name.isprintable():
+            raise InputError(f"A class needs a name of 1 to {_MAX_NAME} characters; type another.")
+        if any(i.name.casefold() == name.casefold() and i.id != class_id for i in self._classes):
+            raise InputError(f"Another class is called '{name}' already; type another name.")
+        return name
+
+    def _unique(self, name: str) -> str:
+        taken = {info.name.casefold() for info in self._classes}
+        endings = ("", *(f" ({n})" for n in range(2, MAX_CLASSES + 2)))
+        return next(name + end for end in endings if (name + end).casefold() not in taken)
+
+    def _on_rename(self) -> None:
+        row = self._table.currentRow()
+        if row >= 0:
+            self._table.editItem(self._table.item(row, _NAME))
+
+    def _on_remove(self) -> None:
+        if self.current and len(self._classes) > 1:
+            self.removal_asked.emit(self.current)
+
+    def _on_item_changed(self, item: QTableWidgetItem) -> None:
+        if item.column() != _NAME:
+            return
+        info = self._classes[item.row()]
+        try:
+            self.rename(info.id, item.text())
+        except InputError as error:
+            with signals_blocked(self._table):
+                item.setText(info.name)
+            self.refused.emit(str(error))
+
+    def _on_selection(self) -> None:
+        if self.current:
+            self.selected.emit(self.current)
+
+    def _on_cell_clicked(self, row: int, column: int) -> None:
+        if column != _COLOUR:
+            return
+        info = self._classes[row]
+        colour = QColorDialog.getColor(QColor(info.colour), self, f"Colour of {info.name}")
+        if colour.isValid():
+            self.recolour(info.id, colour.name())

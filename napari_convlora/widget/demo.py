@@ -1,0 +1,159 @@
+"""The demonstration: the real widget, driven through two rounds on a sample image."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from napari_convlora.config import ConvLoRAError
+
+_SAMPLE = "sandstone"
+_PATIENCE = 20 * 60  # seconds until a round counts as stuck
+_STROKES = 6
+
+
+def run_demo(out: Path, *, headless: bool = False) -> int:
+    """Open the sample, adapt, correct as a person would, adapt again, and export.
+
+    Without a display the same runs on a virtual one (Linux, ``xvfb-run``).
+
+    Parameters
+    ----------
+    out
+        Folder for masks, adapter, history and screenshot; made if absent.
+    headless
+        End after the loop instead of leaving the window to the user.
+
+    Returns
+    -------
+    int
+        Exit code: 0 when done.
+
+    Raises
+    ------
+    ConvLoRAError
+        If there is no display and no virtual one, or a round ends without an adapter.
+    """
+    if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
+        return _on_virtual_screen(out)
+    return _run(out, headless)
+
+
+def _on_virtual_screen(out: Path) -> int:
+    xvfb = shutil.which("xvfb-run")
+    if xvfb is None:
+        raise ConvLoRAError(
+            "There is no display to open napari on; run this on a desktop, or install xvfb "
+            "(apt-get install xvfb) to run it without one."
+        )
+    environment = {k: v for k, v in os.environ.items() if k != "QT_QPA_PLATFORM"}
+    demo = [sys.executable, "-m", "napari_convlora", "demo", "--headless", "--out", str(out)]
+    screen = [xvfb, "-a", "-s", "-screen 0 1600x1000x24"]
+    return subprocess.run([*screen, *demo], env=environment, check=False).returncode
+
+
+def _run(out: Path, headless: bool) -> int:
+    import napari
+    import numpy as np
+    from qtpy.QtWidgets import QApplication
+    from skimage.io import imread
+
+    from napari_convlora.export import write_history
+    from napari_convlora.metrics import confusion, scores
+    from napari_convlora.widget.contributions import SAMPLES, sample_classes
+
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConvLoRAError(
+            f"Cannot create {out} ({error.strerror}); choose a folder you may write to."
+        ) from error
+    truth = imread(SAMPLES / f"{_SAMPLE}_truth.png")
+    classes = sample_classes(_SAMPLE)
+
+    viewer = napari.Viewer(show=True)
+    viewer.window.resize(1500, 950)
+    viewer.open_sample("napari-convlora", _SAMPLE)
+    _, widget = viewer.window.add_plugin_dock_widget("napari-convlora", "Conv-LoRA")
+    history: list = []
+    failures: list[str] = []
+    flow = widget.workflow
+    flow.stepped.connect(history.extend)
+    flow.scored.connect(history.append)
+    flow.said.connect(lambda sentence: console.print(f"  {sentence}") if sentence else None)
+    flow.failed.connect(lambda sentence, _: failures.append(sentence))
+
+    def wait() -> None:
+        limit = time.monotonic() + _PATIENCE
+        while widget.running and time.monotonic() < limit:
+            QApplication.processEvents()
+            time.sleep(0.01)
+        QApplication.processEvents()
+        if widget.running:
+            widget.stop()
+            failures.append("The round took too long and was stopped.")
+        if failures:
+            raise ConvLoRAError(failures[0])
+
+    def look(name: str) -> None:
+        for _ in range(20):
+            QApplication.processEvents()
+            time.sleep(0.02)
+        path = out / name
+        viewer.screenshot(str(path), canvas_only=False, flash=False)
+
+    annotations = viewer.layers["annotations"]
+    console.print(f"Opened the {_SAMPLE} sample with strokes on {_share(annotations.data)}.")
+    for number in (1, 2):
+        console.print(f"Round {number}:")
+        history.clear()
+        start = time.monotonic()
+        widget.adapt()
+        wait()
+        prediction = viewer.layers["prediction"]
+        labels = np.asarray(prediction.data).reshape(truth.shape)
+        score = scores(confusion(labels, truth, len(classes)), classes).mean_iou
+        console.print(
+            f"  mean IoU {score:.3f} against the ground truth, {time.monotonic() - start:.0f} s"
+        )
+        if number == 1:
+            console.print(f"Correcting with {_STROKES} strokes where the prediction is wrong.")
+            _correct(prediction, truth)
+    write_history(out / "history.csv", history)
+    widget.export_masks(out / "masks.tif")
+    widget.export_masks(out / "masks.png")
+    widget.export_adapter(out / "adapter.safetensors")
+    look("window.png")
+    console.print(f"Masks, adapter, history and a screenshot are in {out}.")
+    if headless:
+        viewer.close()
+    else:
+        napari.run()
+    return 0
+
+
+def _share(labels) -> str:
+    return f"{(labels != 0).mean():.1%} of the pixels"
+
+
+def _correct(prediction, truth) -> None:
+    """Paint dabs of the true class into the largest wrong regions, as a person would."""
+    import numpy as np
+    from scipy import ndimage
+
+    for _ in range(_STROKES):
+        labels = np.asarray(prediction.data)
+        wrong = (labels.reshape(truth.shape) != truth) & (truth != 0)
+        depth = ndimage.distance_transform_edt(wrong)
+        at = np.unravel_index(depth.argmax(), depth.shape)
+        if depth[at] == 0:
+            return
+        prediction.brush_size = max(1, int(2 * depth[at]) - 1)
+        prediction.paint(at if labels.ndim == 2 else (0, *at), int(truth[at]))

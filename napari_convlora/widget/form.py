@@ -1,0 +1,34 @@
+"""magicgui widgets as the rows of a Qt form."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qtpy.QtWidgets import QFormLayout, QWidget
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from magicgui.widgets.bases import ValueWidget
+
+
+class Form(QWidget):
+    """Rows of a label and a widget; the labels share one column, whichever rows are shown.
+
+    Parameters
+    ----------
+    widgets
+        By whose `label` the rows are called.
+    """
+
+    def __init__(self, widgets: Sequence[ValueWidget], parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._form = QFormLayout(self)
+        self._form.setContentsMargins(0, 0, 0, 0)
+        self._form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        for widget in widgets:
+            self._form.addRow(widget.label, widget.native)
+
+    def show_row(self, widget: ValueWidget, shown: bool) -> None:
+        """Show or hide a row, its label included."""
+        self._form.setRowVisible(widget.native, shown)

@@ -1,0 +1,348 @@
+"""The dock widget: lays out its parts and wires them to the workflow."""
+
+# No `from __future__ import annotations` here: napari reads the viewer's annotation at run time.
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from napari.utils.notifications import show_error, show_warning
+from napari.utils.theme import get_theme
+from qtpy.QtCore import Qt
+from qtpy.QtWidgets import (
+    QFileDialog,
+    QFrame,
+    QGridLayout,
+    QLabel,
+    QMessageBox,
+    QPushButton,
+    QScrollArea,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_convlora.annotations import default_classes
+from napari_convlora.config import ClassInfo, ConvLoRAError
+from napari_convlora.widget.class_table import ClassTable
+from napari_convlora.widget.jobs import Recipe
+from napari_convlora.widget.plot import TrainingPlot
+from napari_convlora.widget.run_bar import RunBar
+from napari_convlora.widget.settings import SettingsForm
+from napari_convlora.widget.source_form import SourceForm
+from napari_convlora.widget.workflow import Workflow
+
+if TYPE_CHECKING:
+    import napari.layers
+
+    from napari_convlora.session import Session
+
+_MASKS = "TIFF (*.tif *.tiff);;PNG (*.png)"
+_ADAPTER = "Adapter (*.safetensors)"
+_CHECKPOINT = "Checkpoint (*.pth *.pt *.safetensors);;All files (*)"
+
+
+class ConvLoRAWidget(QWidget):
+    """Paint, adapt, correct, adapt again, export.
+
+    Parameters
+    ----------
+    napari_viewer
+        The viewer it works on.
+    session
+        The engine's state; made when first needed if None.
+
+    Attributes
+    ----------
+    workflow, source, settings, table, run_bar, plot
+        The parts, each of which works without the others.
+    """
+
+    def __init__(self, napari_viewer: "napari.viewer.Viewer", session: "Session | None" = None):
+        super().__init__()
+        self.workflow = Workflow(napari_viewer, session, self)
+        self.source = SourceForm(napari_viewer, self._fits, self)
+        self.settings = SettingsForm()
+        self.table = ClassTable(default_classes(2))
+        self.run_bar = RunBar()
+        self.plot = TrainingPlot()
+        self._untouched = True
+        self._status = QLabel()
+        self._status.setWordWrap(True)
+        self._status.setAlignment(Qt.AlignmentFlag.AlignTop)
+        # Room for three lines, so that the buttons below stay where they are.
+        self._status.setMinimumHeight(3 * self._status.fontMetrics().lineSpacing() + 6)
+        self._status.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        self._annotate = QPushButton("Start annotating")
+        self._annotate.setToolTip("Make a layer to paint on, and take up the brush.")
+        self._predict = QPushButton("Predict")
+        self._predict.setToolTip("Predict this image with the adapter there is.")
+        self._load = QPushButton("Load adapter…")
+        self._save = QPushButton("Export adapter…")
+        self._masks = QPushButton("Export masks…")
+        self._lay_out()
+        self._wire()
+        self.workflow.set_classes(self.table.classes)
+        # Captures the workflow only, as this widget is half gone when `destroyed` comes.
+        workflow = self.workflow
+        self.destroyed.connect(lambda *_: workflow.close())
+        self._viewer = napari_viewer
+        napari_viewer.events.theme.connect(self._on_theme)
+        self._on_theme()
+        self._on_image()
+        self._refresh()
+
+    @property
+    def status(self) -> str:
+        """The sentence in the status line."""
+        return self._status.text()
+
+    @property
+    def running(self) -> bool:
+        """Whether a round or a prediction runs."""
+        return self.workflow.running
+
+    @property
+    def session(self) -> "Session | None":
+        """The engine's state; None before it was first needed."""
+        return self.workflow.runner.session
+
+    @property
+    def classes(self) -> tuple[ClassInfo, ...]:
+        """The class table."""
+        return self.table.classes
+
+    def reset_choices(self, event: object = None) -> None:
+        """Follow the viewer; napari calls this when layers come, go or are renamed."""
+        self._refresh()
+        self.workflow.look_for_layers()
+        self._refresh()
+
+    def start_annotating(self) -> "napari.layers.Labels | None":
+        """Create the annotations layer of the chosen image and take up the brush."""
+        return self._try(lambda: self.workflow.start_annotating(self.table.current or 1))
+
+    def use_annotations(self, layer: "napari.layers.Labels") -> None:
+        """Use a Labels layer of the user's own as annotations."""
+        self._try(lambda: self.workflow.use_annotations(layer))
+
+    def adapt(self) -> None:
+        """Start a round."""
+        self._try(lambda: self.workflow.adapt(self._recipe()))
+
+    def stop(self) -> None:
+        """Stop what runs and keep what was learnt."""
+        self.workflow.stop()
+
+    def pause(self) -> None:
+        """Let the round wait."""
+        self.workflow.pause(True)
+
+    def resume(self) -> None:
+        """Let the round go on."""
+        self.workflow.pause(False)
+
+    def predict(self) -> None:
+        """Predict the chosen image."""
+        self._try(lambda: self.workflow.predict(self._recipe()))
+
+    def load_adapter(self, path: str | Path) -> None:
+        """Install the adapter in a file and predict with it."""
+        self._try(lambda: self.workflow.load_adapter(Path(path), self._recipe()))
+
+    def export_adapter(self, path: str | Path) -> None:
+        """Write the adapter."""
+        self._try(lambda: self.workflow.export_adapter(Path(path)))
+
+    def export_masks(self, path: str | Path) -> None:
+        """Write the prediction with the annotations on top."""
+        self._try(lambda: self.workflow.export_masks(Path(path)))
+
+    def remove_class(self, class_id: int) -> None:
+        """Remove a class; Ctrl-Z on the annotations brings its painted pixels and row back."""
+        self._try(lambda: self.workflow.erase_class(class_id))
+        self.table.remove(class_id)
+
+    def _lay_out(self) -> None:
+        self._advanced = QPushButton()
+        self._toggle_advanced(False)
+        buttons = QGridLayout()
+        for i, button in enumerate((self._predict, self._masks, self._load, self._save)):
+            buttons.addWidget(button, i // 2, i % 2)
+        inside = QWidget()
+        column = QVBoxLayout(inside)
+        column.setSpacing(6)
+        for part in (
+            self.source.native,
+            self._advanced,
+            self.settings.native,
+            self._annotate,
+            self.table,
+            self.run_bar,
+            self.plot,
+            self._status,
+        ):
+            column.addWidget(part)
+        column.addLayout(buttons)
+        column.addStretch()
+        scroll = QScrollArea()
+        scroll.setWidgetResizable(True)
+        scroll.setFrameShape(QFrame.Shape.NoFrame)
+        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        scroll.setWidget(inside)
+        outer = QVBoxLayout(self)
+        outer.setContentsMargins(0, 0, 0, 0)
+        outer.addWidget(scroll)
+        self.setMinimumWidth(340)
+
+    def _wire(self) -> None:
+        flow, table, bar = self.workflow, self.table, self.run_bar
+        self.source.image_chosen.connect(self._on_image)
+        self.source.annotations_chosen.connect(self.use_annotations)
+        self.source.file_asked.connect(self._ask_checkpoint)
+        self._advanced.clicked.connect(
+            lambda: self._toggle_advanced(self.settings.native.isHidden())
+        )
+        self._annotate.clicked.connect(self.start_annotating)
+        table.changed.connect(self._on_classes)
+        table.selected.connect(flow.select_class)
+        table.removal_asked.connect(self._ask_removal)
+        table.refused.connect(self._say)
+        bar.adapt_pressed.connect(self.adapt)
+        bar.stop_pressed.connect(self.stop)
+        bar.pause_pressed.connect(flow.pause)
+        flow.changed.connect(self._refresh)
+        flow.said.connect(self._say)
+        flow.failed.connect(self._complain)
+        flow.counted.connect(self._on_counted)
+        flow.found.connect(self._on_found)
+        flow.ready.connect(self.source.set_backbones)
+        flow.started.connect(self._on_started)
+        flow.stepped.connect(self._on_steps)
+        flow.scored.connect(lambda s: self.plot.add(scores=[(s.step, s.score)]))
+        flow.tiled.connect(bar.show_tiles)
+        self._predict.clicked.connect(self.predict)
+        self._masks.clicked.connect(self._ask_masks)
+        self._save.clicked.connect(self._ask_adapter)
+        self._load.clicked.connect(self._ask_load)
+
+    def _toggle_advanced(self, shown: bool) -> None:
+        self.settings.native.setVisible(shown)
+        self._advanced.setText(
+            "Advanced \N{BLACK DOWN-POINTING SMALL TRIANGLE}"
+            if shown
+            else "Advanced \N{BLACK RIGHT-POINTING SMALL TRIANGLE}"
+        )
+
+    def _recipe(self) -> Recipe:
+        return Recipe(
+            self.source.backbone, self.settings.model_config(), self.settings.train_config()
+        )
+
+    def _fits(self, layer: "napari.layers.Labels") -> bool:
+        record = self.workflow.current
+        return record is not None and record.fits(layer)
+
+    def _try(self, action):
+        try:
+            return action()
+        except ConvLoRAError as error:
+            self._complain(str(error), False)
+
+    def _say(self, sentence: str) -> None:
+        if sentence:
+            self._status.setText(sentence)
+
+    def _complain(self, sentence: str, ours: bool) -> None:
+        (show_error if ours else show_warning)(sentence)
+        self._say(sentence)
+
+    def _on_theme(self, event: object = None) -> None:
+        # The palette has no colour that stands out in both of napari's themes.
+        self.plot.set_accent(get_theme(self._viewer.theme).current.as_hex())
+
+    def _on_image(self) -> None:
+        self.workflow.set_image(self.source.image, self.source.channel_axis)
+        self._say(self._advice())
+
+    def _on_classes(self) -> None:
+        self._untouched = False
+        self.workflow.set_classes(self.table.classes)
+        self._refresh()
+
+    def _on_found(self, classes: tuple[ClassInfo, ...]) -> None:
+        """Take up classes that come with a layer or an adapter."""
+        if self._untouched and classes:
+            self.table.set_classes(classes)
+            self._on_classes()
+        else:
+            self.table.ensure(classes)
+
+    def _on_counted(self, counts: dict[int, int]) -> None:
+        self.table.ensure(default_classes(counts))
+        self.table.set_counts(counts)
+        if not self.running and self.session is not None and not self.session.rounds:
+            self._say(self._advice())
+
+    def _on_started(self, total_steps: int, held_out: bool) -> None:
+        self.plot.restart(total_steps, held_out)
+        self.run_bar.restart(total_steps, self.settings.train_config().max_minutes)
+
+    def _on_steps(self, steps: list) -> None:
+        self.plot.add(losses=[(s.step, s.loss) for s in steps])
+        self.run_bar.show_steps(steps)
+
+    def _advice(self) -> str:
+        """Say what to do next, before the first round."""
+        record, painted = self.workflow.current, self.workflow.counts
+        if record is None:
+            return "Open an image to begin, or try File > Open Sample > Conv-LoRA."
+        if not record.annotating:
+            return "Press Start annotating, then paint a few strokes of each class."
+        if len(painted) < 2:
+            return "Select a class in the table and paint a stroke; do so for two classes or more."
+        return f"Press Adapt to learn from {sum(painted.values()):,} painted pixels."
+
+    def _refresh(self) -> None:
+        """Derive what is enabled from the state, in this one place."""
+        flow = self.workflow
+        record, idle = flow.current, not flow.running
+        annotating = record is not None and record.annotating
+        self._annotate.setEnabled(record is not None and not annotating)
+        self._annotate.setVisible(not annotating)
+        self._predict.setEnabled(idle and record is not None and flow.has_adapter)
+        self._load.setEnabled(idle)
+        self._save.setEnabled(idle and flow.has_adapter)
+        self._masks.setEnabled(record is not None and record.predicted)
+        self.run_bar.show_state(flow.phase, paused=flow.paused, can_adapt=annotating)
+        self.source.refresh(record.annotations if record is not None else None)
+
+    def _ask_removal(self, class_id: int) -> None:
+        painted = self.workflow.counts.get(class_id, 0)
+        name = next(info.name for info in self.classes if info.id == class_id)
+        question = (
+            f"Remove '{name}' and erase its {painted:,} painted pixels in this image, and those "
+            "in others? Undo (Ctrl-Z on the annotations layer) brings them back."
+        )
+        yes = QMessageBox.StandardButton.Yes
+        if not painted or QMessageBox.question(self, "Remove class", question) == yes:
+            self.remove_class(class_id)
+
+    def _ask_checkpoint(self) -> None:
+        path, _ = QFileDialog.getOpenFileName(self, "Checkpoint of a SAM", "", _CHECKPOINT)
+        if path:
+            self.source.choose_backbone(path)
+
+    def _ask_masks(self) -> None:
+        path, _ = QFileDialog.getSaveFileName(self, "Export masks", "masks.tif", _MASKS)
+        if path:
+            self.export_masks(path)
+
+    def _ask_adapter(self) -> None:
+        path, _ = QFileDialog.getSaveFileName(
+            self, "Export adapter", "adapter.safetensors", _ADAPTER
+        )
+        if path:
+            self.export_adapter(path)
+
+    def _ask_load(self) -> None:
+        path, _ = QFileDialog.getOpenFileName(self, "Load adapter", "", _ADAPTER)
+        if path:
+            self.load_adapter(path)

@@ -1,0 +1,113 @@
+"""Adapt or Stop, Pause or Resume, and how far the run has come."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from qtpy.QtCore import Signal
+from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
+
+from napari_convlora.events import Step
+
+
+class RunBar(QWidget):
+    """One button that starts and stops, one that pauses and resumes, a bar and its words.
+
+    Signals
+    -------
+    adapt_pressed, stop_pressed
+        The main button, in either meaning.
+    pause_pressed
+        True to pause, False to resume.
+    """
+
+    adapt_pressed = Signal()
+    stop_pressed = Signal()
+    pause_pressed = Signal(bool)
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._running = self._paused = False
+        self._first: Step | None = None
+        self._max_seconds: float | None = None
+        self.main_button = QPushButton("Adapt")
+        self.pause_button = QPushButton("Pause")
+        self.bar = QProgressBar()
+        self.bar.setTextVisible(False)
+        self.words = QLabel(" ")
+        font = self.main_button.font()
+        font.setBold(True)
+        self.main_button.setFont(font)
+        self.main_button.setMinimumHeight(34)
+        self.pause_button.setMinimumHeight(34)
+        self.main_button.setToolTip("Learn from everything painted so far, then predict the image.")
+        buttons = QHBoxLayout()
+        buttons.addWidget(self.main_button, 3)
+        buttons.addWidget(self.pause_button, 1)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addLayout(buttons)
+        layout.addWidget(self.bar)
+        layout.addWidget(self.words)
+        self.main_button.clicked.connect(self._on_main)
+        self.pause_button.clicked.connect(self._on_pause)
+        self.show_state("idle", paused=False, can_adapt=False)
+
+    def show_state(self, phase: str, *, paused: bool, can_adapt: bool) -> None:
+        """Make buttons and bar say what `phase` allows."""
+        self._running, self._paused = phase != "idle", paused
+        self.main_button.setText("Stop" if self._running else "Adapt")
+        self.main_button.setEnabled(self._running or can_adapt)
+        self.pause_button.setText("Resume" if paused else "Pause")
+        self.pause_button.setEnabled(phase in ("starting", "training"))
+        if phase == "starting":
+            self.bar.setRange(0, 0)
+            self.words.setText(" ")
+        elif phase == "idle":
+            self.bar.setRange(0, 1)
+            self.bar.reset()
+            self.words.setText(" ")
+
+    def restart(self, total_steps: int, max_minutes: float | None = None) -> None:
+        """Begin the count of a round."""
+        self._first = None
+        self._max_seconds = None if max_minutes is None else 60 * max_minutes
+        self.bar.setRange(0, 0)  # the detail branch is fitted before the first step
+        self.words.setText(f"step 0 of {total_steps}")
+
+    def show_steps(self, steps: Sequence[Step]) -> None:
+        """Show the last step, the seconds each takes and the time left."""
+        last = steps[-1]
+        self._first = self._first or steps[0]
+        self.bar.setRange(0, last.total_steps)
+        self.bar.setValue(last.step)
+        words = f"step {last.step} of {last.total_steps}"
+        done = last.step - self._first.step
+        if done > 0:
+            pace = (last.seconds - self._first.seconds) / done
+            left = pace * (last.total_steps - last.step)
+            if self._max_seconds is not None:
+                left = min(left, max(0.0, self._max_seconds - last.seconds))
+            words += f" · {pace:.2f} s per step · {_duration(left)} left"
+        self.words.setText(words)
+
+    def show_tiles(self, tiles: Any) -> None:
+        """Show how much of the image is predicted."""
+        self.bar.setRange(0, tiles.total)
+        self.bar.setValue(tiles.done)
+        self.words.setText(f"predicting: tile {tiles.done} of {tiles.total}")
+
+    def _on_main(self) -> None:
+        (self.stop_pressed if self._running else self.adapt_pressed).emit()
+
+    def _on_pause(self) -> None:
+        self.pause_pressed.emit(not self._paused)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{seconds // 60:.0f} min {seconds % 60:02.0f} s"
+    return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:02.0f} min"

@@ -1,0 +1,112 @@
+"""The form of advanced settings, and what it says in the engine's terms."""
+
+from dataclasses import replace
+from typing import get_args
+
+from magicgui.widgets import CheckBox, ComboBox, FloatSpinBox, SpinBox
+
+from napari_convlora.config import (
+    DeviceName,
+    HeadName,
+    MethodName,
+    ModelConfig,
+    PresetName,
+    TrainConfig,
+)
+from napari_convlora.widget.form import Form
+
+_PREVIEW_SECONDS = 4.0
+
+# No `from __future__ import annotations` here: magicgui reads annotations at run time.
+
+
+class SettingsForm:
+    """Method, preset, limits, device: everything that has a sensible default.
+
+    Attributes
+    ----------
+    model, train
+        Settings that the form does not show are taken from these.
+    native
+        The form to lay out.
+    """
+
+    def __init__(self) -> None:
+        self.model, self.train = model, train = ModelConfig(), TrainConfig()
+        self.method = ComboBox(
+            label="Method",
+            choices=get_args(MethodName),
+            value=model.method,
+            tooltip="What is trained inside the encoder.",
+        )
+        self.preset = ComboBox(
+            label="Preset",
+            choices=get_args(PresetName),
+            value=train.preset,
+            tooltip="fast adapts the last blocks, full every block.",
+        )
+        self.head = ComboBox(
+            label="Head",
+            choices=get_args(HeadName),
+            value=model.head,
+            tooltip="class_tokens for strokes; classification_branch for dense labels.",
+        )
+        self.detail = CheckBox(
+            label="Detail branch",
+            text="",
+            value=model.detail,
+            tooltip="Local filters at full resolution: thin structure, and the first preview.",
+        )
+        self.max_steps = SpinBox(label="Steps, at most", min=1, max=100_000, value=train.max_steps)
+        self.max_minutes = FloatSpinBox(
+            label="Minutes, at most",
+            min=0,
+            max=10_000,
+            step=1,
+            value=train.max_minutes or 0,
+            tooltip="0 sets no limit.",
+        )
+        self.preview_seconds = FloatSpinBox(
+            label="Preview every (s)",
+            min=0,
+            max=3600,
+            step=1,
+            value=_PREVIEW_SECONDS if train.preview_seconds is None else train.preview_seconds,
+            tooltip="How often the prediction is refreshed while training; 0 is never.",
+        )
+        self.seed = SpinBox(label="Seed", min=0, max=2**31 - 1, value=train.seed)
+        self.device = ComboBox(label="Device", choices=get_args(DeviceName), value=train.device)
+        self.native = Form(
+            [
+                self.method,
+                self.preset,
+                self.head,
+                self.detail,
+                self.max_steps,
+                self.max_minutes,
+                self.preview_seconds,
+                self.seed,
+                self.device,
+            ]
+        )
+
+    def model_config(self) -> ModelConfig:
+        """Return what the next round trains."""
+        return replace(
+            self.model,
+            method=self.method.value,
+            head=self.head.value,
+            detail=self.detail.value,
+        )
+
+    def train_config(self) -> TrainConfig:
+        """Return how the next round trains."""
+        return replace(
+            self.train,
+            preset=self.preset.value,
+            max_steps=self.max_steps.value,
+            max_minutes=self.max_minutes.value or None,
+            seed=self.seed.value,
+            device=self.device.value,
+            preview_seconds=self.preview_seconds.value or None,
+        )

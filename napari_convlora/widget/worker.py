@@ -1,0 +1,146 @@
+"""The only file that starts threads: one job at a time, its messages in the main thread."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any
+
+from napari.qt.threading import create_worker
+
+from napari_convlora.config import ConvLoRAError
+from napari_convlora.events import RunControl
+from napari_convlora.widget.jobs import Controls, Job, batched, warm_up
+
+if TYPE_CHECKING:
+    from napari_convlora.session import Session
+
+logger = logging.getLogger(__name__)
+
+
+class JobError(ConvLoRAError):
+    """A `RuntimeError` of a job, renamed so that the worker reports it."""
+
+
+class Runner:
+    """Runs one job at a time in a thread; no Qt object, so it outlives the widget.
+
+    Parameters
+    ----------
+    session
+        Made in the thread when first needed if None, as importing torch takes seconds.
+
+    Attributes
+    ----------
+    on_messages, on_error, on_end
+        Called in the main thread: with a list of messages, with the exception of a job that
+        broke, and after every job.
+    """
+
+    def __init__(self, session: Session | None = None) -> None:
+        self.on_messages: Callable[[list[Any]], None] = _ignore
+        self.on_error: Callable[[Exception], None] = _ignore
+        self.on_end: Callable[[], None] = _ignore
+        self.controls: Controls | None = None
+        self._session = session
+        self._worker: Any = None
+        self._job: Job | None = None
+        self._running: Job | None = None
+        self._idle = threading.Event()
+        self._idle.set()
+        self._closed = False
+
+    @property
+    def session(self) -> Session | None:
+        """The session, or None before the first job has made it."""
+        return self._session
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job runs or waits, or has ended without the main thread knowing yet."""
+        return self._job is not None
+
+    def start(self, job: Job) -> None:
+        """Run `job` in the thread, after the warm-up if that is still going on."""
+        if self.busy or self._closed:
+            raise ConvLoRAError("Something is running already; wait for it or press Stop.")
+        self._job, self.controls = job, _controls()
+        self._idle.clear()
+        if self._worker is None:
+            self._launch(job, self.controls)
+
+    def warm_up(self) -> None:
+        """Import the engine in the thread, so that the first job begins at once."""
+        if self._worker is None:
+            self._idle.clear()
+            self._launch(warm_up, _controls())
+
+    def stop(self) -> None:
+        """End the job as soon as possible; what it has learnt is kept."""
+        if self.controls is not None:
+            self.controls.stop()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until the thread is out of the job; False if it is not in time."""
+        return self._idle.wait(seconds)
+
+    def close(self, seconds: float = 5.0) -> bool:
+        """Stop, wait a bounded time, and never call back again."""
+        self._closed = True
+        self.on_messages = self.on_error = self.on_end = _ignore
+        self.stop()
+        return self.wait(seconds)
+
+    def _launch(self, job: Job, controls: Controls) -> None:
+        # Without _ignore_errors an error is raised again in the main thread, beside our handler.
+        self._worker = create_worker(
+            self._steps, job, controls, _start_thread=False, _ignore_errors=True
+        )
+        self._worker.yielded.connect(self._on_yielded)
+        self._worker.errored.connect(self._on_errored)
+        self._worker.finished.connect(self._on_finished)
+        self._running = job
+        self._worker.start()
+
+    def _get_session(self) -> Session:
+        if self._session is None:
+            from napari_convlora.session import Session
+
+            self._session = Session()
+        return self._session
+
+    def _steps(self, job: Job, controls: Controls) -> Generator[list[Any], None, None]:
+        try:
+            yield from batched(job(self._get_session, controls))
+        except RuntimeError as error:
+            # superqt takes a RuntimeError for a deleted worker and says nothing at all, and
+            # torch's are RuntimeErrors.
+            raise JobError(str(error)) from error
+        finally:
+            self._idle.set()
+
+    def _on_yielded(self, messages: list[Any]) -> None:
+        self.on_messages(messages)
+
+    def _on_errored(self, error: Exception) -> None:
+        if not isinstance(error, ConvLoRAError) or isinstance(error, JobError):
+            logger.error("A job broke", exc_info=error)
+        self.on_error(error)
+
+    def _on_finished(self) -> None:
+        self._worker = None
+        if self._running is not self._job:  # the warm-up; a job may have come meanwhile
+            if self._job is not None and not self._closed:
+                self._launch(self._job, self.controls)
+            return
+        self._job = None
+        self.on_end()
+
+
+def _controls() -> Controls:
+    return Controls(RunControl(), RunControl())
+
+
+def _ignore(*_: Any) -> None:
+    """Do nothing."""

@@ -1,0 +1,51 @@
+"""What several test files share: torch on one thread, and one small annotated picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from napari_convlora.annotations import LabelledImage, default_classes
+from napari_convlora.config import ClassInfo
+
+torch.set_num_threads(1)  # tiny tensors; a second thread costs more than it brings
+
+CLASSES = default_classes(3)
+
+
+@pytest.fixture
+def classes() -> tuple[ClassInfo, ...]:
+    """Three classes."""
+    return CLASSES
+
+
+@pytest.fixture
+def scene() -> Callable[..., tuple[LabelledImage, np.ndarray]]:
+    """Draw a picture of three classes: dark, bright and striped, with a stroke in each.
+
+    The stripes have the mean of dark and bright, so that texture alone tells them.
+    """
+    return make_scene
+
+
+def make_scene(
+    height: int = 96, width: int = 96, *, seed: int = 0, planes: int = 1, channels: int = 1
+) -> tuple[LabelledImage, np.ndarray]:
+    """Return an annotated picture with values 0..1 and its whole truth (P, H, W), ids 1..3."""
+    rng = np.random.default_rng(seed)
+    truth = np.ones((planes, height, width), np.int32)
+    truth[:, :, width // 3 :] = 2
+    truth[:, :, 2 * width // 3 :] = 3
+    image = np.choose(truth - 1, [0.2, 0.8, 0.5]).astype(np.float32)
+    image[..., ::2] += np.where(truth[..., ::2] == 3, 0.25, 0)
+    image[..., 1::2] -= np.where(truth[..., 1::2] == 3, 0.25, 0)
+    image += rng.normal(0, 0.02, image.shape)
+    strokes = np.zeros_like(truth)
+    for c in range(3):
+        middle = (2 * c + 1) * width // 6
+        strokes[:, height // 5 : max(height // 5 + 1, 4 * height // 5), middle : middle + 2] = c + 1
+    image = np.repeat(image[..., None], channels, axis=-1).clip(0, 1)
+    return LabelledImage(image, strokes), truth
