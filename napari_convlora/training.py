@@ -49,12 +49,12 @@ from napari_convlora.sampling import (
 )
 
 _COOL_DOWN = 8
-_DETAIL_WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 8.0)
-"""Factors of the detail branch's logits to choose from; the last one leaves it in charge."""
+_DETAIL_WEIGHTS = (0.5, 0.25, 1.0, 2.0, 8.0)
+"""Factors of the detail branch's logits: the loss uses the first, and scores may choose another.
+The last one leaves the detail branch in charge."""
 
-_TRAINED_WEIGHT = 2
-"""Index of the factor that the loss uses, and the smallest to choose from on training labels,
-which flatter the head more than the detail branch with its out-of-fold scores."""
+_CLEAR = 0.01
+"""Gain in score that makes another factor than the first worth taking."""
 
 _PREVIEW_REST = 6.0
 """After a preview, train at least this many times as long as it took."""
@@ -287,11 +287,8 @@ def _fit_detail(run: _Round, detail: DetailBranch) -> Iterator[Preview]:
 def _score(run: _Round) -> float:
     """Mean IoU since the last score, with the detail branch's best weight, which is kept."""
     found = [float(scores(matrix, run.classes).mean_iou) for matrix in run.confusion]
-    first = 0 if run.data.holds_out else _TRAINED_WEIGHT
-    best = first + int(np.argmax(found[first:]))
-    if run.model.detail is None:
-        best = 0
-    else:
+    best = int(np.argmax(found)) if max(found) > found[0] + _CLEAR else 0
+    if run.model.detail is not None:
         run.model.detail.weight.fill_(_DETAIL_WEIGHTS[best])
     run.confusion[:] = 0
     return found[best]
@@ -317,7 +314,7 @@ def _step(
         detail = torch.zeros(())
         if run.model.detail is not None:
             detail = torch.stack([run.detail(view) for view in views])
-            both = logits + _DETAIL_WEIGHTS[_TRAINED_WEIGHT] * detail
+            both = logits + _DETAIL_WEIGHTS[0] * detail
             loss = loss + dense_loss(both, target, run.weights)
         (loss + run.model.balance_loss()).backward()
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -9,7 +9,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from napari_convlora.annotations import DEFAULT_COLOURS
+from napari_convlora.annotations import DEFAULT_COLOURS, default_classes
 from napari_convlora.config import MAX_CLASSES, ClassInfo
 from napari_convlora.export import save_masks
 from napari_convlora.files import atomic_write
@@ -39,7 +39,8 @@ def write_labels(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
         return [path]
     ids = np.unique(labels)
     planes = labels.reshape(-1, *labels.shape[-2:]) if labels.ndim > 2 else labels
-    save_masks(planes, path, complete(known_classes(meta), ids[ids > 0].tolist()))
+    classes = complete(known_classes(meta), ids[ids > 0].tolist())
+    save_masks(planes, path, classes or default_classes(1))
     return [path]
 
 

@@ -16,6 +16,7 @@ from napari_convlora.config import ConvLoRAError
 _SAMPLE = "sandstone"
 _PATIENCE = 20 * 60  # seconds until a round counts as stuck
 _STROKES = 6
+_MINUTES = 1.5  # a round's limit: on two cores the whole demo stays well under five minutes
 
 
 def run_demo(out: Path, *, headless: bool = False) -> int:
@@ -82,6 +83,7 @@ def _run(out: Path, headless: bool) -> int:
     viewer.window.resize(1500, 950)
     viewer.open_sample("napari-convlora", _SAMPLE)
     _, widget = viewer.window.add_plugin_dock_widget("napari-convlora", "Conv-LoRA")
+    widget.settings.container["max_minutes"].value = _MINUTES
     history: list = []
     failures: list[str] = []
     flow = widget.workflow

@@ -12,6 +12,7 @@ import numpy as np
 
 from napari_convlora.annotations import LabelledImage
 from napari_convlora.config import AdapterError, ClassInfo, ModelConfig, TrainConfig
+from napari_convlora.events import Finished, Step
 from napari_convlora.files import drop_alpha, to_planes
 
 if TYPE_CHECKING:
@@ -127,8 +128,6 @@ def adapt(snapshots: Sequence[Snapshot], classes: Sequence[ClassInfo], recipe: R
         state = _prepare(session, recipe)
         previous = state.installed
         images = [snapshot.labelled() for snapshot in snapshots]
-        from napari_convlora.events import Finished
-
         event = None
         for event in state.run_round(images, classes, controls.training):
             if isinstance(event, Finished) and not event.adapter.summary["steps"]:
@@ -175,12 +174,13 @@ def load(path: Path, snapshot: Snapshot | None, recipe: Recipe) -> Job:
 
 
 def batched(messages: Iterator[Any]) -> Generator[list[Any], None, None]:
-    """Collect messages and hand them on at most ten times a second."""
+    """Hand messages on, steps and tiles at most ten times a second, anything else at once."""
     waiting: list[Any] = []
     last = 0.0
     for message in messages:
         waiting.append(message)
-        if time.monotonic() - last >= SECONDS_BETWEEN_REPORTS:
+        often = isinstance(message, Step | Tiles)
+        if not often or time.monotonic() - last >= SECONDS_BETWEEN_REPORTS:
             yield waiting
             waiting, last = [], time.monotonic()
     if waiting:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from napari.utils.notifications import show_error, show_warning
 from napari.utils.theme import get_theme
-from qtpy.QtCore import Qt
+from qtpy.QtCore import QEvent, Qt
 from qtpy.QtWidgets import (
     QFileDialog,
     QFrame,
@@ -64,6 +64,7 @@ class ConvLoRAWidget(QWidget):
         self.run_bar = RunBar()
         self.plot = TrainingPlot()
         self._untouched = True
+        self._counts: dict[int, int] = {}
         self._status = QLabel()
         self._status.setWordWrap(True)
         self._status.setAlignment(Qt.AlignmentFlag.AlignTop)
@@ -84,8 +85,7 @@ class ConvLoRAWidget(QWidget):
         workflow = self.workflow
         self.destroyed.connect(lambda *_: workflow.close())
         self._viewer = napari_viewer
-        napari_viewer.events.theme.connect(self._on_theme)
-        self._on_theme()
+        self._follow_theme()
         self._on_image()
         self._refresh()
 
@@ -109,6 +109,12 @@ class ConvLoRAWidget(QWidget):
         """The class table."""
         return self.table.classes
 
+    def changeEvent(self, event: QEvent) -> None:
+        """Follow napari's theme."""
+        super().changeEvent(event)
+        if event.type() == QEvent.Type.StyleChange:
+            self._follow_theme()
+
     def reset_choices(self, event: object = None) -> None:
         """Follow the viewer; napari calls this when layers come, go or are renamed."""
         self._refresh()
@@ -125,7 +131,9 @@ class ConvLoRAWidget(QWidget):
 
     def adapt(self) -> None:
         """Start a round."""
-        self._try(lambda: self.workflow.adapt(self._recipe()))
+        recipe = self._recipe()
+        self.plot.restart(recipe.train.max_steps, held_out=False)
+        self._try(lambda: self.workflow.adapt(recipe))
 
     def stop(self) -> None:
         """Stop what runs and keep what was learnt."""
@@ -159,6 +167,10 @@ class ConvLoRAWidget(QWidget):
         """Remove a class; Ctrl-Z on the annotations brings its painted pixels and row back."""
         self._try(lambda: self.workflow.erase_class(class_id))
         self.table.remove(class_id)
+
+    def _follow_theme(self) -> None:
+        # The palette has no colour that stands out in both of napari's themes.
+        self.plot.set_accent(get_theme(self._viewer.theme).current.as_hex())
 
     def _lay_out(self) -> None:
         self._advanced = QPushButton()
@@ -254,10 +266,6 @@ class ConvLoRAWidget(QWidget):
         (show_error if ours else show_warning)(sentence)
         self._say(sentence)
 
-    def _on_theme(self, event: object = None) -> None:
-        # The palette has no colour that stands out in both of napari's themes.
-        self.plot.set_accent(get_theme(self._viewer.theme).current.as_hex())
-
     def _on_image(self) -> None:
         self.workflow.set_image(self.source.image, self.source.channel_axis)
         self._say(self._advice())
@@ -277,8 +285,9 @@ class ConvLoRAWidget(QWidget):
 
     def _on_counted(self, counts: dict[int, int]) -> None:
         self.table.ensure(default_classes(counts))
+        changed, self._counts = counts != self._counts, counts
         self.table.set_counts(counts)
-        if not self.running and self.session is not None and not self.session.rounds:
+        if changed and not self.running and not self.workflow.has_adapter:
             self._say(self._advice())
 
     def _on_started(self, total_steps: int, held_out: bool) -> None:

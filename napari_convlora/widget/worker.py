@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +84,15 @@ class Runner:
 
     def wait(self, seconds: float) -> bool:
         """Wait until the thread is out of the job; False if it is not in time."""
-        return self._idle.wait(seconds)
+        end = time.monotonic() + seconds
+        while not self._idle.wait(0.01):
+            worker = self._worker
+            # A worker that napari quits leaves the job where it is, without closing it.
+            if worker is None or (worker.abort_requested and not worker.is_running):
+                return True
+            if time.monotonic() > end:
+                return False
+        return True
 
     def close(self, seconds: float = 5.0) -> bool:
         """Stop, wait a bounded time, and never call back again."""

@@ -351,12 +351,14 @@ class Workflow(QObject):
 
     def _finish(self, message: events.Finished) -> None:
         session = self.runner.session
+        if self._outcome:  # it was broken off, and why is known
+            return
         if not message.adapter.summary["steps"]:
             self._outcome = "Stopped before the first step; nothing has changed."
             return
         number = len(session.rounds) if session is not None else 1
         how = {"stopped": "was stopped", "time": "used up its time"}.get(message.reason, "is done")
-        self._outcome = self._outcome or (
+        self._outcome = (
             f"Round {number} {how}{self._score}. Correct mistakes by painting on 'prediction', "
             "then press Adapt again; or export."
         )

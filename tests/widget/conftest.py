@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+_NO_DISPLAY = sys.platform.startswith("linux") and not (
+    os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+)
+
+
+def pytest_collection_modifyitems(items):
+    if _NO_DISPLAY:
+        reason = "no display: run under xvfb-run, as `make test` does"
+        for item in items:
+            if "tests/widget" in item.path.as_posix():
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+def halves() -> np.ndarray:
+    """Grey image whose left half is dark and right half bright."""
+    rng = np.random.default_rng(0)
+    image = rng.normal(50, 5, (80, 90))
+    image[:, 45:] += 100
+    return image.astype(np.float32)
+
+
+@pytest.fixture
+def make_session():
+    """Sessions on a backbone of random weights, all the same."""
+    from napari_convlora.backbones.testing import random_backbone
+    from napari_convlora.session import Session
+
+    return lambda: Session(_backbone=("litemedsam", random_backbone()))
+
+
+@pytest.fixture
+def make_widget(make_session) -> Callable:
+    """Dock a widget whose rounds take a second."""
+    from napari_convlora.config import TrainConfig
+    from napari_convlora.widget import ConvLoRAWidget
+
+    widgets = []
+
+    def make(viewer, **train):
+        widget = ConvLoRAWidget(viewer, make_session())
+        viewer.window.add_dock_widget(widget, name="Conv-LoRA")
+        widget.settings.train = TrainConfig(views=2, detail_steps=5, score_every=2)
+        widget.settings.max_steps.value = train.get("max_steps", 3)
+        widget.settings.preview_seconds.value = train.get("preview_seconds", 0)
+        widget.settings.device.value = "cpu"
+        widgets.append(widget)
+        return widget
+
+    yield make
+    for widget in widgets:
+        assert widget.workflow.runner.close(20)
+
+
+@pytest.fixture
+def paint() -> Callable:
+    """Paint a vertical stroke of a class, as one item of the undo history."""
+
+    def stroke(layer, class_id, column, rows=(10, 60), width=3, plane=()):
+        at = np.mgrid[rows[0] : rows[1], column : column + width].reshape(2, -1)
+        planes = [np.full(at.shape[1], p) for p in plane]
+        layer.data_setitem((*planes, *at), class_id)
+
+    return stroke
+
+
+@pytest.fixture
+def wait(qtbot) -> Callable:
+    """Wait until the widget's thread has nothing to do."""
+
+    def until_idle(widget, timeout=30_000):
+        qtbot.waitUntil(lambda: not widget.running, timeout=timeout)
+
+    return until_idle
+
+
+@pytest.fixture
+def ready(make_napari_viewer_proxy, make_widget, halves, paint, qtbot):
+    """Viewer and widget with an image and a stroke in each of its halves."""
+
+    def make(**train):
+        viewer = make_napari_viewer_proxy()
+        viewer.add_image(halves, name="halves")
+        widget = make_widget(viewer, **train)
+        layer = widget.start_annotating()
+        paint(layer, 1, 10)
+        paint(layer, 2, 70)
+        qtbot.waitUntil(lambda: len(widget.workflow.counts) == 2)
+        return viewer, widget
+
+    return make

@@ -1,0 +1,121 @@
+"""Images of every kind that napari holds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from napari_convlora.config import InputError
+
+
+@pytest.fixture
+def stack(halves) -> np.ndarray:
+    """16-bit stack (3, H, W) whose planes differ."""
+    return np.stack([halves * 100, halves * 90, halves[:, ::-1] * 100]).astype(np.uint16)
+
+
+def test_a_16_bit_stack_with_scale(
+    make_napari_viewer_proxy, make_widget, stack, paint, wait, qtbot
+):
+    viewer = make_napari_viewer_proxy()
+    image = viewer.add_image(stack, name="stack", scale=(5, 0.5, 0.5), translate=(1, 2, 3))
+    widget = make_widget(viewer, max_steps=20, preview_seconds=0.05)
+    layer = widget.start_annotating()
+    assert layer.data.shape == stack.shape
+    assert layer.data.dtype == np.int32
+    assert np.array_equal(layer.scale, image.scale)
+    assert np.array_equal(layer.translate, image.translate)
+    viewer.dims.set_current_step(0, 2)
+    assert widget.workflow.current.plane() == 2
+    paint(layer, 1, 70, plane=(2,))
+    paint(layer, 2, 10, plane=(2,))
+    paint(layer, 1, 10, plane=(0,))
+    seen = []
+    show = widget.workflow.current.show
+    widget.workflow.current.show = lambda *a: seen.append(a[1:]) or show(*a)
+    widget.adapt()
+    qtbot.waitUntil(lambda: bool(seen), timeout=20_000)
+    assert seen[0] == (2,)
+    assert viewer.layers["prediction"].data[2].all()
+    assert not viewer.layers["prediction"].data[1].any()
+    viewer.dims.set_current_step(0, 0)
+    qtbot.waitUntil(lambda: (0,) in seen or not widget.running, timeout=20_000)
+    wait(widget)
+    assert (0,) in seen
+    assert viewer.layers["prediction"].data.all()
+    assert np.array_equal(viewer.layers["prediction"].scale, image.scale)
+
+
+@pytest.mark.parametrize("kind", ["rgb", "rgba", "channels", "channels inside", "multiscale"])
+def test_channels_and_pyramids(make_napari_viewer_proxy, make_widget, halves, paint, wait, kind):
+    viewer = make_napari_viewer_proxy()
+    byte = halves.clip(0, 255).astype(np.uint8)
+    data = {
+        "rgb": np.stack([byte] * 3, -1),
+        "rgba": np.stack([byte] * 3 + [np.full_like(byte, 255)], -1),
+        "channels": np.stack([byte] * 5),
+        "channels inside": np.stack([np.stack([byte] * 5)] * 2),
+        "multiscale": [byte, byte[::2, ::2]],
+    }[kind]
+    axis = {"channels": 0, "channels inside": 1}.get(kind)
+    viewer.add_image(data, name="image", rgb=kind.startswith("rgb"))
+    widget = make_widget(viewer)
+    if axis is not None:
+        widget.source.channels_combo.value = axis
+    layer = widget.start_annotating()
+    shape = {"channels": (1, 80, 90), "channels inside": (2, 1, 80, 90)}.get(kind, (80, 90))
+    assert layer.data.shape == shape
+    if axis is not None:  # one label voxel spans all channels
+        for channel in (0, 4):
+            viewer.dims.set_current_step(axis, channel)
+            assert layer.world_to_data(viewer.dims.point)[axis].round() == 0
+    paint(layer, 1, 10, plane=(0,) * (len(shape) - 2))
+    paint(layer, 2, 70, plane=(0,) * (len(shape) - 2))
+    widget.adapt()
+    wait(widget)
+    assert widget.status.startswith("Round 1 is done")
+    assert viewer.layers["prediction"].data.shape == shape
+    assert viewer.layers["prediction"].data.all()
+    channels = {"rgb": 3, "rgba": 3, "multiscale": 1}.get(kind, 5)
+    assert len(widget.session.installed.normalizer.low) == channels
+
+
+def test_the_users_own_labels_layer_serves_as_annotations(
+    make_napari_viewer_proxy, make_widget, halves, wait, qtbot
+):
+    viewer = make_napari_viewer_proxy()
+    viewer.add_image(halves, name="halves")
+    own = np.zeros(halves.shape, np.uint8)
+    own[10:60, 10] = 1
+    own[10:60, 70] = 4
+    layer = viewer.add_labels(own.copy(), name="mine")
+    viewer.add_labels(np.zeros((7, 7), int), name="too small")
+    widget = make_widget(viewer)
+    names = [c.name for c in widget.source.annotations_combo.choices if c is not None]
+    assert names == ["mine"]
+    widget.source.annotations_combo.value = layer
+    assert (layer.data == own).all()
+    qtbot.waitUntil(lambda: [info.id for info in widget.classes] == [1, 2, 4])
+    widget.adapt()
+    wait(widget)
+    assert widget.status.startswith("Round 1 is done")
+    assert (layer.data == own).all()
+    with pytest.raises(InputError, match="'too small' cannot hold annotations"):
+        widget.workflow.use_annotations(viewer.layers["too small"])
+
+
+def test_a_new_widget_takes_up_the_layers_of_the_last(ready, wait, make_widget, paint):
+    viewer, widget = ready()
+    widget.adapt()
+    wait(widget)
+    widget.table.rename(2, "nucleus")
+    paint(viewer.layers["prediction"], 2, 20)
+    viewer.window.remove_dock_widget(widget)
+    widget.workflow.close()
+    again = make_widget(viewer)
+    assert again.source.annotations_combo.value == viewer.layers["annotations"]
+    assert again.classes[1].name == "nucleus"
+    again.adapt()
+    wait(again)
+    assert len(viewer.layers) == 3
+    assert (viewer.layers["annotations"].data[10:60, 20:23] == 2).all()

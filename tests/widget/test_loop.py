@@ -1,0 +1,154 @@
+"""The whole loop, through a real viewer."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import tifffile
+
+ROUND = "Round {} is done"
+
+
+def test_paint_adapt_correct_adapt_export_reload_predict(
+    ready, paint, wait, qtbot, tmp_path, make_napari_viewer_proxy, make_widget, halves
+):
+    viewer, widget = ready()
+    widget.adapt()
+    assert widget.running
+    assert widget.run_bar.main_button.text() == "Stop"
+    wait(widget)
+    assert widget.status.startswith("Round 1 is done")
+    assert widget.run_bar.main_button.text() == "Adapt"
+    assert [step for step, _ in widget.plot.losses] == [1, 2, 3]
+
+    prediction, annotations = viewer.layers["prediction"], viewer.layers["annotations"]
+    assert prediction.editable
+    assert prediction.data.shape == halves.shape
+    assert set(np.unique(prediction.data)) <= {1, 2}
+    painted = annotations.data > 0
+    assert (prediction.data[painted] == annotations.data[painted]).all()
+
+    # A correction, half of it over an older stroke, is part of the next round and wins.
+    wrong = 3 - prediction.data[30, 40]
+    paint(prediction, wrong, 40)
+    paint(prediction, 2, 10, rows=(10, 12))
+    widget.adapt()
+    assert (annotations.data[10:60, 40:43] == wrong).all()
+    assert (annotations.data[10:12, 10:13] == 2).all()
+    assert (annotations.data[12:60, 10:13] == 1).all()
+    wait(widget)
+    assert widget.status.startswith("Round 2 is done")
+    assert widget.session.rounds[1].adapter.summary["labelled_pixels"] == {
+        str(i): int((annotations.data == i).sum()) for i in (1, 2)
+    }
+    assert (prediction.data[10:60, 40:43] == wrong).all()
+    qtbot.waitUntil(lambda: widget.workflow.counts.get(1) == (annotations.data == 1).sum())
+
+    widget.export_masks(tmp_path / "masks.tif")
+    assert (tifffile.imread(tmp_path / "masks.tif") == prediction.data).all()
+    table = json.loads((tmp_path / "classes.json").read_text())
+    assert [row["name"] for row in table["classes"]] == ["background", "class 2"]
+    widget.export_adapter(tmp_path / "a.safetensors")
+    assert (tmp_path / "a.safetensors").stat().st_size > 1000
+    expected = prediction.data.copy()
+    (viewer.layers.remove(layer) for layer in (prediction, annotations))
+
+    # A colleague's viewer: predicts without a label.
+    other = make_napari_viewer_proxy()
+    other.add_image(halves, name="same")
+    fresh = make_widget(other)
+    fresh.load_adapter(tmp_path / "a.safetensors")
+    wait(fresh)
+    assert fresh.status.startswith("The prediction is ready")
+    found = other.layers["prediction"].data
+    free = annotations.data == 0
+    assert (found[free] == expected[free]).all()
+    assert "annotations" not in other.layers
+
+
+def test_undo_after_a_round_never_writes_old_pixels(ready, paint, wait):
+    viewer, widget = ready()
+    widget.adapt()
+    wait(widget)
+    prediction = viewer.layers["prediction"]
+    prediction.mode = "paint"
+    paint(prediction, 1, 40)
+    widget.adapt()
+    wait(widget)
+    after = prediction.data.copy()
+    prediction.undo()
+    prediction.redo()
+    assert (prediction.data == after).all()
+    assert prediction.mode == "paint"
+
+
+def test_corrections_are_one_undoable_item_of_the_annotations(ready, paint, wait):
+    viewer, widget = ready()
+    widget.adapt()
+    wait(widget)
+    before = viewer.layers["annotations"].data.copy()
+    prediction = viewer.layers["prediction"]
+    predicted = prediction.data.copy()
+    for column in (30, 50):  # painting what was predicted anyway is no correction
+        paint(prediction, 3 - predicted[10, column], column)
+    changed = (prediction.data != predicted).sum()
+    assert widget.workflow.current.collect_corrections() == changed > 50
+    assert (viewer.layers["annotations"].data != before).sum() == changed
+    viewer.layers["annotations"].undo()
+    assert (viewer.layers["annotations"].data == before).all()
+    assert widget.workflow.current.collect_corrections() == 0
+
+
+def test_previews_refresh_the_prediction_while_training(ready, wait):
+    _, widget = ready(max_steps=30, preview_seconds=0.05)
+    written = []
+    show = widget.workflow.current.show
+    widget.workflow.current.show = lambda *a: written.append(a[1:]) or show(*a)
+    widget.adapt()
+    wait(widget)
+    assert written[0] == (0,)
+    assert len(written) > 3
+    assert written[-1] == ()  # the whole image at last
+
+
+def test_nothing_is_written_in_the_middle_of_a_stroke(ready, wait, qtbot):
+    viewer, widget = ready()
+    widget.adapt()
+    wait(widget)
+    record, layer = widget.workflow.current, viewer.layers["prediction"]
+    event = type("Event", (), {"type": "mouse_move"})()
+    assert record._follow_stroke in layer.mouse_drag_callbacks
+    stroke = record._follow_stroke(layer, event)
+    next(stroke)
+    before = layer.data.copy()
+    flipped = 3 - before
+    assert record.show(flipped[None]) is False
+    next(stroke)
+    assert (layer.data == before).all()
+    event.type = "mouse_release"
+    assert next(stroke, "over") == "over"
+    free = record.painted()[0] == 0
+    qtbot.waitUntil(lambda: bool((layer.data == flipped)[free].all()))
+
+
+def test_other_annotated_images_are_learnt_from_too(ready, paint, wait, halves):
+    viewer, widget = ready()
+    viewer.add_image(halves[:, ::-1].copy(), name="mirrored")
+    viewer.add_image(np.stack([halves] * 3, -1).clip(0, 255).astype(np.uint8), name="colour")
+    for name in ("colour", "mirrored"):
+        widget.source.image_combo.value = viewer.layers[name]
+        layer = widget.start_annotating()
+        paint(layer, 2, 20)
+    assert "annotations of mirrored" in viewer.layers
+    widget.adapt()
+    wait(widget)
+    pixels = widget.session.rounds[0].adapter.summary["labelled_pixels"]
+    assert pixels == {"1": 150, "2": 300}  # the colour image has other channels
+    assert "prediction" in viewer.layers
+    # Back on the first image its own annotations are there still.
+    widget.source.image_combo.value = viewer.layers["halves"]
+    assert widget.source.annotations_combo.value == viewer.layers["annotations"]
+    widget.predict()
+    wait(widget)
+    assert "prediction of halves" in viewer.layers

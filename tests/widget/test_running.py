@@ -1,0 +1,208 @@
+"""Stopping, pausing, failing, and whatever a user does in the middle of a run."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import napari
+import numpy as np
+import pytest
+from napari.utils.notifications import notification_manager
+from qtpy.QtCore import QTimer
+
+LONG = 5000
+
+
+def begin(qtbot, widget):
+    widget.adapt()
+    qtbot.waitUntil(lambda: len(widget.plot.losses) > 1, timeout=20_000)
+
+
+def test_stop_keeps_what_was_learnt(ready, qtbot, wait):
+    viewer, widget = ready(max_steps=LONG)
+    begin(qtbot, widget)
+    widget.run_bar.main_button.click()
+    wait(widget)
+    assert widget.status.startswith("Round 1 was stopped")
+    assert widget.session.rounds[0].reason == "stopped"
+    assert viewer.layers["prediction"].data.all()
+
+
+def test_stop_before_the_first_step_keeps_the_adapter_of_before(ready, wait):
+    _, widget = ready()
+    widget.adapt()
+    wait(widget)
+    first = widget.session.installed
+    widget.adapt()
+    widget.stop()
+    wait(widget)
+    assert widget.session.installed is first
+    assert widget.status == "Stopped before the first step; nothing has changed."
+
+
+def test_pause_holds_the_round_and_resume_goes_on(ready, qtbot, wait):
+    _, widget = ready(max_steps=LONG)
+    begin(qtbot, widget)
+    widget.run_bar.pause_button.click()
+    qtbot.waitUntil(lambda: widget.status.startswith("Paused after step"), timeout=10_000)
+    assert widget.run_bar.pause_button.text() == "Resume"
+    steps = len(widget.plot.losses)
+    qtbot.wait(300)
+    assert len(widget.plot.losses) == steps
+    widget.run_bar.pause_button.click()
+    qtbot.waitUntil(lambda: len(widget.plot.losses) > steps, timeout=10_000)
+    assert widget.run_bar.pause_button.text() == "Pause"
+    widget.pause()
+    widget.stop()  # a paused round can be stopped
+    wait(widget)
+
+
+def test_closing_the_viewer_ends_the_thread(make_widget, halves, paint, qtbot):
+    viewer = napari.Viewer(show=False)
+    viewer.add_image(halves, name="halves")
+    widget = make_widget(viewer, max_steps=LONG)
+    layer = widget.start_annotating()
+    paint(layer, 1, 10)
+    paint(layer, 2, 70)
+    painted = layer.data.copy()
+    begin(qtbot, widget)
+    runner = widget.workflow.runner
+    viewer.close()
+    assert runner.wait(10)
+    qtbot.waitUntil(lambda: not runner.busy, timeout=10_000)
+    assert (layer.data == painted).all()
+
+
+def test_removing_the_dock_widget_ends_the_thread_and_keeps_corrections(ready, paint, qtbot, wait):
+    viewer, widget = ready()
+    widget.adapt()
+    wait(widget)
+    widget.settings.max_steps.value = LONG
+    begin(qtbot, widget)
+    paint(viewer.layers["prediction"], 2, 20)
+    runner = widget.workflow.runner
+    viewer.window.remove_dock_widget(widget)
+    widget.deleteLater()
+    qtbot.waitUntil(lambda: runner._closed, timeout=10_000)
+    assert runner.wait(10)
+    assert (viewer.layers["annotations"].data[10:60, 20:23] == 2).all()
+    viewer.layers.remove("prediction")  # nobody listens any more
+
+
+@pytest.mark.parametrize("name", ["halves", "annotations", "prediction"])
+def test_removing_a_layer_stops_and_loses_nothing_painted(ready, paint, qtbot, wait, name):
+    viewer, widget = ready()
+    widget.adapt()
+    wait(widget)
+    widget.settings.max_steps.value = LONG
+    begin(qtbot, widget)
+    annotations = viewer.layers["annotations"]
+    paint(viewer.layers["prediction"], 2, 20)
+    viewer.layers.remove(name)
+    wait(widget)
+    assert f"'{name}' was removed" in widget.status
+    assert name not in viewer.layers
+    assert (annotations.data[10:60, 10:13] == 1).all()
+    if name == "prediction":
+        assert (annotations.data[10:60, 20:23] == 2).all()
+    if name == "annotations":
+        assert not widget.run_bar.main_button.isEnabled()
+        assert widget.start_annotating() == annotations  # brought back
+        assert widget.run_bar.main_button.isEnabled()
+
+
+def test_switching_the_image_stops_and_keeps_both_annotations(ready, paint, qtbot, wait, halves):
+    viewer, widget = ready(max_steps=LONG)
+    viewer.add_image(halves + 1, name="other")
+    begin(qtbot, widget)
+    before = viewer.layers["annotations"].data.copy()
+    widget.source.image_combo.value = viewer.layers["other"]
+    wait(widget)
+    assert "another image was chosen" in widget.status
+    assert len(widget.session.rounds) == 1
+    paint(widget.start_annotating(), 2, 30)
+    assert (viewer.layers["annotations"].data == before).all()
+    assert viewer.layers["annotations of other"].data.sum() == 2 * 150
+
+
+@pytest.mark.parametrize(
+    ("strokes", "sentence"), [((), "Nothing is annotated yet"), ((1,), "Only class 1 (background)")]
+)
+def test_too_few_labels_give_one_sentence(
+    make_napari_viewer_proxy, make_widget, halves, paint, wait, strokes, sentence
+):
+    viewer = make_napari_viewer_proxy()
+    viewer.add_image(halves, name="halves")
+    widget = make_widget(viewer)
+    layer = widget.start_annotating()
+    for class_id in strokes:
+        paint(layer, class_id, 10)
+    notification_manager.records.clear()
+    widget.adapt()
+    wait(widget)
+    assert widget.status.startswith(sentence)
+    assert widget.status.count("\n") == 0
+    assert [str(n.message) for n in notification_manager.records] == [widget.status]
+    assert widget.run_bar.main_button.text() == "Adapt"
+    assert widget.run_bar.main_button.isEnabled()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("tensor sizes differ\nat x"), KeyError("k")])
+def test_a_broken_engine_is_reported_and_the_button_comes_back(
+    ready, wait, error, monkeypatch, caplog
+):
+    _, widget = ready()
+
+    def broken(*_):
+        raise error
+        yield
+
+    monkeypatch.setattr(widget.session, "run_round", broken)
+    notification_manager.records.clear()
+    widget.adapt()
+    wait(widget)
+    assert widget.status.startswith("It broke off: ")
+    assert "\n" not in widget.status
+    assert len(notification_manager.records) == 1
+    assert widget.run_bar.main_button.isEnabled()
+    assert "A job broke" in caplog.text  # the traceback, for a bug report
+
+
+def test_no_image_gives_advice(make_napari_viewer_proxy, make_widget):
+    widget = make_widget(make_napari_viewer_proxy())
+    assert widget.status.startswith("Open an image to begin")
+    assert not widget.run_bar.main_button.isEnabled()
+    widget.adapt()
+    widget.predict()
+    assert widget.status.startswith("No image is chosen")
+
+
+def test_training_runs_in_one_other_thread(ready, wait, monkeypatch):
+    _, widget = ready()
+    seen = []
+    run = widget.session.run_round
+
+    def spy(*args):
+        seen.append(threading.current_thread())
+        yield from run(*args)
+
+    monkeypatch.setattr(widget.session, "run_round", spy)
+    widget.adapt()
+    wait(widget)
+    assert len(seen) == 1
+    assert seen[0] is not threading.main_thread()
+
+
+def test_the_window_answers_while_a_round_trains(ready, qtbot, wait):
+    _, widget = ready(max_steps=60, preview_seconds=0.3)
+    beats = []
+    timer = QTimer()
+    timer.timeout.connect(lambda: beats.append(time.perf_counter()))
+    timer.start(5)
+    widget.adapt()
+    wait(widget)
+    timer.stop()
+    gaps = 1000 * np.diff(beats)
+    print(f"longest gap {gaps.max():.0f} ms, 99 % {np.percentile(gaps, 99):.0f} ms")  # noqa: T201
+    assert gaps.max() < 200
