@@ -110,7 +110,7 @@ def wait(seconds: float, until=lambda: False) -> None:
 
 
 def paint(layer: napari.layers.Labels, stroke: int) -> None:
-    """Paint a short stroke of class 1 where nothing is lost by it."""
+    """Paint a short stroke at the left edge."""
     row = 10 + stroke % 300
     layer.data_setitem((np.full(20, row), np.arange(2, 22)), 1 + stroke % 2)
 

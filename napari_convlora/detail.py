@@ -153,11 +153,12 @@ def fit(
     )
     branch.train()
     try:
-        for _ in range(steps):
+        for step in range(steps):
             pick = torch.randint(len(target), (min(_BATCH, len(target)),), generator=generator)
-            loss = F.cross_entropy(
-                branch(features[pick]), target[pick], weights, label_smoothing=_SMOOTHING
-            )
+            with torch.random.fork_rng():  # dropout draws from the global state
+                torch.manual_seed(seed * steps + step)
+                logits = branch(features[pick])
+            loss = F.cross_entropy(logits, target[pick], weights, label_smoothing=_SMOOTHING)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

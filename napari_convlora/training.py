@@ -274,11 +274,12 @@ def _fit_detail(run: _Round, detail: DetailBranch) -> Iterator[Preview]:
     )
     chosen = [torch.ones_like(fold), ~fold, fold]
     for branch, keep in zip([detail, *run.halves], chosen, strict=True):
-        with torch.random.fork_rng():
-            torch.manual_seed(run.config.seed)
-            for _ in fit(branch, features[keep], target[keep], run.config.detail_steps):
-                if run.control.stopping:
-                    break
+        steps = fit(
+            branch, features[keep], target[keep], run.config.detail_steps, run.config.seed
+        )
+        for _ in steps:
+            if run.control.stopping:
+                break
         if branch is detail:
             branch.weight.fill_(_DETAIL_WEIGHTS[-1])  # until a score says that the head helps
             yield _detail_preview(run, detail)

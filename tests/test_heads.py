@@ -7,7 +7,13 @@ import torch
 import torch.nn.functional as F
 
 from napari_convlora.backbones.testing import random_backbone
-from napari_convlora.heads import ClassificationBranch, ClassTokens, HeadOutput, TokenDecoder
+from napari_convlora.heads import (
+    _HYPER_GAIN,
+    ClassificationBranch,
+    ClassTokens,
+    HeadOutput,
+    TokenDecoder,
+)
 from napari_convlora.losses import VOID, class_weights, dense_loss, query_loss
 
 
@@ -71,7 +77,7 @@ def test_first_token_gives_the_pretrained_mask(decoder: torch.nn.Module) -> None
     embedding = torch.randn(1, 32, 6, 6)
     ours, _ = head(embedding, image_pe, dense)
     theirs, _ = decoder.predict_masks(embedding, image_pe, torch.zeros(1, 0, 32), dense)
-    torch.testing.assert_close(ours[:, 0], theirs[:, 0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ours[:, 0] / _HYPER_GAIN, theirs[:, 0], atol=1e-4, rtol=1e-4)
 
 
 def test_tokens_differ_from_the_start(decoder: torch.nn.Module) -> None:

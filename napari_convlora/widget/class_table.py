@@ -207,7 +207,9 @@ class ClassTable(QWidget):
         row = self._row(class_id)
         if row < 0:
             raise InputError(f"There is no class {class_id} in the table; add it first.")
-        self._classes[row] = replace(self._classes[row], **values)
+        old = self._classes[row]
+        name, colour = values.get("name", old.name), values.get("colour", old.colour)
+        self._classes[row] = replace(old, name=name, colour=colour)
         with signals_blocked(self._table):
             self._fill(row, self._classes[row])
         self.changed.emit()

@@ -109,10 +109,10 @@ class ConvLoRAWidget(QWidget):
         """The class table."""
         return self.table.classes
 
-    def changeEvent(self, event: QEvent) -> None:
+    def changeEvent(self, event: QEvent | None) -> None:
         """Follow napari's theme."""
         super().changeEvent(event)
-        if event.type() == QEvent.Type.StyleChange:
+        if event is not None and event.type() == QEvent.Type.StyleChange:
             self._follow_theme()
 
     def reset_choices(self, event: object = None) -> None:
@@ -202,7 +202,7 @@ class ConvLoRAWidget(QWidget):
         outer = QVBoxLayout(self)
         outer.setContentsMargins(0, 0, 0, 0)
         outer.addWidget(scroll)
-        self.setMinimumWidth(340)
+        self.setMinimumWidth(365)
 
     def _wire(self) -> None:
         flow, table, bar = self.workflow, self.table, self.run_bar

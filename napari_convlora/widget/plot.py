@@ -54,14 +54,14 @@ class TrainingPlot(QWidget):
         """Return a wide, low size."""
         return QSize(260, 8 * QFontMetrics(self.font()).height())
 
-    def paintEvent(self, event: QPaintEvent) -> None:
+    def paintEvent(self, event: QPaintEvent | None) -> None:
         """Draw legend, frame and curves."""
         painter = QPainter(self)
         painter.setRenderHint(QPainter.RenderHint.Antialiasing)
         text = self.palette().windowText().color()
         accent = self._accent or self.palette().highlight().color()
         line = QFontMetrics(self.font()).height()
-        frame = QRectF(self.rect()).adjusted(0.5, line + _GAP, -0.5, -line - 2)
+        frame = QRectF(self.rect()).adjusted(3, line + _GAP, -3, -line - 2)
         faint = QColor(text)
         faint.setAlphaF(0.35)
         painter.setPen(QPen(faint, 1))

@@ -53,7 +53,7 @@ class SettingsForm:
         )
         self.detail = CheckBox(
             label="Detail branch",
-            text="",
+            text="filters at full resolution",
             value=model.detail,
             tooltip="Local filters at full resolution: thin structure, and the first preview.",
         )
@@ -66,6 +66,7 @@ class SettingsForm:
             value=train.max_minutes or 0,
             tooltip="0 sets no limit.",
         )
+        self.max_minutes.native.setSpecialValueText("no limit")
         self.preview_seconds = FloatSpinBox(
             label="Preview every (s)",
             min=0,
@@ -74,6 +75,7 @@ class SettingsForm:
             value=_PREVIEW_SECONDS if train.preview_seconds is None else train.preview_seconds,
             tooltip="How often the prediction is refreshed while training; 0 is never.",
         )
+        self.preview_seconds.native.setSpecialValueText("never")
         self.seed = SpinBox(label="Seed", min=0, max=2**31 - 1, value=train.seed)
         self.device = ComboBox(label="Device", choices=get_args(DeviceName), value=train.device)
         self.native = Form(

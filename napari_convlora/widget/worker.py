@@ -140,7 +140,7 @@ class Runner:
     def _on_finished(self) -> None:
         self._worker = None
         if self._running is not self._job:  # the warm-up; a job may have come meanwhile
-            if self._job is not None and not self._closed:
+            if self._job is not None and self.controls is not None and not self._closed:
                 self._launch(self._job, self.controls)
             return
         self._job = None

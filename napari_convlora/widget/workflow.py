@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
     from napari_convlora.session import Session
 
+_HOW = {
+    "stopped": "was stopped",
+    "time": "used up its time",
+    "plateau": "had no more to gain and is done",
+}
 _LOADED = "The adapter is loaded; press Predict to use it on an image."
 _PREDICTED = (
     "The prediction is ready. Correct mistakes by painting on it, then press Adapt; or export."
@@ -326,7 +331,9 @@ class Workflow(QObject):
             case events.Paused():
                 self.said.emit(f"Paused after step {message.step}; press Resume to go on.")
             case events.Preview() if self._target is not None:
-                self._target.show(message.labels, message.plane)
+                shown = self._target.show(message.labels, message.plane)
+                if shown and message.stage == "detail":
+                    self.said.emit("A first preview, from local filters; now SAM is adapted.")
                 self.changed.emit()
             case events.Finished():
                 self._finish(message)
@@ -357,7 +364,7 @@ class Workflow(QObject):
             self._outcome = "Stopped before the first step; nothing has changed."
             return
         number = len(session.rounds) if session is not None else 1
-        how = {"stopped": "was stopped", "time": "used up its time"}.get(message.reason, "is done")
+        how = _HOW.get(message.reason, "is done")
         self._outcome = (
             f"Round {number} {how}{self._score}. Correct mistakes by painting on 'prediction', "
             "then press Adapt again; or export."
