@@ -13,6 +13,17 @@ from napari_convlora.config import MAX_CLASSES, ConvLoRAError
 
 _DELAY_MS = 150
 _SLICE_SECONDS = 0.01
+_PIECE = 2**20
+
+
+def pixels_by_id(labels: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield pixels per id so far, a piece of `labels` at a time; ids of no class come last."""
+    flat = labels.reshape(-1)
+    total = np.zeros(MAX_CLASSES + 2, np.int64)
+    for start in range(0, flat.size, _PIECE):
+        piece = np.clip(flat[start : start + _PIECE], 0, MAX_CLASSES + 1)
+        total += np.bincount(piece, minlength=MAX_CLASSES + 2)
+        yield total
 
 
 class PixelCounter(QObject):
@@ -20,17 +31,17 @@ class PixelCounter(QObject):
 
     Parameters
     ----------
-    pieces
-        Starts a count: yields pixels per id so far, (256,) or longer.
+    labels
+        Returns what to count; None if there is nothing.
     """
 
     counted = Signal(dict)
 
     def __init__(
-        self, pieces: Callable[[], Iterator[np.ndarray]], parent: QObject | None = None
+        self, labels: Callable[[], np.ndarray | None], parent: QObject | None = None
     ) -> None:
         super().__init__(parent)
-        self._start = pieces
+        self._labels = labels
         self._pieces: Iterator[np.ndarray] = iter(())
         self._total = np.zeros(0, np.int64)
         self._soon, self._next = QTimer(self), QTimer(self)
@@ -51,18 +62,20 @@ class PixelCounter(QObject):
         self._next.stop()
 
     def _begin(self) -> None:
-        self._pieces, self._total = self._start(), np.zeros(0, np.int64)
+        try:
+            labels = self._labels()
+        except ConvLoRAError:  # the layer has just lost its size; Adapt says what is wrong
+            return
+        self._pieces = iter(()) if labels is None else pixels_by_id(labels)
+        self._total = np.zeros(0, np.int64)
         self._go_on()
 
     def _go_on(self) -> None:
         until = time.monotonic() + _SLICE_SECONDS
-        try:
-            for total in self._pieces:
-                self._total = total
-                if time.monotonic() > until:
-                    self._next.start()
-                    return
-        except ConvLoRAError:  # the layer has just lost its size; Adapt says what is wrong
-            return
+        for total in self._pieces:
+            self._total = total
+            if time.monotonic() > until:
+                self._next.start()
+                return
         ids = np.flatnonzero(self._total[: MAX_CLASSES + 1])
         self.counted.emit({int(i): int(self._total[i]) for i in ids if i})

@@ -83,7 +83,7 @@ def _run(out: Path, headless: bool) -> int:
     viewer.window.resize(1500, 950)
     viewer.open_sample("napari-convlora", _SAMPLE)
     _, widget = viewer.window.add_plugin_dock_widget("napari-convlora", "Conv-LoRA")
-    widget.settings.container["max_minutes"].value = _MINUTES
+    widget.settings.max_minutes.value = _MINUTES
     history: list = []
     failures: list[str] = []
     flow = widget.workflow

@@ -1,10 +1,10 @@
-"""magicgui widgets as the rows of a Qt form."""
+"""magicgui widgets as the rows of a Qt form, and a button that unfolds it."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qtpy.QtWidgets import QFormLayout, QWidget
+from qtpy.QtWidgets import QFormLayout, QPushButton, QWidget
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,3 +32,18 @@ class Form(QWidget):
     def show_row(self, widget: ValueWidget, shown: bool) -> None:
         """Show or hide a row, its label included."""
         self._form.setRowVisible(widget.native, shown)
+
+
+class Unfolding(QPushButton):
+    """Button that shows and hides `content`, which begins hidden."""
+
+    def __init__(self, title: str, content: QWidget, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._title, self._content = title, content
+        self.clicked.connect(lambda: self.unfold(self._content.isHidden()))
+        self.unfold(False)
+
+    def unfold(self, shown: bool) -> None:
+        """Show or hide the content."""
+        self._content.setVisible(shown)
+        self.setText(f"{self._title} {'▾' if shown else '▸'}")

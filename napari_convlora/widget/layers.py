@@ -6,23 +6,21 @@ Everything here runs in the main thread; what travels to the worker is a `Snapsh
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from napari.layers import Image, Labels
-from qtpy.QtCore import QTimer
 
 from napari_convlora.annotations import merge_corrections, protect
-from napari_convlora.config import MAX_CLASSES, ClassInfo, InputError
+from napari_convlora.config import ClassInfo, InputError
 from napari_convlora.widget import class_colours
 from napari_convlora.widget.jobs import Snapshot
+from napari_convlora.widget.new_layer import labels_like
+from napari_convlora.widget.strokes import StrokeWatch
 
 if TYPE_CHECKING:
     from napari.viewer import Viewer
-
-_TRANSFORMS = ("rotate", "shear", "affine", "units", "axis_labels")
-_COUNT_PIXELS = 2**20
 
 
 class ImageLayers:
@@ -59,8 +57,7 @@ class ImageLayers:
         self.prediction: Labels | None = None
         self._written = np.empty(0, np.uint8)
         self._edited = False
-        self._in_stroke = False
-        self._waiting: Callable[[], object] | None = None
+        self._stroke: StrokeWatch | None = None
 
     @property
     def pixels(self) -> Any:
@@ -128,13 +125,17 @@ class ImageLayers:
 
     def adopt(self, layer: Labels) -> None:
         """Use the user's own `layer` as annotations; its pixels stay as they are."""
+        self.check_fits(layer)
+        self.annotations = layer
+        self.show_classes(self.classes)
+
+    def check_fits(self, layer: Labels) -> None:
+        """Raise an `InputError` unless `layer` can hold annotations of this image."""
         if not self.fits(layer):
             raise InputError(
                 f"'{layer.name}' cannot hold annotations of '{self.image.name}'; choose an "
                 "editable Labels layer of the image's own size."
             )
-        self.annotations = layer
-        self.show_classes(self.classes)
 
     def find_layers(self) -> bool:
         """Take up layers that an earlier session or the sample data made; True if there were."""
@@ -160,8 +161,8 @@ class ImageLayers:
                 layer.metadata.update(class_colours.metadata(classes, role, self.image.name))
 
     def painted(self) -> np.ndarray:
-        """Annotations as a view (P, H, W); all 0 if there is no layer."""
-        if self.annotations is None:
+        """Annotations as a view (P, H, W); all 0 if there is no layer in the viewer."""
+        if self.annotations is None or not self.annotating:
             return np.zeros(self.planes_shape, np.int32)
         if not self.fits(self.annotations):
             raise InputError(
@@ -183,15 +184,6 @@ class ImageLayers:
         self.collect_corrections()
         painted = self.painted().copy()
         return Snapshot(self.image.name, self.pixels, self.image.rgb, self.channel_axis, painted)
-
-    def count(self) -> Iterator[np.ndarray]:
-        """Yield pixels per id so far, a piece of the annotations at a time; no id is last."""
-        flat = self.painted().reshape(-1)
-        total = np.zeros(MAX_CLASSES + 2, np.int64)
-        for start in range(0, flat.size, _COUNT_PIXELS):
-            piece = np.clip(flat[start : start + _COUNT_PIXELS], 0, MAX_CLASSES + 1)
-            total += np.bincount(piece, minlength=MAX_CLASSES + 2)
-            yield total
 
     def collect_corrections(self) -> int:
         """Turn edits of the prediction into annotations; returns how many pixels changed.
@@ -218,12 +210,14 @@ class ImageLayers:
         self._forget_undo()
         return count
 
-    def let_go(self, layer: Labels) -> None:
-        """Take note that the user removed `layer`; corrections on it are kept as annotations."""
-        if layer is self.prediction:
+    def let_go(self, layer: Image | Labels) -> None:
+        """Take note that the user removed `layer`; corrections are kept as annotations."""
+        if layer is not self.annotations:
             self.collect_corrections()
+        if layer is self.prediction:
             layer.events.paint.disconnect(self._on_edit)
-            layer.mouse_drag_callbacks.remove(self._follow_stroke)
+            if self._stroke is not None:
+                self._stroke.end()
             self.prediction = None
 
     def erase(self, class_id: int) -> int:
@@ -244,9 +238,9 @@ class ImageLayers:
         user is in the middle of a stroke on the prediction a preview is left out (returns False)
         and a whole prediction waits for the end of the stroke.
         """
-        if self._in_stroke:
+        if self._stroke is not None and self._stroke.active:
             if plane is None:
-                self._waiting = lambda: self.show(labels, plane)
+                self._stroke.afterwards(lambda: self.show(labels))
             return False
         if self.prediction is None or not self.fits(self.prediction):
             self._watch(self._new("prediction"))
@@ -262,22 +256,10 @@ class ImageLayers:
         return True
 
     def _new(self, role: str) -> Labels:
-        image, scale, translate = self.image, self.image.scale.copy(), self.image.translate.copy()
-        if self.channel_axis is not None:
-            # One label voxel spans all channels, so it shows whichever channel is looked at.
-            n = self.pixels.shape[self.channel_axis]
-            translate[self.channel_axis] += scale[self.channel_axis] * (n - 1) / 2
-            scale[self.channel_axis] *= n
         taken = any(layer.name == role for layer in self.viewer.layers)
-        return Labels(
-            np.zeros(self.shape, np.int32),
-            name=f"{role} of {image.name}" if taken else role,
-            scale=scale,
-            translate=translate,
-            opacity=0.7 if role == "annotations" else 0.5,
-            **{name: getattr(image, name) for name in _TRANSFORMS},
-            **class_colours.attributes(self.classes, role, image.name),
-        )
+        name = f"{role} of {self.image.name}" if taken else role
+        shape, classes = self.shape, self.classes
+        return labels_like(self.image, shape, self.channel_axis, role, name, classes)
 
     def _view(self) -> np.ndarray:
         assert self.prediction is not None
@@ -287,21 +269,8 @@ class ImageLayers:
         self.prediction = layer
         self._written = np.zeros(self.planes_shape, np.uint8)
         np.copyto(self._written, self._view(), casting="unsafe")
-        layer.mouse_drag_callbacks.append(self._follow_stroke)
+        self._stroke = StrokeWatch(layer)
         layer.events.paint.connect(self._on_edit)
-
-    def _follow_stroke(self, layer: Labels, event: Any) -> Iterator[None]:
-        self._in_stroke = True
-        try:
-            yield
-            while event.type == "mouse_move":
-                yield
-        finally:
-            self._in_stroke = False
-            if self._waiting is not None:
-                # Later, as napari closes the stroke's undo item after its callbacks have run.
-                QTimer.singleShot(0, self._waiting)
-                self._waiting = None
 
     def _on_edit(self, event: Any) -> None:
         # Undo and redo do not say "paint", but neither can come before the first edit.

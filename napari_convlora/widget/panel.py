@@ -8,11 +8,9 @@ from napari.utils.notifications import show_error, show_warning
 from napari.utils.theme import get_theme
 from qtpy.QtCore import QEvent, Qt
 from qtpy.QtWidgets import (
-    QFileDialog,
     QFrame,
     QGridLayout,
     QLabel,
-    QMessageBox,
     QPushButton,
     QScrollArea,
     QVBoxLayout,
@@ -21,7 +19,9 @@ from qtpy.QtWidgets import (
 
 from napari_convlora.annotations import default_classes
 from napari_convlora.config import ClassInfo, ConvLoRAError
+from napari_convlora.widget import dialogs
 from napari_convlora.widget.class_table import ClassTable
+from napari_convlora.widget.form import Unfolding
 from napari_convlora.widget.jobs import Recipe
 from napari_convlora.widget.plot import TrainingPlot
 from napari_convlora.widget.run_bar import RunBar
@@ -33,10 +33,6 @@ if TYPE_CHECKING:
     import napari.layers
 
     from napari_convlora.session import Session
-
-_MASKS = "TIFF (*.tif *.tiff);;PNG (*.png)"
-_ADAPTER = "Adapter (*.safetensors)"
-_CHECKPOINT = "Checkpoint (*.pth *.pt *.safetensors);;All files (*)"
 
 
 class ConvLoRAWidget(QWidget):
@@ -51,13 +47,14 @@ class ConvLoRAWidget(QWidget):
 
     Attributes
     ----------
-    workflow, source, settings, table, run_bar, plot
+    workflow, images, source, settings, table, run_bar, plot
         The parts, each of which works without the others.
     """
 
     def __init__(self, napari_viewer: "napari.viewer.Viewer", session: "Session | None" = None):
         super().__init__()
         self.workflow = Workflow(napari_viewer, session, self)
+        self.images = self.workflow.images
         self.source = SourceForm(napari_viewer, self._fits, self)
         self.settings = SettingsForm()
         self.table = ClassTable(default_classes(2))
@@ -80,7 +77,7 @@ class ConvLoRAWidget(QWidget):
         self._masks = QPushButton("Export masks…")
         self._lay_out()
         self._wire()
-        self.workflow.set_classes(self.table.classes)
+        self.images.show_classes(self.table.classes)
         # Captures the workflow only, as this widget is half gone when `destroyed` comes.
         workflow = self.workflow
         self.destroyed.connect(lambda *_: workflow.close())
@@ -118,16 +115,16 @@ class ConvLoRAWidget(QWidget):
     def reset_choices(self, event: object = None) -> None:
         """Follow the viewer; napari calls this when layers come, go or are renamed."""
         self._refresh()
-        self.workflow.look_for_layers()
+        self.images.look_for_layers()
         self._refresh()
 
     def start_annotating(self) -> "napari.layers.Labels | None":
         """Create the annotations layer of the chosen image and take up the brush."""
-        return self._try(lambda: self.workflow.start_annotating(self.table.current or 1))
+        return self._try(lambda: self.images.start_annotating(self.table.current or 1))
 
     def use_annotations(self, layer: "napari.layers.Labels") -> None:
         """Use a Labels layer of the user's own as annotations."""
-        self._try(lambda: self.workflow.use_annotations(layer))
+        self._try(lambda: self.images.use_annotations(layer))
 
     def adapt(self) -> None:
         """Start a round."""
@@ -165,7 +162,7 @@ class ConvLoRAWidget(QWidget):
 
     def remove_class(self, class_id: int) -> None:
         """Remove a class; Ctrl-Z on the annotations brings its painted pixels and row back."""
-        self._try(lambda: self.workflow.erase_class(class_id))
+        self._try(lambda: self.images.erase_class(class_id))
         self.table.remove(class_id)
 
     def _follow_theme(self) -> None:
@@ -173,8 +170,6 @@ class ConvLoRAWidget(QWidget):
         self.plot.set_accent(get_theme(self._viewer.theme).current.as_hex())
 
     def _lay_out(self) -> None:
-        self._advanced = QPushButton()
-        self._toggle_advanced(False)
         buttons = QGridLayout()
         for i, button in enumerate((self._predict, self._masks, self._load, self._save)):
             buttons.addWidget(button, i // 2, i % 2)
@@ -183,7 +178,7 @@ class ConvLoRAWidget(QWidget):
         column.setSpacing(6)
         for part in (
             self.source.native,
-            self._advanced,
+            Unfolding("Advanced", self.settings.native),
             self.settings.native,
             self._annotate,
             self.table,
@@ -208,14 +203,13 @@ class ConvLoRAWidget(QWidget):
         flow, table, bar = self.workflow, self.table, self.run_bar
         self.source.image_chosen.connect(self._on_image)
         self.source.annotations_chosen.connect(self.use_annotations)
-        self.source.file_asked.connect(self._ask_checkpoint)
-        self._advanced.clicked.connect(
-            lambda: self._toggle_advanced(self.settings.native.isHidden())
+        self.source.file_asked.connect(
+            lambda: dialogs.with_checkpoint(self, self.source.choose_backbone)
         )
         self._annotate.clicked.connect(self.start_annotating)
         table.changed.connect(self._on_classes)
-        table.selected.connect(flow.select_class)
-        table.removal_asked.connect(self._ask_removal)
+        table.selected.connect(self.images.select_class)
+        table.removal_asked.connect(self._on_removal)
         table.refused.connect(self._say)
         bar.adapt_pressed.connect(self.adapt)
         bar.stop_pressed.connect(self.stop)
@@ -223,7 +217,7 @@ class ConvLoRAWidget(QWidget):
         flow.changed.connect(self._refresh)
         flow.said.connect(self._say)
         flow.failed.connect(self._complain)
-        flow.counted.connect(self._on_counted)
+        self.images.counted.connect(self._on_counted)
         flow.found.connect(self._on_found)
         flow.ready.connect(self.source.set_backbones)
         flow.started.connect(self._on_started)
@@ -231,17 +225,9 @@ class ConvLoRAWidget(QWidget):
         flow.scored.connect(lambda s: self.plot.add(scores=[(s.step, s.score)]))
         flow.tiled.connect(bar.show_tiles)
         self._predict.clicked.connect(self.predict)
-        self._masks.clicked.connect(self._ask_masks)
-        self._save.clicked.connect(self._ask_adapter)
-        self._load.clicked.connect(self._ask_load)
-
-    def _toggle_advanced(self, shown: bool) -> None:
-        self.settings.native.setVisible(shown)
-        self._advanced.setText(
-            "Advanced \N{BLACK DOWN-POINTING SMALL TRIANGLE}"
-            if shown
-            else "Advanced \N{BLACK RIGHT-POINTING SMALL TRIANGLE}"
-        )
+        self._masks.clicked.connect(lambda: dialogs.with_masks(self, self.export_masks))
+        self._save.clicked.connect(lambda: dialogs.with_new_adapter(self, self.export_adapter))
+        self._load.clicked.connect(lambda: dialogs.with_adapter(self, self.load_adapter))
 
     def _recipe(self) -> Recipe:
         return Recipe(
@@ -249,7 +235,7 @@ class ConvLoRAWidget(QWidget):
         )
 
     def _fits(self, layer: "napari.layers.Labels") -> bool:
-        record = self.workflow.current
+        record = self.images.current
         return record is not None and record.fits(layer)
 
     def _try(self, action):
@@ -267,12 +253,12 @@ class ConvLoRAWidget(QWidget):
         self._say(sentence)
 
     def _on_image(self) -> None:
-        self.workflow.set_image(self.source.image, self.source.channel_axis)
-        self._say(self._advice())
+        self.images.choose(self.source.image, self.source.channel_axis)
+        self._say(self.images.next_step())
 
     def _on_classes(self) -> None:
         self._untouched = False
-        self.workflow.set_classes(self.table.classes)
+        self.images.show_classes(self.table.classes)
         self._refresh()
 
     def _on_found(self, classes: tuple[ClassInfo, ...]) -> None:
@@ -283,12 +269,17 @@ class ConvLoRAWidget(QWidget):
         else:
             self.table.ensure(classes)
 
+    def _on_removal(self, class_id: int) -> None:
+        name = next(info.name for info in self.classes if info.id == class_id)
+        if dialogs.may_remove(self, name, self.images.counts.get(class_id, 0)):
+            self.remove_class(class_id)
+
     def _on_counted(self, counts: dict[int, int]) -> None:
         self.table.ensure(default_classes(counts))
         changed, self._counts = counts != self._counts, counts
         self.table.set_counts(counts)
         if changed and not self.running and not self.workflow.has_adapter:
-            self._say(self._advice())
+            self._say(self.images.next_step())
 
     def _on_started(self, total_steps: int, held_out: bool) -> None:
         self.plot.restart(total_steps, held_out)
@@ -298,21 +289,10 @@ class ConvLoRAWidget(QWidget):
         self.plot.add(losses=[(s.step, s.loss) for s in steps])
         self.run_bar.show_steps(steps)
 
-    def _advice(self) -> str:
-        """Say what to do next, before the first round."""
-        record, painted = self.workflow.current, self.workflow.counts
-        if record is None:
-            return "Open an image to begin, or try File > Open Sample > Conv-LoRA."
-        if not record.annotating:
-            return "Press Start annotating, then paint a few strokes of each class."
-        if len(painted) < 2:
-            return "Select a class in the table and paint a stroke; do so for two classes or more."
-        return f"Press Adapt to learn from {sum(painted.values()):,} painted pixels."
-
     def _refresh(self) -> None:
         """Derive what is enabled from the state, in this one place."""
         flow = self.workflow
-        record, idle = flow.current, not flow.running
+        record, idle = self.images.current, not flow.running
         annotating = record is not None and record.annotating
         self._annotate.setEnabled(record is not None and not annotating)
         self._annotate.setVisible(not annotating)
@@ -322,36 +302,3 @@ class ConvLoRAWidget(QWidget):
         self._masks.setEnabled(record is not None and record.predicted)
         self.run_bar.show_state(flow.phase, paused=flow.paused, can_adapt=annotating)
         self.source.refresh(record.annotations if record is not None else None)
-
-    def _ask_removal(self, class_id: int) -> None:
-        painted = self.workflow.counts.get(class_id, 0)
-        name = next(info.name for info in self.classes if info.id == class_id)
-        question = (
-            f"Remove '{name}' and erase its {painted:,} painted pixels in this image, and those "
-            "in others? Undo (Ctrl-Z on the annotations layer) brings them back."
-        )
-        yes = QMessageBox.StandardButton.Yes
-        if not painted or QMessageBox.question(self, "Remove class", question) == yes:
-            self.remove_class(class_id)
-
-    def _ask_checkpoint(self) -> None:
-        path, _ = QFileDialog.getOpenFileName(self, "Checkpoint of a SAM", "", _CHECKPOINT)
-        if path:
-            self.source.choose_backbone(path)
-
-    def _ask_masks(self) -> None:
-        path, _ = QFileDialog.getSaveFileName(self, "Export masks", "masks.tif", _MASKS)
-        if path:
-            self.export_masks(path)
-
-    def _ask_adapter(self) -> None:
-        path, _ = QFileDialog.getSaveFileName(
-            self, "Export adapter", "adapter.safetensors", _ADAPTER
-        )
-        if path:
-            self.export_adapter(path)
-
-    def _ask_load(self) -> None:
-        path, _ = QFileDialog.getOpenFileName(self, "Load adapter", "", _ADAPTER)
-        if path:
-            self.load_adapter(path)

@@ -128,6 +128,6 @@ def test_removing_a_class_keeps_corrections_of_others(ready, paint, wait):
 def test_painting_an_id_outside_the_table_adds_it(ready, paint, qtbot):
     viewer, widget = ready()
     paint(viewer.layers["annotations"], 5, 40)
-    qtbot.waitUntil(lambda: widget.workflow.counts.get(5) == 150)
+    qtbot.waitUntil(lambda: widget.images.counts.get(5) == 150)
     assert [info.id for info in widget.classes] == [1, 2, 5]
     assert widget.table._table.item(2, 2).text() == "150"

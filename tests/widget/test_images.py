@@ -26,13 +26,13 @@ def test_a_16_bit_stack_with_scale(
     assert np.array_equal(layer.scale, image.scale)
     assert np.array_equal(layer.translate, image.translate)
     viewer.dims.set_current_step(0, 2)
-    assert widget.workflow.current.plane() == 2
+    assert widget.images.current.plane() == 2
     paint(layer, 1, 70, plane=(2,))
     paint(layer, 2, 10, plane=(2,))
     paint(layer, 1, 10, plane=(0,))
     seen = []
-    show = widget.workflow.current.show
-    widget.workflow.current.show = lambda *a: seen.append(a[1:]) or show(*a)
+    show = widget.images.current.show
+    widget.images.current.show = lambda *a: seen.append(a[1:]) or show(*a)
     widget.adapt()
     qtbot.waitUntil(lambda: bool(seen), timeout=20_000)
     assert seen[0] == (2,)
@@ -101,7 +101,7 @@ def test_the_users_own_labels_layer_serves_as_annotations(
     assert widget.status.startswith("Round 1 is done")
     assert (layer.data == own).all()
     with pytest.raises(InputError, match="'too small' cannot hold annotations"):
-        widget.workflow.use_annotations(viewer.layers["too small"])
+        widget.images.use_annotations(viewer.layers["too small"])
 
 
 def test_a_new_widget_takes_up_the_layers_of_the_last(ready, wait, make_widget, paint):

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import tifffile
+from napari.utils.interactions import (
+    mouse_move_callbacks,
+    mouse_press_callbacks,
+    mouse_release_callbacks,
+)
 
 ROUND = "Round {} is done"
 
@@ -43,7 +49,7 @@ def test_paint_adapt_correct_adapt_export_reload_predict(
         str(i): int((annotations.data == i).sum()) for i in (1, 2)
     }
     assert (prediction.data[10:60, 40:43] == wrong).all()
-    qtbot.waitUntil(lambda: widget.workflow.counts.get(1) == (annotations.data == 1).sum())
+    qtbot.waitUntil(lambda: widget.images.counts.get(1) == (annotations.data == 1).sum())
 
     widget.export_masks(tmp_path / "masks.tif")
     assert (tifffile.imread(tmp_path / "masks.tif") == prediction.data).all()
@@ -52,7 +58,6 @@ def test_paint_adapt_correct_adapt_export_reload_predict(
     widget.export_adapter(tmp_path / "a.safetensors")
     assert (tmp_path / "a.safetensors").stat().st_size > 1000
     expected = prediction.data.copy()
-    (viewer.layers.remove(layer) for layer in (prediction, annotations))
 
     # A colleague's viewer: predicts without a label.
     other = make_napari_viewer_proxy()
@@ -93,18 +98,18 @@ def test_corrections_are_one_undoable_item_of_the_annotations(ready, paint, wait
     for column in (30, 50):  # painting what was predicted anyway is no correction
         paint(prediction, 3 - predicted[10, column], column)
     changed = (prediction.data != predicted).sum()
-    assert widget.workflow.current.collect_corrections() == changed > 50
+    assert widget.images.current.collect_corrections() == changed > 50
     assert (viewer.layers["annotations"].data != before).sum() == changed
     viewer.layers["annotations"].undo()
     assert (viewer.layers["annotations"].data == before).all()
-    assert widget.workflow.current.collect_corrections() == 0
+    assert widget.images.current.collect_corrections() == 0
 
 
 def test_previews_refresh_the_prediction_while_training(ready, wait):
     _, widget = ready(max_steps=30, preview_seconds=0.05)
     written = []
-    show = widget.workflow.current.show
-    widget.workflow.current.show = lambda *a: written.append(a[1:]) or show(*a)
+    show = widget.images.current.show
+    widget.images.current.show = lambda *a: written.append(a[1:]) or show(*a)
     widget.adapt()
     wait(widget)
     assert written[0] == (0,)
@@ -116,20 +121,39 @@ def test_nothing_is_written_in_the_middle_of_a_stroke(ready, wait, qtbot):
     viewer, widget = ready()
     widget.adapt()
     wait(widget)
-    record, layer = widget.workflow.current, viewer.layers["prediction"]
-    event = type("Event", (), {"type": "mouse_move"})()
-    assert record._follow_stroke in layer.mouse_drag_callbacks
-    stroke = record._follow_stroke(layer, event)
-    next(stroke)
+    record, layer = widget.images.current, viewer.layers["prediction"]
+    layer.mode = "paint"
+    layer.brush_size = 1
     before = layer.data.copy()
+    layer.selected_label = int(3 - before[30, 40])
+    mouse = {
+        "is_dragging": True,
+        "view_direction": None,
+        "dims_displayed": [0, 1],
+        "dims_point": [0, 0],
+        "button": 1,
+        "modifiers": [],
+        "handled": False,
+    }
+    event = SimpleNamespace(type="mouse_press", position=(30, 40), **mouse)
+    mouse_press_callbacks(layer, event)
+    event.type, event.position = "mouse_move", (30, 45)
+    mouse_move_callbacks(layer, event)
+    stroke = layer.data.copy()
+    assert (stroke != before).sum() > 1
     flipped = 3 - before
-    assert record.show(flipped[None]) is False
-    next(stroke)
-    assert (layer.data == before).all()
+    assert record.show(flipped, plane=0) is False  # a preview is left out
+    assert record.show(flipped[None]) is False  # a whole prediction waits
+    assert (layer.data == stroke).all()
     event.type = "mouse_release"
-    assert next(stroke, "over") == "over"
+    mouse_release_callbacks(layer, event)
     free = record.painted()[0] == 0
-    qtbot.waitUntil(lambda: bool((layer.data == flipped)[free].all()))
+    qtbot.waitUntil(lambda: bool((layer.data == flipped)[free & (stroke == before)].all()))
+    # The stroke itself has become an annotation, and the whole of it is one undo item.
+    painted = viewer.layers["annotations"]
+    assert (painted.data[stroke != before] == stroke[stroke != before]).all()
+    painted.undo()
+    assert (painted.data > 0).sum() == 300
 
 
 def test_other_annotated_images_are_learnt_from_too(ready, paint, wait, halves):

@@ -195,7 +195,10 @@ def test_training_runs_in_one_other_thread(ready, wait, monkeypatch):
 
 
 def test_the_window_answers_while_a_round_trains(ready, qtbot, wait):
-    _, widget = ready(max_steps=60, preview_seconds=0.3)
+    _, widget = ready(preview_seconds=0.3)
+    widget.adapt()  # adds the prediction layer, which takes napari a good tenth of a second
+    wait(widget)
+    widget.settings.max_steps.value = 60
     beats = []
     timer = QTimer()
     timer.timeout.connect(lambda: beats.append(time.perf_counter()))

@@ -1,0 +1,56 @@
+"""Questions to the user: file names, and whether to remove a class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from qtpy.QtWidgets import QFileDialog, QMessageBox, QWidget
+
+_MASKS = "TIFF (*.tif *.tiff);;PNG (*.png)"
+_ADAPTER = "Adapter (*.safetensors)"
+_CHECKPOINT = "Checkpoint (*.pth *.pt *.safetensors);;All files (*)"
+
+Action = Callable[[str], None]
+"""What to do with the chosen path; nothing is done when the user cancels."""
+
+
+def with_masks(parent: QWidget, action: Action) -> None:
+    """Ask where to write masks."""
+    _save(parent, action, "Export masks", "masks.tif", _MASKS)
+
+
+def with_new_adapter(parent: QWidget, action: Action) -> None:
+    """Ask where to write an adapter."""
+    _save(parent, action, "Export adapter", "adapter.safetensors", _ADAPTER)
+
+
+def with_adapter(parent: QWidget, action: Action) -> None:
+    """Ask for an adapter file."""
+    _open(parent, action, "Load adapter", _ADAPTER)
+
+
+def with_checkpoint(parent: QWidget, action: Action) -> None:
+    """Ask for a checkpoint file."""
+    _open(parent, action, "Checkpoint of a Segment Anything model", _CHECKPOINT)
+
+
+def may_remove(parent: QWidget, name: str, painted: int) -> bool:
+    """Whether to remove a class of `painted` pixels; not asked if there are none."""
+    question = (
+        f"Remove '{name}' and erase its {painted:,} painted pixels in this image, and those in "
+        "others? Undo (Ctrl-Z on the annotations layer) brings them back."
+    )
+    yes = QMessageBox.StandardButton.Yes
+    return not painted or QMessageBox.question(parent, "Remove class", question) == yes
+
+
+def _save(parent: QWidget, action: Action, title: str, name: str, kinds: str) -> None:
+    path, _ = QFileDialog.getSaveFileName(parent, title, name, kinds)
+    if path:
+        action(path)
+
+
+def _open(parent: QWidget, action: Action, title: str, kinds: str) -> None:
+    path, _ = QFileDialog.getOpenFileName(parent, title, "", kinds)
+    if path:
+        action(path)

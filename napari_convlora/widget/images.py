@@ -1,0 +1,211 @@
+"""The images of a session and which one is current, with their layers and classes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from napari.layers import Image, Labels
+from qtpy.QtCore import QObject, Signal
+
+from napari_convlora.config import ClassInfo, ConvLoRAError, InputError
+from napari_convlora.widget.class_colours import known_classes
+from napari_convlora.widget.counting import PixelCounter
+from napari_convlora.widget.layers import ImageLayers
+
+if TYPE_CHECKING:
+    from napari.viewer import Viewer
+
+
+class Images(QObject):
+    """Every image that was worked on, each with its own annotations and prediction.
+
+    Signals
+    -------
+    changed
+        Another image is current, or its layers have changed.
+    counted
+        Painted pixels of the current image per class id.
+    found
+        Classes that a layer brings along.
+    leaving
+        The `ImageLayers` that are about to change under a run, and why.
+    failed
+        What went wrong, in one sentence.
+    """
+
+    changed = Signal()
+    counted = Signal(dict)
+    found = Signal(object)
+    leaving = Signal(object, str)
+    failed = Signal(str)
+
+    def __init__(self, viewer: Viewer, parent: QObject | None = None) -> None:
+        super().__init__(parent)
+        self.viewer = viewer
+        self.classes: tuple[ClassInfo, ...] = ()
+        self.current: ImageLayers | None = None
+        self.counts: dict[int, int] = {}
+        self._records: dict[tuple[Image, int | None], ImageLayers] = {}
+        self._counter = PixelCounter(self._painted, self)
+        self._counter.counted.connect(self._on_counted)
+        viewer.layers.events.removed.connect(self._on_layer_removed)
+
+    def close(self) -> None:
+        """Let go of the viewer; corrections that were not learnt yet become annotations."""
+        self._counter.stop()
+        self.viewer.layers.events.removed.disconnect(self._on_layer_removed)
+        for record in self._records.values():
+            with contextlib.suppress(ConvLoRAError):
+                record.collect_corrections()
+
+    def need(self) -> ImageLayers:
+        """Return the current image.
+
+        Raises
+        ------
+        InputError
+            There is none.
+        """
+        if self.current is None:
+            raise InputError("No image is chosen; open one, for example from File > Open Sample.")
+        return self.current
+
+    def learnable(self) -> list[ImageLayers]:
+        """Return the current image and the annotated ones with as many channels."""
+        current = self.need()
+        return [
+            current,
+            *(
+                other
+                for other in self._records.values()
+                if other is not current
+                and other.annotating
+                and other.n_channels == current.n_channels
+            ),
+        ]
+
+    def next_step(self) -> str:
+        """Say what the user should do next, before the first round."""
+        if self.current is None:
+            return "Open an image to begin, or try File > Open Sample > Conv-LoRA."
+        if not self.current.annotating:
+            return "Press Start annotating, then paint a few strokes of each class."
+        if len(self.counts) < 2:
+            return "Select a class in the table and paint a stroke; do so for two classes or more."
+        return f"Press Adapt to learn from {sum(self.counts.values()):,} painted pixels."
+
+    def choose(self, image: Image | None, channel_axis: int | None = None) -> None:
+        """Work on `image` from now on; the layers of other images stay as they are."""
+        record = None
+        if image is not None:
+            key = (image, None if image.rgb else channel_axis)
+            if key not in self._records:
+                self._records[key] = ImageLayers(self.viewer, image, self.classes, key[1])
+            record = self._records[key]
+        if record is self.current:
+            return
+        self.leaving.emit(self.current, "another image was chosen")
+        self.current = record
+        self.look_for_layers()
+        self._touch()
+
+    def look_for_layers(self) -> None:
+        """Take up layers of the current image that the sample data or a reader brought."""
+        record = self.current
+        if record is not None and record.find_layers():
+            for layer in (record.annotations, record.prediction):
+                self._learn_classes(layer)
+            record.show_classes(self.classes)
+            self._listen(record)
+            self._counter.touch()
+
+    def show_classes(self, classes: Sequence[ClassInfo]) -> None:
+        """Show `classes` in every layer of ours."""
+        self.classes = tuple(classes)
+        for record in self._records.values():
+            record.show_classes(self.classes)
+
+    def select_class(self, class_id: int) -> None:
+        """Paint with this class from now on."""
+        if self.current is not None:
+            for layer in (self.current.annotations, self.current.prediction):
+                if layer is not None:
+                    layer.selected_label = class_id
+
+    def start_annotating(self, class_id: int = 1) -> Labels:
+        """Create the annotations layer, or bring it back, and take up the brush."""
+        record = self.need()
+        layer = record.annotate()
+        self._listen(record)
+        layer.selected_label = class_id
+        layer.brush_size = max(3, round(min(record.planes_shape[1:]) / 60))
+        layer.mode = "paint"
+        self.viewer.layers.selection.active = layer
+        self._touch()
+        return layer
+
+    def use_annotations(self, layer: Labels) -> None:
+        """Take the user's own Labels layer for annotations of the current image.
+
+        Raises
+        ------
+        InputError
+            It has another size, or cannot be painted on.
+        """
+        record = self.need()
+        if layer is record.annotations:
+            return
+        record.check_fits(layer)
+        self.leaving.emit(record, "other annotations were chosen")
+        self._learn_classes(layer)
+        record.adopt(layer)
+        self._listen(record)
+        self._touch()
+
+    def erase_class(self, class_id: int) -> int:
+        """Erase a class from every image; Ctrl-Z on the annotations brings its strokes back."""
+        count = sum(record.erase(class_id) for record in self._records.values())
+        self._counter.touch()
+        return count
+
+    def _touch(self) -> None:
+        self._counter.touch()
+        self.changed.emit()
+
+    def _learn_classes(self, layer: Labels | None) -> None:
+        if layer is not None:
+            meta = {n: getattr(layer, n) for n in ("metadata", "features", "colormap")}
+            self.found.emit(known_classes(meta))
+
+    def _listen(self, record: ImageLayers) -> None:
+        layer = record.annotations
+        if layer is not None:  # connecting twice is connecting once
+            for event in (layer.events.paint, layer.events.set_data, layer.events.data):
+                event.connect(self._counter.touch)
+
+    def _painted(self) -> np.ndarray | None:
+        return None if self.current is None else self.current.painted()
+
+    def _on_counted(self, counts: dict[int, int]) -> None:
+        self.counts = counts
+        self.counted.emit(counts)
+        self.changed.emit()
+
+    def _on_layer_removed(self, event: Any) -> None:
+        layer = event.value
+        for key, record in list(self._records.items()):
+            if layer not in (record.image, record.annotations, record.prediction):
+                continue
+            self.leaving.emit(record, f"'{layer.name}' was removed")
+            try:
+                record.let_go(layer)
+            except ConvLoRAError as error:
+                self.failed.emit(str(error))
+            if layer is record.image:
+                del self._records[key]
+                if record is self.current:
+                    self.current = None
+        self._touch()

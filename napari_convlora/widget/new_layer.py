@@ -1,0 +1,56 @@
+"""New Labels layers that lie exactly on an image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from napari.layers import Image, Labels
+
+from napari_convlora.config import ClassInfo
+from napari_convlora.widget import class_colours
+
+_TRANSFORMS = ("rotate", "shear", "affine", "units", "axis_labels")
+_OPACITY = {"annotations": 0.7, "prediction": 0.5}
+
+
+def labels_like(
+    image: Image,
+    shape: tuple[int, ...],
+    channel_axis: int | None,
+    role: str,
+    name: str,
+    classes: Sequence[ClassInfo],
+) -> Labels:
+    """Return an empty Labels layer in the place of `image` and the colours of `classes`.
+
+    Parameters
+    ----------
+    image
+        Whose transforms the layer takes.
+    shape
+        Of the layer; the channel axis has length 1.
+    channel_axis
+        Axis of `image` that holds channels, if any.
+    role
+        ``annotations`` or ``prediction``.
+    name
+        Of the layer.
+    classes
+        The class table.
+    """
+    scale, translate = image.scale.copy(), image.translate.copy()
+    if channel_axis is not None:
+        # One label voxel spans all channels, so it shows whichever channel is looked at.
+        n = (image.data[0] if image.multiscale else image.data).shape[channel_axis]
+        translate[channel_axis] += scale[channel_axis] * (n - 1) / 2
+        scale[channel_axis] *= n
+    return Labels(
+        np.zeros(shape, np.int32),
+        name=name,
+        scale=scale,
+        translate=translate,
+        opacity=_OPACITY[role],
+        **{transform: getattr(image, transform) for transform in _TRANSFORMS},
+        **class_colours.attributes(classes, role, image.name),
+    )
