@@ -25,8 +25,8 @@ from napari_convlora.data import (
 from napari_convlora.detail import DetailBranch, region_features
 from napari_convlora.devices import choose_device
 from napari_convlora.events import RunControl
-from napari_convlora.files import check_pixels
 from napari_convlora.model import SemanticSAM
+from napari_convlora.planes import check_pixels
 
 OVERLAP = 0.25
 Y = TypeVar("Y")

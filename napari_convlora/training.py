@@ -32,11 +32,11 @@ from napari_convlora.events import (
     Started,
     Step,
 )
-from napari_convlora.files import check_pixels
 from napari_convlora.heads import HeadOutput
 from napari_convlora.losses import VOID, class_weights, dense_loss, query_loss
 from napari_convlora.metrics import scores
 from napari_convlora.model import SemanticSAM
+from napari_convlora.planes import check_pixels
 from napari_convlora.prediction import Returning, detail_logits, plane_logits
 from napari_convlora.sampling import (
     TrainingSet,
@@ -274,9 +274,7 @@ def _fit_detail(run: _Round, detail: DetailBranch) -> Iterator[Preview]:
     )
     chosen = [torch.ones_like(fold), ~fold, fold]
     for branch, keep in zip([detail, *run.halves], chosen, strict=True):
-        steps = fit(
-            branch, features[keep], target[keep], run.config.detail_steps, run.config.seed
-        )
+        steps = fit(branch, features[keep], target[keep], run.config.detail_steps, run.config.seed)
         for _ in steps:
             if run.control.stopping:
                 break

@@ -21,14 +21,8 @@ from PIL import Image
 
 from napari_convlora import files
 from napari_convlora.config import InputError
-from napari_convlora.files import (
-    atomic_write,
-    check_pixels,
-    drop_alpha,
-    read_image,
-    read_labels,
-    to_planes,
-)
+from napari_convlora.files import atomic_write, read_image, read_labels
+from napari_convlora.planes import check_pixels, drop_alpha, to_planes
 
 few = settings(max_examples=25, deadline=None)
 dtypes = st.sampled_from(["uint8", "uint16", "int16", "int32", "float32", "float64"])

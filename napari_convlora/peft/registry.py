@@ -54,9 +54,6 @@ def balance_loss(module: nn.Module) -> Tensor | float:
     Tensor or float
         Scalar; 0.0 where no layer routes.
     """
-    losses = [
-        layer.balance_loss
-        for layer in module.modules()
-        if isinstance(getattr(layer, "balance_loss", None), Tensor)
-    ]
+    found = (getattr(layer, "balance_loss", None) for layer in module.modules())
+    losses = [loss for loss in found if isinstance(loss, Tensor)]
     return torch.stack(losses).sum() if losses else 0.0

@@ -13,7 +13,7 @@ import numpy as np
 from napari_convlora.annotations import LabelledImage
 from napari_convlora.config import AdapterError, ClassInfo, ModelConfig, TrainConfig
 from napari_convlora.events import Finished, Step
-from napari_convlora.files import drop_alpha, to_planes
+from napari_convlora.planes import drop_alpha, to_planes
 
 if TYPE_CHECKING:
     from napari_convlora.adapter_file import Adapter

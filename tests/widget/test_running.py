@@ -207,5 +207,5 @@ def test_the_window_answers_while_a_round_trains(ready, qtbot, wait):
     wait(widget)
     timer.stop()
     gaps = 1000 * np.diff(beats)
-    print(f"longest gap {gaps.max():.0f} ms, 99 % {np.percentile(gaps, 99):.0f} ms")  # noqa: T201
+    print(f"longest gap {gaps.max():.0f} ms, 99 % {np.percentile(gaps, 99):.0f} ms")
     assert gaps.max() < 200
