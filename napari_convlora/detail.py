@@ -23,7 +23,7 @@ HALO = 48
 """Pixels around a region that its filters can see, to 3 sigma."""
 
 _WIDTH = 128
-_BATCH = 4096
+_BATCH = 2048
 _LEARNING_RATE = 6e-3
 _SMOOTHING = 0.05
 _DROPOUT = 0.1
@@ -139,7 +139,7 @@ def fit(
     target
         (N,) int64 class index.
     steps
-        Optimiser steps of at most 4,096 random pixels.
+        Optimiser steps of at most 2,048 random pixels.
     seed
         Of the pixel draw.
     """

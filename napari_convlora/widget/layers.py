@@ -231,6 +231,21 @@ class ImageLayers:
             self._put(np.s_[:], np.where(view == class_id, 0, view))
         return len(at[0])
 
+    def prepare_prediction(self) -> None:
+        """Have the prediction layer in the viewer, empty where it is new.
+
+        napari takes up to a third of a second to add a layer: better spent when a button is
+        pressed than in the middle of a round.
+        """
+        if self.prediction is None or not self.fits(self.prediction):
+            self._watch(self._new("prediction"))
+        if not self.predicted:
+            layers = self.viewer.layers
+            below = layers.index(self.annotations) if self.annotating else len(layers)
+            active = layers.selection.active
+            layers.insert(below, self.prediction)
+            layers.selection.active = active  # the user may be painting on another layer
+
     def show(self, labels: np.ndarray, plane: int | None = None) -> bool:
         """Write class ids (P, H, W), or (H, W) of one plane, into the prediction layer.
 
@@ -242,14 +257,7 @@ class ImageLayers:
             if plane is None:
                 self._stroke.afterwards(lambda: self.show(labels))
             return False
-        if self.prediction is None or not self.fits(self.prediction):
-            self._watch(self._new("prediction"))
-        if not self.predicted:
-            layers = self.viewer.layers
-            below = layers.index(self.annotations) if self.annotating else len(layers)
-            active = layers.selection.active
-            layers.insert(below, self.prediction)
-            layers.selection.active = active  # the user may be painting on another layer
+        self.prepare_prediction()
         self.collect_corrections()
         part = np.s_[:] if plane is None else np.s_[plane : plane + 1]
         self._put(part, protect(labels.reshape(self._written[part].shape), self.painted()[part]))

@@ -110,6 +110,8 @@ class Workflow(QObject):
         record = self.images.need()
         first, *others = (other.snapshot() for other in self.images.learnable())
         snapshots = [first, *(other for other in others if other.annotations.any())]
+        if len(self.images.counts) > 1:
+            record.prepare_prediction()
         job = jobs.adapt(snapshots, self.images.classes, recipe)
         self._start(job, record, "Loading the backbone…")
 
