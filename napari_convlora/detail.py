@@ -126,7 +126,12 @@ class DetailBranch(nn.Module):
 
 
 def fit(
-    branch: DetailBranch, features: Tensor, target: Tensor, steps: int, seed: int = 0
+    branch: DetailBranch,
+    features: Tensor,
+    target: Tensor,
+    steps: int,
+    seed: int = 0,
+    surroundings: Tensor | None = None,
 ) -> Iterator[float]:
     """Fit `branch` on labelled pixels; yields the loss after every step.
 
@@ -142,10 +147,15 @@ def fit(
         Optimiser steps of at most 2,048 random pixels.
     seed
         Of the pixel draw.
+    surroundings
+        (M, F) float32, features of any pixels, labelled or not, for the standardisation. A filter
+        that says the same on all strokes may still vary beyond them; scaled by the strokes alone
+        it would drown the rest there.
     """
     generator = torch.Generator().manual_seed(seed)
-    branch.mean.copy_(features.mean(0))
-    branch.std.copy_(features.std(0, unbiased=False).clamp_min(1e-6))
+    known = features if surroundings is None else torch.cat([features, surroundings])
+    branch.mean.copy_(known.mean(0))
+    branch.std.copy_(known.std(0, unbiased=False).clamp_min(1e-6))
     weights = class_weights(target.bincount(minlength=branch.n_classes))
     optimiser = torch.optim.AdamW(branch.parameters(), lr=_LEARNING_RATE, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(

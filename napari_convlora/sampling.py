@@ -21,6 +21,7 @@ _HELD_SHARE = 0.12
 _MIN_BLOCKS = 8
 _PIXELS_PER_CLASS = 30_000
 _REGION = 512
+_SURROUNDINGS = 4096
 
 
 @dataclass
@@ -136,15 +137,15 @@ def _folds(
 
 def pixel_samples(
     data: TrainingSet, normalizer: Normalizer, seed: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Filter responses of labelled pixels, region by region.
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """Filter responses of labelled pixels and of their surroundings, region by region.
 
     At most 30,000 random pixels per class are used.
 
     Yields
     ------
-    features, target, fold : ndarray
-        (N, F) float32, (N,) int64 and (N,) bool.
+    features, target, fold, surroundings : ndarray
+        (N, F) float32, (N,) int64, (N,) bool, and (M, F) float32 of random pixels of the region.
     """
     rng = np.random.default_rng(seed)
     for i, image in enumerate(data.images):
@@ -169,6 +170,7 @@ def pixel_samples(
                 features[inside[:, 1] - top, inside[:, 2] - left],
                 inside[:, 3].astype(np.int64),
                 data.fold[i][at],
+                rng.choice(features.reshape(-1, features.shape[-1]), _SURROUNDINGS),
             )
 
 

@@ -269,14 +269,14 @@ def _adapt(*args) -> Iterator[Event]:
 def _fit_detail(run: _Round, detail: DetailBranch) -> Iterator[Preview]:
     """Fit the detail branch on all labelled pixels, show it, then one branch on each half."""
     parts = list(pixel_samples(run.data, run.normalizer, run.config.seed))
-    features, target, fold = (
+    features, target, fold, surroundings = (
         torch.from_numpy(np.concatenate(part)).to(run.device) for part in zip(*parts, strict=True)
     )
     chosen = [torch.ones_like(fold), ~fold, fold]
     for branch, keep in zip([detail, *run.halves], chosen, strict=True):
         # The halves only serve the loss: a third of the steps will do for them.
         n_steps = run.config.detail_steps // (1 if branch is detail else 3)
-        steps = fit(branch, features[keep], target[keep], n_steps, run.config.seed)
+        steps = fit(branch, features[keep], target[keep], n_steps, run.config.seed, surroundings)
         for _ in steps:
             if run.control.stopping:
                 break

@@ -143,17 +143,18 @@ def test_pixel_samples_are_the_training_pixels_with_their_fold() -> None:
     annotations[0, 10, :600], annotations[1, 20, 300:650] = 1, 2
     image = picture(annotations)
     data = training_set([image], [1, 2], 0)
-    features, target, fold = (
+    features, target, fold, surroundings = (
         np.concatenate(part) for part in zip(*pixel_samples(data, UNIT, 0), strict=True)
     )
     assert features.shape == (data.counts().sum(), 24)
+    assert surroundings.shape[1] == 24
     assert np.bincount(target).tolist() == data.counts().tolist()
     assert fold.sum() == data.fold[0][data.target[0] != VOID].sum()
 
 
 def test_pixel_samples_bound_a_dense_image() -> None:
     data = training_set([picture(dense(400, 400))], [1, 2], 0)
-    target = np.concatenate([t for _, t, _ in pixel_samples(data, UNIT, 0)])
+    target = np.concatenate([t for _, t, *_ in pixel_samples(data, UNIT, 0)])
     assert len(target) < data.counts().sum() / 2
     assert (np.bincount(target) > 20_000).all()
 
@@ -162,7 +163,7 @@ def test_pixel_samples_leave_held_out_pixels_alone(monkeypatch: pytest.MonkeyPat
     image = picture(dense())
     data = training_set([image], [1, 2], 0)
     monkeypatch.setattr("napari_convlora.detail.filter_bank", lambda array: array)
-    seen = np.concatenate([f for f, _, _ in pixel_samples(data, UNIT, 0)])
+    seen = np.concatenate([f for f, *_ in pixel_samples(data, UNIT, 0)])
     held = image.image[0][data.held[0][0] != VOID]
     assert not np.isin(seen, held).any()
     assert np.isin(seen, image.image).all()
@@ -186,7 +187,7 @@ def test_detail_logits_come_from_the_half_that_did_not_see_the_pixel(
         monkeypatch.setattr(f"napari_convlora.{module}.filter_bank", lambda array: array)
     image = picture(dense(100, 100))
     data = training_set([image], [1, 2], 0)
-    features, _, fold = (
+    features, _, fold, _ = (
         np.concatenate(part) for part in zip(*pixel_samples(data, UNIT, 0), strict=True)
     )
     halves = [Memory(features[~fold, 0]), Memory(features[fold, 0])]
