@@ -324,11 +324,13 @@ def test_a_seed_decides_everything(backbone: Backbone, scene: Scene) -> None:
     image, _ = scene()
 
     def run(seed: int, disturb: bool = False) -> dict[str, torch.Tensor]:
-        last: Event | None = None
-        for last in adapt(backbone, [image], CLASSES, config=replace(QUICK, seed=seed)):
+        events = []
+        for event in adapt(backbone, [image], CLASSES, config=replace(QUICK, seed=seed)):
+            events.append(event)
             if disturb:
                 torch.rand(7)
                 np.random.random(3)
+        last = events[-1]
         assert isinstance(last, Finished)
         return last.adapter.state
 

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from napari_convlora.adapter_file import Adapter
+from napari_convlora.annotations import default_classes
+from napari_convlora.backbones import REGISTRY, Backbone, load_backbone
+from napari_convlora.backbones.sam import build_vit
+from napari_convlora.backbones.testing import random_backbone
+from napari_convlora.config import AdapterError, InputError, ModelConfig, TrainConfig
+from napari_convlora.events import Finished
+from napari_convlora.model import SemanticSAM
+from napari_convlora.prediction import Returning, predict
+from napari_convlora.training import adapt
+
+QUICK = TrainConfig(max_steps=2, views=2, detail_steps=10, device="cpu")
+LIMIT = 20_000_000
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return random_backbone()
+
+
+@pytest.fixture(scope="module")
+def adapter(backbone: Backbone) -> Adapter:
+    from tests.conftest import CLASSES, make_scene
+
+    *_, last = adapt(backbone, [make_scene()[0]], CLASSES, config=QUICK)
+    assert isinstance(last, Finished)
+    return last.adapter
+
+
+@pytest.fixture(scope="module")
+def content(adapter: Adapter, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return adapter.save(tmp_path_factory.mktemp("adapter") / "a.safetensors").read_bytes()
+
+
+def probabilities(adapter: Adapter, backbone: Backbone) -> np.ndarray:
+    image = np.random.default_rng(1).random((1, 70, 90, 1)).astype(np.float32)
+    steps = Returning(predict(adapter, backbone, image, probabilities=True, device="cpu"))
+    for _ in steps:
+        pass
+    assert steps.value is not None
+    return steps.value.probabilities
+
+
+def test_a_loaded_adapter_predicts_the_same(
+    adapter: Adapter, backbone: Backbone, tmp_path: Path
+) -> None:
+    loaded = Adapter.load(adapter.save(tmp_path / "a.safetensors"))
+    assert loaded == replace(adapter, state=loaded.state)
+    np.testing.assert_array_equal(probabilities(adapter, backbone), probabilities(loaded, backbone))
+
+
+def test_the_header_tells_what_a_person_wants_to_know(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(content)
+    with safetensors.safe_open(tmp_path / "a", "pt") as file:
+        header = json.loads(file.metadata()["napari_convlora"])
+    assert header["format"] == 1
+    assert [c["name"] for c in header["classes"]] == [c.name for c in default_classes(3)]
+    assert header["summary"]["steps"] == 2
+    assert {"backbone", "model", "normalizer", "pixel_scale", "package"} <= set(header)
+
+
+def test_another_backbone_is_refused(adapter: Adapter) -> None:
+    with pytest.raises(AdapterError, match="trained on"):
+        adapter.build(random_backbone("vit"))
+    other = random_backbone()
+    other.checkpoint_sha256 = "f" * 64
+    with pytest.raises(AdapterError, match="ffffffffffff"):
+        replace(adapter, backbone_sha256="e" * 64).build(other)
+
+
+def test_a_newer_format_asks_for_an_update(
+    adapter: Adapter, content: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / "new.safetensors"
+    safetensors.torch.save_file(adapter.state, path, {"napari_convlora": '{"format": 2}'})
+    with pytest.raises(AdapterError, match="pip install --upgrade"):
+        Adapter.load(path)
+
+
+@pytest.mark.parametrize(
+    "header", ["", "[]", "{}", '{"format": 1}', '{"format": "x"}', "[" * 100_000, "{" + " " * 2**20]
+)
+def test_a_damaged_header_is_one_sentence(header: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.safetensors"
+    safetensors.torch.save_file({"x": torch.zeros(1)}, path, {"napari_convlora": header})
+    with pytest.raises(AdapterError, match="header"):
+        Adapter.load(path)
+
+
+class Evil:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.marker,)
+
+
+def test_a_pickle_is_refused_without_running_it(tmp_path: Path) -> None:
+    marker = tmp_path / "was-here"
+    for name, dump in (("a.safetensors", pickle.dumps), ("b.pth", None)):
+        path = tmp_path / name
+        if dump is not None:
+            path.write_bytes(dump(Evil(marker)))
+        else:
+            torch.save({"x": Evil(marker)}, path)
+        with pytest.raises(AdapterError, match="not an adapter"):
+            Adapter.load(path)
+    assert not marker.exists()
+
+
+def test_other_tensors_and_missing_files_are_told_apart(tmp_path: Path) -> None:
+    safetensors.torch.save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
+    with pytest.raises(AdapterError, match="no napari-convlora adapter"):
+        Adapter.load(tmp_path / "x.safetensors")
+    with pytest.raises(AdapterError, match="no adapter file"):
+        Adapter.load(tmp_path / "absent.safetensors")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_a_cut_or_altered_file_never_crashes(
+    data: st.DataObject, content: bytes, backbone: Backbone, tmp_path: Path
+) -> None:
+    at = data.draw(st.integers(0, len(content) - 1) | st.integers(0, 3000))
+    cut = data.draw(st.booleans())
+    damaged = content[:at] if cut else content[:at] + b"\xff" + content[at + 1 :]
+    path = tmp_path / "damaged.safetensors"
+    path.write_bytes(damaged)
+    try:
+        Adapter.load(path).build(backbone)
+    except AdapterError as error:
+        assert "\n" not in str(error)
+    else:
+        assert not cut
+
+
+def test_a_failed_save_keeps_the_old_file(
+    adapter: Adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = adapter.save(tmp_path / "a.safetensors")
+    before = path.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(InputError, match="disk is full"):
+        replace(adapter, pixel_scale=2.0).save(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def size(model: SemanticSAM) -> int:
+    return sum(t.numel() * t.element_size() for t in model.adapter_state().values())
+
+
+def test_the_file_stays_small_for_vit_b() -> None:
+    with torch.device("meta"):
+        parts = build_vit("vit_b")
+    # Only what is trained is counted, so the frozen encoder may stay without memory.
+    parts.mask_decoder.to_empty(device="cpu")
+    model = SemanticSAM(Backbone(REGISTRY["vit_b"], parts), ModelConfig(first_block=0), 12)
+    trained = sum(p.numel() * 4 for p in model.trained().values())
+    assert trained < LIMIT
+
+
+def test_the_file_stays_small_for_litemedsam() -> None:
+    pytest.importorskip("importlib.metadata").version("pip")
+    try:
+        backbone = load_backbone("litemedsam")
+    except Exception as error:
+        pytest.skip(f"LiteMedSAM is absent: {error}")
+    assert size(SemanticSAM(backbone, ModelConfig(first_block=0), 12)) < LIMIT

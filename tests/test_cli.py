@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import csv
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from napari_convlora import cli
+from napari_convlora.backbones.testing import random_backbone
+from tests.conftest import make_scene
+
+COMMANDS = ["adapt", "predict", "evaluate", "weights", "doctor", "demo"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two images with strokes and truth, and a tiny random backbone under every name."""
+    backbone = random_backbone()
+    monkeypatch.setattr("napari_convlora.session.load_backbone", lambda name: backbone)
+    for i in range(2):
+        scene, truth = make_scene(seed=i)
+        grey = (scene.image[0, ..., 0] * 255).astype(np.uint8)
+        tifffile.imwrite(tmp_path / f"image{i}.tif", grey)
+        tifffile.imwrite(tmp_path / f"strokes{i}.tif", scene.annotations[0].astype(np.uint8))
+        (tmp_path / "truth").mkdir(exist_ok=True)
+        Image.fromarray(truth[0].astype(np.uint8)).save(tmp_path / "truth" / f"image{i}.png")
+    return tmp_path
+
+
+def adapt(folder: Path, *more: str) -> int:
+    return cli.main(
+        [
+            "adapt",
+            *("--images", str(folder / "image0.tif"), "--labels", str(folder / "strokes0.tif")),
+            *("--out", str(folder / "a.safetensors"), "--max-steps", "4", "--device", "cpu"),
+            *more,
+        ]
+    )
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    text = capsys.readouterr().err.strip()
+    assert "Traceback" not in text
+    assert len(text.splitlines()) == 1, text
+    return text
+
+
+def test_adapt_predict_evaluate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = folder / "classes.json"
+    table.write_text('{"1": "dark", "2": "bright", "3": "striped"}')
+    history = folder / "history.csv"
+    assert adapt(folder, "--classes", str(table), "--history", str(history)) == cli.DONE
+    rows = list(csv.DictReader(history.open()))
+    assert [row["step"] for row in rows] == ["1", "2", "3", "4"]
+    assert all(float(row["loss"]) > 0 for row in rows)
+
+    images = [str(folder / f"image{i}.tif") for i in range(2)]
+    out = folder / "masks"
+    command = ["predict", str(folder / "a.safetensors"), "--images", *images, "--out", str(out)]
+    assert cli.main([*command, "--probabilities", "--device", "cpu"]) == cli.DONE
+    for i in range(2):
+        mask = tifffile.imread(out / f"image{i}.tif")
+        assert mask.shape == (96, 96)
+        assert mask.dtype == np.uint8
+        assert set(np.unique(mask)) <= {1, 2, 3}
+        assert tifffile.imread(out / f"image{i}_probabilities.tif").shape == (3, 96, 96)
+    names = [c["name"] for c in json.loads((out / "classes.json").read_text())["classes"]]
+    assert names == ["dark", "bright", "striped"]
+
+    for path in out.glob("*_probabilities.tif"):
+        path.unlink()
+    (out / "classes.json").unlink()
+    result = folder / "scores.json"
+    command = ["evaluate", "--predictions", str(out), "--labels", str(folder / "truth")]
+    assert cli.main([*command, "--json", str(result)]) == cli.DONE
+    scores = json.loads(result.read_text())
+    assert set(scores["images"]) == {"image0", "image1"}
+    printed = capsys.readouterr().out
+    assert f"{scores['scores']['mean_iou']:.4f}" in printed
+
+
+@pytest.mark.parametrize("method", ["lora", "decoder_only"])
+def test_other_methods_are_selectable(folder: Path, method: str) -> None:
+    assert adapt(folder, "--method", method, "--preset", "full") == cli.DONE
+
+
+def test_one_bad_image_does_not_spoil_the_others(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapt(folder)
+    capsys.readouterr()
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    images = [str(folder / name) for name in ("broken.png", "image1.tif")]
+    command = ["predict", str(folder / "a.safetensors"), "--images", *images]
+    assert cli.main([*command, "--out", str(folder / "masks")]) == cli.FAILED
+    assert (folder / "masks" / "image1.tif").exists()
+    assert "broken.png" in one_line(capsys)
+
+
+def spoil(folder: Path, what: str) -> list[str]:
+    """Make one thing wrong; returns further arguments of `adapt`."""
+    labels = folder / "strokes0.tif"
+    strokes = tifffile.imread(labels)
+    match what:
+        case "damaged":
+            (folder / "image0.tif").write_bytes((folder / "image0.tif").read_bytes()[:400])
+        case "empty":
+            tifffile.imwrite(labels, strokes * 0)
+        case "one class":
+            tifffile.imwrite(labels, np.minimum(strokes, 1))
+        case "another size":
+            tifffile.imwrite(labels, strokes[:50])
+        case "float":
+            tifffile.imwrite(labels, strokes.astype(np.float32))
+        case "class table":
+            (folder / "c.json").write_text('{"1": "dark"}')
+            return ["--classes", str(folder / "c.json")]
+        case "pixel":
+            tifffile.imwrite(folder / "image0.tif", np.full((96, 96), 7, np.uint8))
+        case "NaN":
+            tifffile.imwrite(folder / "image0.tif", np.full((96, 96), np.nan, np.float32))
+        case "cuda":
+            return ["--device", "cuda"]
+        case "cannot be written":
+            return ["--out", str(folder / "image1.tif" / "a.safetensors")]
+    return []
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        *("damaged", "empty", "one class", "another size", "float", "class table"),
+        *("pixel", "NaN", "cuda", "cannot be written"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_nothing_is_written(
+    folder: Path, what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = {"empty": "Nothing is annotated", "one class": "Only class 1", "float": "whole numbers"}
+    said |= {"another size": "50 x 96"}
+    assert adapt(folder, *spoil(folder, what)) == cli.FAILED
+    assert said.get(what, what) in one_line(capsys)
+    assert not (folder / "a.safetensors").exists()
+
+
+def test_a_pickle_is_no_adapter(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = folder / "evil.safetensors"
+    path.write_bytes(pickle.dumps({"a": 1}))
+    command = ["predict", str(path), "--images", str(folder / "image0.tif"), "--out", str(folder)]
+    assert cli.main(command) == cli.FAILED
+    assert "not an adapter" in one_line(capsys)
+
+
+def test_a_missing_checkpoint_says_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NAPARI_CONVLORA_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cli.main(["weights", "path", "vit_b"]) == cli.FAILED
+    assert "weights fetch vit_b" in one_line(capsys)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([command, "--help"]) == cli.DONE
+    assert "usage: napari-convlora" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["paint"],
+        ["adapt"],
+        ["adapt", "--images", "a", "b", "--labels", "c", "--out", "d"],
+        ["adapt", "--images", "a", "--labels", "c", "--out", "d", "--max-steps", "0"],
+        ["adapt", "--images", "a", "--labels", "c", "--out", "d", "--max-minutes", "nan"],
+        ["predict", "a", "--images", "x/same.tif", "y/same.png", "--out", "d"],
+        ["evaluate", "--predictions", "a", "--labels", "b", "--ignore", "-1"],
+        ["weights"],
+    ],
+)
+def test_bad_usage_exits_with_2(arguments: list[str]) -> None:
+    assert cli.main(arguments) == cli.BAD_USAGE
+
+
+def test_weights_and_doctor_report(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["weights", "list"]) == cli.DONE
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in ("vit_b", "vit_l", "vit_h", "vit_t", "litemedsam"))
+    assert cli.main(["doctor"]) == cli.DONE
+    assert "torch" in capsys.readouterr().out
+
+
+def test_the_module_runs_as_a_program() -> None:
+    command = [sys.executable, "-m", "napari_convlora", "predict"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == cli.BAD_USAGE
+    assert "usage:" in run.stderr

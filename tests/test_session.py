@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from napari_convlora.annotations import LabelledImage
+from napari_convlora.backbones.testing import random_backbone
+from napari_convlora.config import ConvLoRAError, TrainConfig, WeightsError
+from napari_convlora.events import Failed, Finished
+from napari_convlora.prediction import Returning
+from napari_convlora.session import Session, State
+from tests.conftest import CLASSES, make_scene
+
+QUICK = TrainConfig(max_steps=2, views=2, detail_steps=10, device="cpu")
+
+
+@pytest.fixture
+def session(monkeypatch: pytest.MonkeyPatch) -> Session:
+    backbone = random_backbone()
+    monkeypatch.setattr("napari_convlora.session.load_backbone", lambda name: backbone)
+    return Session(train_config=QUICK)
+
+
+def test_rounds_follow_each_other_and_the_last_adapter_predicts(session: Session) -> None:
+    image, truth = make_scene()
+    assert session.state is State.EMPTY
+    for number in (1, 2):
+        *_, last = session.run_round([image], CLASSES)
+        assert isinstance(last, Finished)
+        assert session.state is State.READY
+        assert session.rounds[-1].number == number
+        assert session.installed is last.adapter
+    steps = Returning(session.predict(image.image))
+    assert list(steps)
+    assert steps.value.labels.shape == truth.shape
+
+
+def test_a_failed_round_keeps_what_was_there(session: Session) -> None:
+    image, _ = make_scene()
+    list(session.run_round([image], CLASSES))
+    kept = session.installed
+    empty = LabelledImage(image.image, np.zeros_like(image.annotations))
+    *_, last = session.run_round([empty], CLASSES)
+    assert isinstance(last, Failed)
+    assert session.state is State.FAILED
+    assert session.installed is kept
+    assert len(session.rounds) == 1
+
+
+def test_a_backbone_that_cannot_be_loaded_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> None:
+        raise WeightsError(f"{name} is not here; fetch it.")
+
+    monkeypatch.setattr("napari_convlora.session.load_backbone", absent)
+    session = Session(train_config=QUICK)
+    (only,) = session.run_round([make_scene()[0]], CLASSES)
+    assert only == Failed("litemedsam is not here; fetch it.")
+    assert session.state is State.FAILED
+
+
+def test_predicting_before_any_adapter_says_what_to_do(session: Session) -> None:
+    with pytest.raises(ConvLoRAError, match="press Adapt or load"):
+        list(session.predict(make_scene()[0].image))
+
+
+def test_an_abandoned_round_does_not_stay_in_training(session: Session) -> None:
+    events = session.run_round([make_scene()[0]], CLASSES)
+    next(events)
+    assert session.state is State.TRAINING
+    events.close()
+    assert session.state is State.FAILED
+
+
+def test_frozen_features_serve_the_next_round(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, _ = make_scene()
+    list(session.run_round([image], CLASSES))
+    known = len(session.cache)
+    session.train_config = replace(QUICK)
+    list(session.run_round([image], CLASSES))
+    assert len(session.cache) == known > 0
