@@ -14,6 +14,7 @@ from torch import Tensor
 
 from napari_convlora.backbones import Backbone
 from napari_convlora.config import (
+    MAX_CLASSES,
     AdapterError,
     ClassInfo,
     HeadName,
@@ -149,7 +150,7 @@ class Adapter:
             ) from error
         try:
             return cls(state=state, **_from_header(header))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise AdapterError(
                 f"The header of {path.name} is damaged ({error}); export the adapter again."
             ) from error
@@ -159,7 +160,7 @@ def _parse_header(text: str, name: str) -> dict[str, Any]:
     try:
         header = json.loads(text) if len(text) <= _MAX_HEADER else None
         version = int(header["format"])  # type: ignore[index]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise AdapterError(f"The header of {name} is damaged; export the adapter again.") from error
     if version > FORMAT_VERSION:
         raise AdapterError(
@@ -171,23 +172,49 @@ def _parse_header(text: str, name: str) -> dict[str, Any]:
 
 
 def _from_header(header: dict[str, Any]) -> dict[str, Any]:
+    """Settings of an adapter; a stranger's header may claim anything, so each has bounds."""
     model = dict(header["model"])
     method = dict(model.pop("method_config"))
-    method["scales"] = tuple(int(s) for s in method["scales"])
+    method["scales"] = tuple(_whole(s, 1, 64) for s in method["scales"])
+    method["rank"] = _whole(method["rank"], 1, 1024)
+    method["top_k"] = _whole(method["top_k"], 1, len(method["scales"]))
+    method["alpha"] = _number(method["alpha"], -1e6, 1e6)
+    model["queries"] = _whole(model["queries"], 1, 1024)
+    if model["first_block"] is not None:
+        model["first_block"] = _whole(model["first_block"], 0, 1024)
     if model["method"] not in get_args(MethodName) or model["head"] not in get_args(HeadName):
-        raise ValueError(f"unknown method {model['method']!r} or head {model['head']!r}")
-    normalizer = header["normalizer"]
+        raise ValueError(f"unknown method {model['method']!r:.40} or head {model['head']!r:.40}")
+    ids = [_whole(c["id"], 1, MAX_CLASSES) for c in header["classes"]]
+    if not ids or len(set(ids)) < len(ids):
+        raise ValueError("its classes do not have ids of their own")
+    low, high = (
+        tuple(_number(v, -1e300, 1e300) for v in header["normalizer"][end])
+        for end in ("low", "high")
+    )
+    if not 0 < len(low) == len(high) <= 4096 or any(b <= a for a, b in zip(low, high, strict=True)):
+        raise ValueError("its normaliser has no range")
     return {
         "backbone_name": str(header["backbone"]["name"]),
         "backbone_sha256": str(header["backbone"]["sha256"]),
         "model": ModelConfig(**model, method_config=MethodConfig(**method)),
         "classes": tuple(
-            ClassInfo(int(c["id"]), str(c["name"]), str(c["colour"])) for c in header["classes"]
+            ClassInfo(i, str(c["name"]), str(c["colour"]))
+            for i, c in zip(ids, header["classes"], strict=True)
         ),
-        "normalizer": Normalizer(
-            tuple(map(float, normalizer["low"])), tuple(map(float, normalizer["high"]))
-        ),
-        "pixel_scale": float(header["pixel_scale"]),
+        "normalizer": Normalizer(low, high),
+        "pixel_scale": _number(header["pixel_scale"], 1e-3, 16),
         "summary": dict(header["summary"]),
         "version": str(header["package"]),
     }
+
+
+def _whole(value: Any, low: int, high: int) -> int:
+    if type(value) is not int or not low <= value <= high:
+        raise ValueError(f"{value!r:.40} is no whole number within {low}..{high}")
+    return value
+
+
+def _number(value: Any, low: float, high: float) -> float:
+    if type(value) not in (int, float) or not low <= value <= high:
+        raise ValueError(f"{value!r:.40} is no number within {low}..{high}")
+    return float(value)

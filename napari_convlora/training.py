@@ -96,7 +96,7 @@ def adapt(
         Always ends with `Finished` or `Failed`; bad input is a `Failed`, never an exception.
     """
     try:
-        yield from _adapt(
+        run = _Round(
             backbone,
             images,
             classes,
@@ -105,9 +105,10 @@ def adapt(
             control or RunControl(),
             FeatureCache() if cache is None else cache,  # an empty one is falsy
         )
+        yield from _adapt(run)
     except ConvLoRAError as error:
         yield Failed(str(error))
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, MemoryError):
         yield Failed(
             "The device ran out of memory; choose the fast preset, a smaller backbone or the CPU."
         )
@@ -116,7 +117,16 @@ def adapt(
 class _Round:
     """State of one round: data, model, optimiser and running scores."""
 
-    def __init__(self, backbone, images, classes, model_config, config, control, cache) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        images: Sequence[LabelledImage],
+        classes: Sequence[ClassInfo],
+        model_config: ModelConfig,
+        config: TrainConfig,
+        control: RunControl,
+        cache: FeatureCache,
+    ) -> None:
         self.control, self.cache, self.config = control, cache, config
         for image in images:
             check_pixels(image.image)
@@ -207,8 +217,7 @@ class _Round:
         )
 
 
-def _adapt(*args) -> Iterator[Event]:
-    run = _Round(*args)
+def _adapt(run: _Round) -> Iterator[Event]:
     config, control = run.config, run.control
     yield Started(config.max_steps, run.pixels, run.data.holds_out, str(run.device))
     if run.model.detail is not None:
@@ -232,7 +241,9 @@ def _adapt(*args) -> Iterator[Event]:
     while step < end:
         if control.paused and not control.stopping:
             yield Paused(step)
+            began = time.monotonic()
             control.wait()
+            run.start += time.monotonic() - began  # a pause uses up no time limit
         if control.stopping:
             reason = "stopped"
             break

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -99,6 +101,45 @@ def test_a_damaged_header_is_one_sentence(header: str, tmp_path: Path) -> None:
     safetensors.torch.save_file({"x": torch.zeros(1)}, path, {"napari_convlora": header})
     with pytest.raises(AdapterError, match="header"):
         Adapter.load(path)
+
+
+def places(value: object, path: tuple = ()) -> Iterator[tuple]:
+    """Every place in a JSON value."""
+    items = value.items() if isinstance(value, dict) else ()
+    for key, inner in enumerate(value) if isinstance(value, list) else items:
+        yield (*path, key)
+        yield from places(inner, (*path, key))
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [None, "x", "9" * 5000, -1, 0, 1.5, 2**63, math.inf, math.nan, 300, 10**9, True, [], {}, [[]]],
+    ids=lambda junk: repr(junk)[:12],
+)
+def test_a_header_that_lies_is_one_sentence_or_harmless(
+    junk: object, adapter: Adapter, backbone: Backbone, content: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(content)
+    with safetensors.safe_open(path, "pt") as file:
+        text = file.metadata()["napari_convlora"]
+    image = np.random.default_rng(1).random((1, 30, 40, 1))
+    refused = 0
+    for place in places(json.loads(text)):
+        header = inner = json.loads(text)
+        for key in place[:-1]:
+            inner = inner[key]
+        inner[place[-1]] = junk
+        safetensors.torch.save_file(adapter.state, path, {"napari_convlora": json.dumps(header)})
+        try:
+            list(predict(Adapter.load(path), backbone, image, device="cpu"))
+        except AdapterError as error:
+            refused += 1
+            assert "\n" not in str(error), place
+            assert len(str(error)) < 300, place
+        except InputError as error:
+            assert "channels" in str(error), place
+    assert refused > 10
 
 
 class Evil:
