@@ -172,7 +172,7 @@ def _parse_header(text: str, name: str) -> dict[str, Any]:
 
 
 def _from_header(header: dict[str, Any]) -> dict[str, Any]:
-    """Settings of an adapter; a stranger's header may claim anything, so each has bounds."""
+    """Check every setting: a stranger's header may claim anything."""
     model = dict(header["model"])
     method = dict(model.pop("method_config"))
     method["scales"] = tuple(_whole(s, 1, 64) for s in method["scales"])
@@ -194,7 +194,7 @@ def _from_header(header: dict[str, Any]) -> dict[str, Any]:
     if not 0 < len(low) == len(high) <= 4096 or any(b <= a for a, b in zip(low, high, strict=True)):
         raise ValueError("its normaliser has no range")
     return {
-        "backbone_name": str(header["backbone"]["name"]),
+        "backbone_name": str(header["backbone"]["name"])[:200],
         "backbone_sha256": str(header["backbone"]["sha256"]),
         "model": ModelConfig(**model, method_config=MethodConfig(**method)),
         "classes": tuple(

@@ -29,8 +29,9 @@ from napari_convlora.config import (
 
 DONE, FAILED, BAD_USAGE = 0, 1, 2
 
-_out = Console(soft_wrap=True)
-_err = Console(stderr=True, soft_wrap=True)
+# No markup: a file may be called "[red]cells.tif".
+_out = Console(soft_wrap=True, markup=False)
+_err = Console(stderr=True, soft_wrap=True, markup=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -175,6 +176,8 @@ def _adapt(options: argparse.Namespace) -> int:
     else:
         classes = annotations.default_classes({i for im in images for i in set(_ids(im))})
     files.check_writable(options.out)
+    if options.history:
+        files.check_writable(options.history)
     session = Session(
         ModelConfig(method=options.method),
         TrainConfig(

@@ -114,6 +114,8 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     """
     folder = Path(path).absolute().parent
     try:
+        if Path(path).is_dir():
+            raise IsADirectoryError(errno.EISDIR, "a folder has that name")
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:

@@ -49,7 +49,11 @@ from napari_convlora.sampling import (
 )
 
 _COOL_DOWN = 8
-_DETAIL_WEIGHTS = (0.5, 0.25, 1.0, 2.0, 8.0)
+_SMOOTHING = 0.1
+"""Label smoothing: after tens of steps on a few strokes SAM is sure of everything, and its logits
+would drown the detail branch's."""
+
+_DETAIL_WEIGHTS = (1.0, 0.25, 0.5, 2.0, 8.0)
 """Factors of the detail branch's logits: the loss uses the first, and scores may choose another.
 The last one leaves the detail branch in charge."""
 
@@ -327,7 +331,7 @@ def _step(
         if run.model.detail is not None:
             detail = torch.stack([run.detail(view) for view in views])
             both = logits + _DETAIL_WEIGHTS[0] * detail
-            loss = loss + dense_loss(both, target, run.weights)
+            loss = loss + dense_loss(both, target, run.weights, _SMOOTHING)
         (loss + run.model.balance_loss()).backward()
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     optimiser.step()
@@ -347,7 +351,7 @@ def _step(
 
 def _head_loss(run: _Round, output: HeadOutput, logits: Tensor, target: Tensor) -> Tensor:
     if output.masks is None:
-        return dense_loss(logits, target, run.weights)
+        return dense_loss(logits, target, run.weights, _SMOOTHING)
     masks = F.interpolate(output.masks, (run.tile, run.tile), mode="bilinear", align_corners=False)
     return query_loss(HeadOutput(logits, masks, output.queries), target)
 

@@ -124,7 +124,7 @@ def test_a_header_that_lies_is_one_sentence_or_harmless(
     with safetensors.safe_open(path, "pt") as file:
         text = file.metadata()["napari_convlora"]
     image = np.random.default_rng(1).random((1, 30, 40, 1))
-    refused = 0
+    refusals = []
     for place in places(json.loads(text)):
         header = inner = json.loads(text)
         for key in place[:-1]:
@@ -133,13 +133,10 @@ def test_a_header_that_lies_is_one_sentence_or_harmless(
         safetensors.torch.save_file(adapter.state, path, {"napari_convlora": json.dumps(header)})
         try:
             list(predict(Adapter.load(path), backbone, image, device="cpu"))
-        except AdapterError as error:
-            refused += 1
-            assert "\n" not in str(error), place
-            assert len(str(error)) < 300, place
-        except InputError as error:
-            assert "channels" in str(error), place
-    assert refused > 10
+        except (AdapterError, InputError) as error:
+            refusals.append(str(error))
+    assert len(refusals) > 10
+    assert not [text for text in refusals if "\n" in text or len(text) > 400]
 
 
 class Evil:

@@ -9,13 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import tifffile
+import torch
 from PIL import Image
 
 from napari_convlora import cli
+from napari_convlora.backbones import load_backbone
 from napari_convlora.backbones.testing import random_backbone
 from tests.conftest import make_scene
 
+NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 COMMANDS = ["adapt", "predict", "evaluate", "weights", "doctor", "demo"]
 
 
@@ -137,7 +141,8 @@ def spoil(folder: Path, what: str) -> list[str]:
     "what",
     [
         *("damaged", "empty", "one class", "another size", "float", "class table"),
-        *("pixel", "NaN", "cuda", "cannot be written"),
+        *("pixel", "NaN", "cannot be written"),
+        pytest.param("cuda", marks=NO_CUDA),
     ],
 )
 def test_bad_input_is_one_sentence_and_nothing_is_written(
@@ -165,6 +170,107 @@ def test_a_missing_checkpoint_says_how_to_get_it(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cli.main(["weights", "path", "vit_b"]) == cli.FAILED
     assert "weights fetch vit_b" in one_line(capsys)
+
+
+@pytest.mark.parametrize("command", ["adapt", "predict"])
+def test_a_missing_backbone_is_one_sentence(
+    folder: Path,
+    command: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert adapt(folder) == cli.DONE
+    monkeypatch.setattr("napari_convlora.session.load_backbone", load_backbone)
+    monkeypatch.setenv("NAPARI_CONVLORA_WEIGHTS", str(folder))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    capsys.readouterr()
+    image, out = ("--images", str(folder / "image0.tif")), str(folder / "masks")
+    if command == "adapt":
+        assert adapt(folder, "--backbone", "vit_b") == cli.FAILED
+    else:
+        adapter = str(folder / "a.safetensors")
+        more = ("--out", out, "--backbone", "vit_b")
+        assert cli.main(["predict", adapter, *image, *more]) == cli.FAILED
+    assert "weights fetch vit_b" in one_line(capsys)
+
+
+@pytest.mark.parametrize("option", ["--out", "--history"])
+@pytest.mark.parametrize("place", [".", "absent/file"])
+def test_where_results_go_is_checked_before_training(
+    folder: Path,
+    option: str,
+    place: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("napari_convlora.session.adapt", lambda *_, **__: pytest.fail("trained"))
+    assert adapt(folder, option, str(folder / place)) == cli.FAILED
+    assert "cannot be written" in one_line(capsys)
+
+
+def spoil_prediction(folder: Path, what: str) -> list[str]:
+    """Make one thing wrong; returns the arguments of `predict`."""
+    adapter, image, out = folder / "a.safetensors", folder / "image0.tif", folder / "masks"
+    more: list[str] = []
+    match what:
+        case "no adapter file":
+            adapter = folder / "absent.safetensors"
+        case "damaged":
+            adapter.write_bytes(adapter.read_bytes()[:-100])
+        case "no napari-convlora adapter":
+            safetensors.numpy.save_file({"x": np.zeros(2)}, adapter)
+        case "Cannot create":
+            out = image / "masks"
+        case "3 channels":
+            tifffile.imwrite(image, np.eye(30, dtype=np.uint8)[..., None].repeat(3, -1))
+        case "every pixel":
+            tifffile.imwrite(image, np.zeros((30, 30), np.uint8))
+        case "does not exist":
+            image.unlink()
+        case "cuda":
+            more = ["--device", "cuda"]
+    return ["predict", str(adapter), "--images", str(image), "--out", str(out), *more]
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        *("no adapter file", "damaged", "no napari-convlora adapter", "Cannot create"),
+        *("3 channels", "every pixel", "does not exist"),
+        pytest.param("cuda", marks=NO_CUDA),
+    ],
+)
+def test_a_prediction_that_cannot_be_made_is_one_sentence(
+    folder: Path, what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert adapt(folder) == cli.DONE
+    capsys.readouterr()
+    assert cli.main(spoil_prediction(folder, what)) == cli.FAILED
+    assert what in one_line(capsys)
+
+
+@pytest.mark.parametrize("name", ["a[red]b", "c[/d]e"])
+def test_brackets_in_names_are_printed_as_they_are(
+    folder: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert adapt(folder) == cli.DONE
+    image = ("--images", str(folder / "image0.tif"))
+    out = folder / name
+    assert cli.main(["predict", str(folder / "a.safetensors"), *image, "--out", str(out)]) == 0
+    assert str(out) in capsys.readouterr().out
+
+
+def test_a_stack_goes_in_and_comes_out(folder: Path) -> None:
+    for name in ("image0.tif", "strokes0.tif"):
+        plane = tifffile.imread(folder / name)
+        tifffile.imwrite(folder / name, np.stack([plane] * 2), metadata={"axes": "ZYX"})
+    assert adapt(folder) == cli.DONE
+    image = ("--images", str(folder / "image0.tif"))
+    command = ["predict", str(folder / "a.safetensors"), *image, "--out", str(folder / "masks")]
+    assert cli.main([*command, "--probabilities"]) == cli.DONE
+    assert tifffile.imread(folder / "masks" / "image0.tif").shape == (2, 96, 96)
+    shares = tifffile.imread(folder / "masks" / "image0_probabilities.tif")
+    assert shares.shape == (2, 3, 96, 96)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
