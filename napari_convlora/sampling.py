@@ -116,7 +116,7 @@ def _folds(
     positions: Sequence[Sequence[np.ndarray]],
     rng: np.random.Generator,
 ) -> list[np.ndarray]:
-    """Halves by image where every class occurs in both halves of the images, else by block."""
+    """Halves by image where both then hold every class, else by block, each class dealt evenly."""
     half = np.arange(len(train)) % 2 == 1
     by_image = all(
         any(len(a) for a in np.array(arrays, object)[half == side])
@@ -125,14 +125,24 @@ def _folds(
     )
     if by_image:
         return [np.full(t.shape, h) for t, h in zip(train, half, strict=True)]
-    labelled = np.unique(np.concatenate([b[t != VOID] for t, b in zip(train, blocks, strict=True)]))
-    if len(labelled) == 1:  # an image of one block: every other pixel
+    covered = [
+        np.unique(np.concatenate([b[t == c] for t, b in zip(train, blocks, strict=True)]))
+        for c in range(len(positions))
+    ]
+    if max(map(len, covered)) == 1:  # a spot of paint per class: every other pixel
         fold = [np.zeros(t.shape, bool) for t in train]
-        for f, t in zip(fold, train, strict=True):
-            f[t != VOID] = np.arange((t != VOID).sum()) % 2
+        for c, arrays in enumerate(positions):
+            for f, pixels in zip(fold, arrays, strict=True):
+                f[tuple(pixels[c % 2 :: 2].T)] = True
         return fold
-    second = rng.permuted(labelled)[: len(labelled) // 2]
-    return [np.isin(b, second) for b in blocks]
+    second: dict[int, bool] = {}
+    for own in sorted(covered, key=len):  # the rarest class is dealt out first
+        balance = sum(2 * second[block] - 1 for block in own if block in second)
+        for block in rng.permuted([block for block in own if block not in second]):
+            second[block] = balance < 0
+            balance += 1 if second[block] else -1
+    chosen = [block for block, inside in second.items() if inside]
+    return [np.isin(b, chosen) for b in blocks]
 
 
 def pixel_samples(

@@ -49,6 +49,9 @@ from napari_convlora.sampling import (
 )
 
 _COOL_DOWN = 8
+_UNSTABLE = 3
+"""Steps in a row without a finite gradient that end a round."""
+
 _SMOOTHING = 0.1
 """Label smoothing: after tens of steps on a few strokes SAM is sure of everything, and its logits
 would drown the detail branch's."""
@@ -178,6 +181,13 @@ class _Round:
         now = time.monotonic()
         return now + max(self.config.preview_seconds, _PREVIEW_REST * (now - began))
 
+    def visible(self) -> tuple[int, int]:
+        """Image and plane that previews show; the first where there is no such plane."""
+        image, plane = self.control.visible
+        images = self.data.images
+        there = 0 <= image < len(images) and 0 <= plane < len(images[image].image)
+        return (image, plane) if there else (0, 0)
+
     def share(self, step: int) -> float:
         """How much of the round is over, in [0, 1], by steps or by time."""
         share = step / self.config.max_steps
@@ -240,6 +250,7 @@ def _adapt(run: _Round) -> Iterator[Event]:
     rng = np.random.default_rng(config.seed)
     reason, step, score = "steps", 0, None
     best, best_step = 0.0, 0
+    unstable = 0
     end = config.max_steps
     next_preview = run.next_preview(time.monotonic())
     while step < end:
@@ -256,14 +267,19 @@ def _adapt(run: _Round) -> Iterator[Event]:
             break
         images = control.take_annotations()
         if images is not None:
-            run.set_annotations(images)
-        warm = min(1.0, (step + 1) / config.warmup)
+            yield from _take_over(run, images)
+        warm = min(1.0, (step + 1) / max(1, config.warmup))
         factor = warm * 0.5 * (1 + math.cos(math.pi * run.share(step)))
         factor *= min(1.0, (end - step) / _COOL_DOWN)
         for group, lr in zip(optimiser.param_groups, peak, strict=True):
             group["lr"] = lr * factor
         views = [run.views[i] for i in rng.choice(len(run.views), config.batch)]
         loss = _step(run, views, optimiser, parameters, config.seed + step)
+        unstable = 0 if math.isfinite(loss) else unstable + 1
+        if unstable == _UNSTABLE:
+            raise ConvLoRAError(
+                f"Training became unstable after step {step}; lower the learning rates or the rank."
+            )
         step += 1
         yield Step(step, config.max_steps, loss, run.elapsed())
         if step % config.score_every == 0 and run.confusion.any():
@@ -281,6 +297,24 @@ def _adapt(run: _Round) -> Iterator[Event]:
     yield Finished(run.adapter(step, reason, score), reason)
 
 
+def _take_over(run: _Round, images: Sequence[LabelledImage]) -> Iterator[Event]:
+    """Learn from new annotations of the same images; those that cannot be trained on wait."""
+    try:
+        run.pixels = check_annotations(images, run.classes)
+        if [i.image.shape for i in images] != [i.image.shape for i in run.data.images]:
+            return
+    except ConvLoRAError:
+        return
+    before = run.data.target
+    run.set_annotations(images)
+    if all(np.array_equal(a, b) for a, b in zip(before, run.data.target, strict=True)):
+        return
+    run.views = view_pool(run.data, run.side, run.config.views, run.config.seed)
+    run.details.clear()
+    if run.model.detail is not None:
+        yield from _fit_detail(run, run.model.detail)
+
+
 def _fit_detail(run: _Round, detail: DetailBranch) -> Iterator[Preview]:
     """Fit the detail branch on all labelled pixels, show it, then one branch on each half."""
     parts = list(pixel_samples(run.data, run.normalizer, run.config.seed))
@@ -295,6 +329,8 @@ def _fit_detail(run: _Round, detail: DetailBranch) -> Iterator[Preview]:
         for _ in steps:
             if run.control.stopping:
                 break
+        if branch is detail and run.control.stopping:
+            raise ConvLoRAError("Stopped before anything was learnt; nothing has changed.")
         if branch is detail:
             branch.weight.fill_(_DETAIL_WEIGHTS[-1])  # until a score says that the head helps
             yield _detail_preview(run, detail)
@@ -333,8 +369,9 @@ def _step(
             both = logits + _DETAIL_WEIGHTS[0] * detail
             loss = loss + dense_loss(both, target, run.weights, _SMOOTHING)
         (loss + run.model.balance_loss()).backward()
-    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-    optimiser.step()
+    norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    if norm.isfinite():  # one bad step must not spoil what was learnt
+        optimiser.step()
     optimiser.zero_grad()
     run.model.eval()
     if run.data.holds_out:
@@ -346,7 +383,7 @@ def _step(
         found = (logits.detach() + weight * detail).argmax(1).cpu().numpy()
         pairs = index[inside] * n_classes + found[inside]
         matrix += np.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes)
-    return float(loss.detach())
+    return float(loss.detach()) if norm.isfinite() else math.nan
 
 
 def _head_loss(run: _Round, output: HeadOutput, logits: Tensor, target: Tensor) -> Tensor:
@@ -358,14 +395,14 @@ def _head_loss(run: _Round, output: HeadOutput, logits: Tensor, target: Tensor) 
 
 def _detail_preview(run: _Round, detail: DetailBranch) -> Preview:
     """Predict the visible plane with the detail branch alone."""
-    image, plane = run.control.visible
+    image, plane = run.visible()
     logits = detail_logits(detail, run.data.images[image].image[plane], run.normalizer)
     return Preview(image, plane, run.ids[logits.argmax(0)], "detail")
 
 
 def _adapted_preview(run: _Round) -> Iterator[Preview]:
     """Predict the visible plane with the whole model; nothing when the round is to stop."""
-    image, plane = run.control.visible
+    image, plane = run.visible()
     steps = Returning(
         plane_logits(
             run.model,

@@ -126,6 +126,15 @@ def test_one_stroke_per_class_is_enough_for_both_halves() -> None:
     assert not fold.all()
 
 
+def test_a_class_of_two_blocks_is_in_both_halves() -> None:
+    annotations = dense()
+    annotations[0, 5, 5], annotations[0, 250, 250] = 3, 3
+    for seed in range(10):
+        data = training_set([picture(annotations)], [1, 2, 3], seed)
+        fold = data.fold[0][data.target[0] == 2]
+        assert sorted(fold) == [False, True]
+
+
 def test_images_are_the_halves_where_each_shows_every_class() -> None:
     data = training_set([picture(dense(40, 40)) for _ in range(4)], [1, 2], 0)
     assert [fold.mean() for fold in data.fold] == [0, 1, 0, 1]
