@@ -121,6 +121,10 @@ class TrainConfig:
     adapter_lr, decoder_lr, warmup
         Peak learning rates of the method's and of the decoder's parameters, and the steps that
         lead up to them; a cosine brings them down to zero.
+    decoder_share, decoder_batch
+        Part of the steps, at the start, that train decoder and head alone, with views per step.
+        They see cached embeddings of the untouched encoder, so they cost little, and the method
+        then starts from a decoder that already knows the classes.
     detail_steps
         Steps that fit the detail branch before the encoder is touched.
     score_every, patience
@@ -130,12 +134,14 @@ class TrainConfig:
     """
 
     preset: PresetName = "fast"
-    max_steps: int = 60
+    max_steps: int = 100
     max_minutes: float | None = None
     seed: int = 0
     device: DeviceName = "auto"
     batch: int = 1
     views: int = 24
+    decoder_share: float = 0.6
+    decoder_batch: int = 4
     adapter_lr: float = 4e-3
     decoder_lr: float = 1e-3
     warmup: int = 5

@@ -14,17 +14,21 @@ VOID = -1
 """Target of a pixel that nobody labelled."""
 
 
-def class_weights(counts: Tensor) -> Tensor:
-    """Weight of every class from its pixel count: inverse square root, mean 1 over pixels.
+def class_weights(counts: Tensor, drawn: Tensor | None = None) -> Tensor:
+    """Weight of every class: its pixels together count by the square root of their number.
 
     Parameters
     ----------
     counts
         Labelled pixels per class (K,), float or int; classes without pixels get weight 0.
+    drawn
+        Pixels per class (K,) among those the loss will see, where that is a part of `counts`;
+        the mean weight over them is 1.
     """
     counts = counts.float()
-    weights = torch.where(counts > 0, counts.clamp_min(1).rsqrt(), torch.zeros_like(counts))
-    mean = (weights * counts).sum() / counts.sum().clamp_min(1)
+    drawn = counts if drawn is None else drawn.float()
+    weights = torch.where(drawn > 0, counts.sqrt() / drawn.clamp_min(1), torch.zeros_like(counts))
+    mean = (weights * drawn).sum() / drawn.sum().clamp_min(1)
     return weights / mean.clamp_min(1e-12)
 
 
@@ -82,6 +86,29 @@ def dense_loss(logits: Tensor, target: Tensor, weights: Tensor, smoothing: float
         label_smoothing=smoothing,
     )
     return cross_entropy / labelled + masked_dice(logits.softmax(1), target)
+
+
+def taught_loss(logits: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy to a teacher's soft answer where nobody labelled.
+
+    Few strokes say nothing about most of an image; a teacher that was fitted on the same strokes
+    and sees finer detail keeps the student from inventing there.
+
+    Parameters
+    ----------
+    logits, teacher
+        (B, K, H, W), of the student and of the teacher; no gradient reaches the teacher.
+    target
+        (B, H, W) int64 class index, or `VOID`.
+
+    Returns
+    -------
+    Tensor
+        Scalar; 0 with zero gradient when everything is labelled.
+    """
+    free = (target == VOID)[:, None]
+    each = teacher.detach().softmax(1) * logits.log_softmax(1)
+    return -(each * free).sum() / free.sum().clamp_min(1)
 
 
 def match_queries(masks: Tensor, queries: Tensor, truth: Tensor, classes: Tensor, labelled: Tensor):

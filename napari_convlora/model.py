@@ -84,7 +84,14 @@ class SemanticSAM(nn.Module):
 
     def suffix(self, features: Tensor) -> HeadOutput:
         """Score what `prefix` returned; logits are (B, K, h, w) at the head's resolution."""
-        embedding = self.backbone.encoder.suffix(features, self.split)
+        return self.decode(self.embed(features))
+
+    def embed(self, features: Tensor) -> Tensor:
+        """Turn what `prefix` returned into image embeddings (B, C, h, w) with the method."""
+        return self.backbone.encoder.suffix(features, self.split)
+
+    def decode(self, embedding: Tensor) -> HeadOutput:
+        """Score image embeddings (B, C, h, w) with decoder and head."""
         image_pe, dense = self.backbone.no_prompt((embedding.shape[-2], embedding.shape[-1]))
         return self.head(embedding, image_pe, dense)
 

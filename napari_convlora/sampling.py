@@ -64,8 +64,8 @@ def training_set(
 ) -> TrainingSet:
     """Turn annotations into targets, hold out blocks where labels abound, and make two folds.
 
-    A tenth of the annotated blocks is held out for an honest score, provided every class covers
-    at least eight of them; otherwise all labels train.
+    About a tenth of the annotated blocks is held out for an honest score, of the classes that cover
+    at least eight of them, where there are two such classes; otherwise all labels train.
     """
     rng = np.random.default_rng(seed)
     index = np.full(256, VOID, np.int16)
@@ -99,13 +99,17 @@ def _choose_held(
         np.unique(np.concatenate([b[t == c] for t, b in zip(targets, blocks, strict=True)]))
         for c in range(n_classes)
     ]
-    if min(map(len, covered)) < _MIN_BLOCKS:
-        return np.empty(0, np.int64)
+    common = [c for c in covered if len(c) >= _MIN_BLOCKS]
+    rare = [c for c in covered if len(c) < _MIN_BLOCKS]
     held = np.empty(0, np.int64)
-    for c in covered:  # one block often serves several classes
+    if len(common) < 2:
+        return held
+    kept = np.concatenate(rare) if rare else held  # too few to spare any
+    for c in common:  # one block often serves several classes
         lacking = int(len(c) * _HELD_SHARE) - len(np.intersect1d(c, held))
+        free = np.setdiff1d(c, np.append(held, kept))
         if lacking > 0:
-            held = np.append(held, rng.choice(np.setdiff1d(c, held), lacking, replace=False))
+            held = np.append(held, rng.choice(free, min(lacking, len(free)), replace=False))
     left = min(len(np.setdiff1d(c, held)) for c in covered)
     return held if left else np.empty(0, np.int64)
 
@@ -129,12 +133,6 @@ def _folds(
         np.unique(np.concatenate([b[t == c] for t, b in zip(train, blocks, strict=True)]))
         for c in range(len(positions))
     ]
-    if max(map(len, covered)) == 1:  # a spot of paint per class: every other pixel
-        fold = [np.zeros(t.shape, bool) for t in train]
-        for c, arrays in enumerate(positions):
-            for f, pixels in zip(fold, arrays, strict=True):
-                f[tuple(pixels[c % 2 :: 2].T)] = True
-        return fold
     second: dict[int, bool] = {}
     for own in sorted(covered, key=len):  # the rarest class is dealt out first
         balance = sum(2 * second[block] - 1 for block in own if block in second)
@@ -142,7 +140,12 @@ def _folds(
             second[block] = balance < 0
             balance += 1 if second[block] else -1
     chosen = [block for block, inside in second.items() if inside]
-    return [np.isin(b, chosen) for b in blocks]
+    fold = [np.isin(b, chosen) for b in blocks]
+    for c, own in enumerate(covered):
+        if len(own) == 1:  # both halves must know the class: every other of its pixels
+            for f, pixels in zip(fold, positions[c], strict=True):
+                f[tuple(pixels.T)] = np.arange(len(pixels)) % 2 == c % 2
+    return fold
 
 
 def pixel_samples(
@@ -197,21 +200,25 @@ def view_detail(
     view: View,
     normalizer: Normalizer,
     tile: int,
+    whole: DetailBranch,
     halves: Sequence[DetailBranch],
 ) -> Tensor:
-    """Detail logits (K, tile, tile) of a view, each pixel scored by the half that never saw it.
+    """Detail logits (K, tile, tile) of a view, each pixel scored by a branch that never saw it.
 
-    Out-of-fold scores are as wrong on training pixels as they will be on new ones, so the
-    adapted SAM learns to correct what the detail branch really gets wrong.
+    On labelled pixels that is one of the halves: its scores are as wrong there as the branch will
+    be on new pixels, or on new images where halves are images. So the adapted SAM learns to
+    correct what the branch really gets wrong, and both can be compared.
     """
     plane = data.images[view.image].image[view.plane]
     size = view.size + 2 * HALO
     square = crop(plane, view.top - HALO, view.left - HALO, size)
     features = filter_bank(normalizer(np.asarray(square)))[HALO:-HALO, HALO:-HALO]
     fold = crop(data.fold[view.image][view.plane], view.top, view.left, view.size)
+    labels = np.maximum(data.target[view.image][view.plane], data.held[view.image][view.plane])
+    known = crop(labels, view.top, view.left, view.size) != VOID
     first, second = (half.logits(features) for half in halves)
     # A half was fitted on its own fold, so each pixel takes the other one's score.
-    scores = np.where(fold, first, second)
+    scores = np.where(known, np.where(fold, first, second), whole.logits(features))
     return view.orient(resize(torch.from_numpy(scores), tile)).contiguous()
 
 

@@ -19,7 +19,7 @@ from napari_convlora.annotations import LabelledImage, check_annotations
 from napari_convlora.backbones import Backbone
 from napari_convlora.config import ClassInfo, ConvLoRAError, ModelConfig, TrainConfig
 from napari_convlora.data import FeatureCache, Normalizer, View, auto_pixel_scale
-from napari_convlora.detail import DetailBranch, fit
+from napari_convlora.detail import DetailBranch, fit, mix
 from napari_convlora.devices import choose_device
 from napari_convlora.events import (
     Event,
@@ -33,7 +33,7 @@ from napari_convlora.events import (
     Step,
 )
 from napari_convlora.heads import HeadOutput
-from napari_convlora.losses import VOID, class_weights, dense_loss, query_loss
+from napari_convlora.losses import VOID, class_weights, dense_loss, query_loss, taught_loss
 from napari_convlora.metrics import scores
 from napari_convlora.model import SemanticSAM
 from napari_convlora.planes import check_pixels
@@ -53,15 +53,20 @@ _UNSTABLE = 3
 """Steps in a row without a finite gradient that end a round."""
 
 _SMOOTHING = 0.1
-"""Label smoothing: after tens of steps on a few strokes SAM is sure of everything, and its logits
-would drown the detail branch's."""
+"""Label smoothing: after tens of steps on a few strokes SAM is sure of everything."""
 
-_DETAIL_WEIGHTS = (1.0, 0.25, 0.5, 2.0, 8.0)
-"""Factors of the detail branch's logits: the loss uses the first, and scores may choose another.
-The last one leaves the detail branch in charge."""
+_SHARES = (2 / 3, 1 / 2, 1 / 3, 1 / 6, 0.0)
+"""Shares of the detail branch in the mixture. The first, with which a sure detail branch cannot be
+overruled, holds unless held-out labels clearly speak for another one."""
 
-_CLEAR = 0.01
-"""Gain in score that makes another factor than the first worth taking."""
+_CLEAR = 0.005
+"""Gain in held-out score that makes another share worth taking."""
+
+_TRAINED_SHARE = 0.5
+"""Share of the detail branch in the loss."""
+
+_TEACHING = 0.5
+"""Weight of what the detail branch teaches SAM on unlabelled pixels."""
 
 _PREVIEW_REST = 6.0
 """After a preview, train at least this many times as long as it took."""
@@ -158,10 +163,12 @@ class _Round:
                 len(self.normalizer.low),
             ).to(self.device)
         self.halves: list[DetailBranch] = []
+        self.shares = (0.0,) if self.model.detail is None else _SHARES
         if self.model.detail is not None:
             self.halves = [copy.deepcopy(self.model.detail) for _ in range(2)]
         self.views = view_pool(self.data, self.side, config.views, config.seed)
         self.details: dict[View, Tensor] = {}
+        self.embeddings: dict[View, Tensor] = {}
         self.start = time.monotonic()
 
     def set_annotations(self, images: Sequence[LabelledImage]) -> None:
@@ -169,7 +176,7 @@ class _Round:
             images, [c.id for c in self.classes], self.config.seed
         )
         self.weights = class_weights(self.data.counts()).to(self.device)
-        self.confusion = np.zeros((len(_DETAIL_WEIGHTS), *(len(self.classes),) * 2), np.int64)
+        self.confusion = np.zeros((len(_SHARES), len(self.classes), len(self.classes)), np.int64)
 
     def elapsed(self) -> float:
         return time.monotonic() - self.start
@@ -200,11 +207,19 @@ class _Round:
         pixels = view_image(self.data, view, self.normalizer, self.tile)
         return self.model.cached_prefix(pixels, self.cache)
 
+    @torch.no_grad()
+    def embedding(self, view: View) -> Tensor:
+        """Embedding (without batch axis) of a view by the backbone as it came."""
+        if view not in self.embeddings:
+            self.embeddings[view] = self.model.embed(self.features(view)[None])[0].cpu()
+        return self.embeddings[view].to(self.device)
+
     def detail(self, view: View) -> Tensor:
         """Out-of-fold detail logits (K, tile, tile) of a view."""
         if view not in self.details:
+            assert self.model.detail is not None
             self.details[view] = view_detail(
-                self.data, view, self.normalizer, self.tile, self.halves
+                self.data, view, self.normalizer, self.tile, self.model.detail, self.halves
             )
         return self.details[view].to(self.device)
 
@@ -273,8 +288,10 @@ def _adapt(run: _Round) -> Iterator[Event]:
         factor *= min(1.0, (end - step) / _COOL_DOWN)
         for group, lr in zip(optimiser.param_groups, peak, strict=True):
             group["lr"] = lr * factor
-        views = [run.views[i] for i in rng.choice(len(run.views), config.batch)]
-        loss = _step(run, views, optimiser, parameters, config.seed + step)
+        decoder_only = not adapter or run.share(step) < config.decoder_share
+        batch = config.decoder_batch if decoder_only else config.batch
+        views = [run.views[i] for i in rng.choice(len(run.views), batch)]
+        loss = _step(run, views, optimiser, parameters, config.seed + step, decoder_only)
         unstable = 0 if math.isfinite(loss) else unstable + 1
         if unstable == _UNSTABLE:
             raise ConvLoRAError(
@@ -325,25 +342,41 @@ def _fit_detail(run: _Round, detail: DetailBranch) -> Iterator[Preview]:
     for branch, keep in zip([detail, *run.halves], chosen, strict=True):
         # The halves only serve the loss: a third of the steps will do for them.
         n_steps = run.config.detail_steps // (1 if branch is detail else 3)
-        steps = fit(branch, features[keep], target[keep], n_steps, run.config.seed, surroundings)
+        steps = fit(
+            branch,
+            features[keep],
+            target[keep],
+            n_steps,
+            run.config.seed,
+            surroundings,
+            run.data.counts(),
+        )
         for _ in steps:
             if run.control.stopping:
                 break
         if branch is detail and run.control.stopping:
             raise ConvLoRAError("Stopped before anything was learnt; nothing has changed.")
         if branch is detail:
-            branch.weight.fill_(_DETAIL_WEIGHTS[-1])  # until a score says that the head helps
+            branch.share.fill_(1.0)  # what a round stopped here predicts is what was shown
             yield _detail_preview(run, detail)
 
 
 def _score(run: _Round) -> float:
-    """Mean IoU since the last score, with the detail branch's best weight, which is kept."""
-    found = [float(scores(matrix, run.classes).mean_iou) for matrix in run.confusion]
-    best = int(np.argmax(found)) if max(found) > found[0] + _CLEAR else 0
+    """Mean IoU since the last score; held-out labels also choose the detail branch's share."""
+    found = [_mean_iou(run, matrix) for matrix in run.confusion[: len(run.shares)]]
+    best = int(np.argmax(found))
+    if not run.data.holds_out or found[best] < found[0] + _CLEAR:
+        best = 0
     if run.model.detail is not None:
-        run.model.detail.weight.fill_(_DETAIL_WEIGHTS[best])
+        run.model.detail.share.fill_(run.shares[best])
     run.confusion[:] = 0
     return found[best]
+
+
+def _mean_iou(run: _Round, matrix: np.ndarray) -> float:
+    """Mean over the classes that were looked for: too rare ones are not held out."""
+    ious = scores(matrix, run.classes).iou
+    return float(np.mean([iou for iou, n in zip(ious.values(), matrix.sum(1), strict=True) if n]))
 
 
 def _step(
@@ -352,35 +385,41 @@ def _step(
     optimiser: torch.optim.Optimizer,
     parameters: Sequence[Tensor],
     seed: int,
+    decoder_only: bool,
 ) -> float:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         run.model.train()
-        features = torch.stack([run.features(view) for view in views])
-        output = run.model.suffix(features)
-        target = torch.stack([view_target(run.data, v, run.tile) for v in views]).to(run.device)
+        if decoder_only:
+            output = run.model.decode(torch.stack([run.embedding(view) for view in views]))
+        else:
+            output = run.model.suffix(torch.stack([run.features(view) for view in views]))
+        target, held = (
+            torch.stack([view_target(run.data, v, run.tile, held=out) for v in views])
+            for out in (False, True)
+        )
+        target, held = target.to(run.device), held.to(run.device)
         logits = F.interpolate(
             output.logits, (run.tile, run.tile), mode="bilinear", align_corners=False
         )
         loss = _head_loss(run, output, logits, target)
-        detail = torch.zeros(())
+        detail = torch.zeros_like(logits)
         if run.model.detail is not None:
             detail = torch.stack([run.detail(view) for view in views])
-            both = logits + _DETAIL_WEIGHTS[0] * detail
-            loss = loss + dense_loss(both, target, run.weights, _SMOOTHING)
+            mixture = mix(logits, detail, _TRAINED_SHARE)
+            loss = loss + dense_loss(mixture, target, run.weights, _SMOOTHING)
+            loss = loss + _TEACHING * taught_loss(logits, detail, target.maximum(held))
         (loss + run.model.balance_loss()).backward()
     norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     if norm.isfinite():  # one bad step must not spoil what was learnt
         optimiser.step()
     optimiser.zero_grad()
     run.model.eval()
-    if run.data.holds_out:
-        target = torch.stack([view_target(run.data, v, run.tile, held=True) for v in views])
     n_classes = len(run.classes)
-    index = target.cpu().numpy()
+    index = (held if run.data.holds_out else target).cpu().numpy()
     inside = index != VOID
-    for matrix, weight in zip(run.confusion, _DETAIL_WEIGHTS, strict=True):
-        found = (logits.detach() + weight * detail).argmax(1).cpu().numpy()
+    for matrix, share in zip(run.confusion, run.shares, strict=False):
+        found = mix(logits.detach(), detail, share).argmax(1).cpu().numpy()
         pairs = index[inside] * n_classes + found[inside]
         matrix += np.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes)
     return float(loss.detach()) if norm.isfinite() else math.nan

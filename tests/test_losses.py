@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from napari_convlora.losses import VOID, class_weights, dense_loss, masked_dice
+from napari_convlora.losses import VOID, class_weights, dense_loss, masked_dice, taught_loss
 
 
 def draw(seed: int, n_classes: int, size: int, share: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -103,3 +103,25 @@ def test_absent_classes_weigh_nothing_and_the_mean_pixel_weighs_one() -> None:
     assert (weights * counts).sum() / counts.sum() == pytest.approx(1)
     assert weights[2] / weights[0] == pytest.approx(5), "inverse square root"
     assert class_weights(torch.zeros(3, dtype=torch.int64)).isfinite().all()
+
+
+def test_classes_drawn_alike_count_by_the_root_of_their_number() -> None:
+    counts, drawn = torch.tensor([10_000, 100, 0]), torch.tensor([50, 50, 0])
+    weights = class_weights(counts, drawn)
+    assert weights[0] / weights[1] == pytest.approx(10)
+    assert (weights * drawn).sum() / drawn.sum() == pytest.approx(1)
+    assert weights[2] == 0
+
+
+def test_a_teacher_is_heard_where_nobody_labelled_and_only_there() -> None:
+    logits = torch.randn(1, 3, 8, 8, requires_grad=True)
+    teacher = torch.randn(1, 3, 8, 8, requires_grad=True)
+    target = torch.full((1, 8, 8), VOID)
+    target[0, :4] = 1
+    loss = taught_loss(logits, teacher, target)
+    loss.backward()
+    assert not logits.grad[:, :, :4].any()
+    assert logits.grad[:, :, 4:].all()
+    assert teacher.grad is None
+    assert loss > taught_loss(teacher, teacher, target), "least where both agree"
+    assert taught_loss(logits, teacher, torch.zeros_like(target)) == 0
