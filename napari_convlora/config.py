@@ -91,7 +91,7 @@ class ModelConfig:
     queries
         Query tokens of the classification branch.
     detail
-        Whether the full-resolution detail branch adds to the head's logits.
+        Whether the full-resolution detail branch is mixed with the head.
     """
 
     method: MethodName = "conv_lora"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from napari_convlora.annotations import LabelledImage
 from napari_convlora.data import Normalizer, View, crop, draw_view, resize
-from napari_convlora.detail import HALO, DetailBranch, filter_bank, region_features
+from napari_convlora.detail import DetailBranch, region_features
 from napari_convlora.losses import VOID
 
 _BLOCK = 32
@@ -195,31 +195,76 @@ def view_image(data: TrainingSet, view: View, normalizer: Normalizer, tile: int)
     return local.image_tensor(square, tile)
 
 
-def view_detail(
+def detail_block(
     data: TrainingSet,
-    view: View,
+    where: tuple[int, int, int, int],
     normalizer: Normalizer,
-    tile: int,
     whole: DetailBranch,
     halves: Sequence[DetailBranch],
-) -> Tensor:
-    """Detail logits (K, tile, tile) of a view, each pixel scored by a branch that never saw it.
+) -> np.ndarray:
+    """Detail logits of a 512 px block, each pixel scored by a branch that never saw it.
 
     On labelled pixels that is one of the halves: its scores are as wrong there as the branch will
     be on new pixels, or on new images where halves are images. So the adapted SAM learns to
     correct what the branch really gets wrong, and both can be compared.
+
+    Parameters
+    ----------
+    where
+        Image, plane, and the block's row and column.
+    whole, halves
+        The branch, and those fitted on one fold each.
+
+    Returns
+    -------
+    ndarray
+        (K, h, w) float32, smaller than the block at the image's end.
     """
-    plane = data.images[view.image].image[view.plane]
-    size = view.size + 2 * HALO
-    square = crop(plane, view.top - HALO, view.left - HALO, size)
-    features = filter_bank(normalizer(np.asarray(square)))[HALO:-HALO, HALO:-HALO]
-    fold = crop(data.fold[view.image][view.plane], view.top, view.left, view.size)
-    labels = np.maximum(data.target[view.image][view.plane], data.held[view.image][view.plane])
-    known = crop(labels, view.top, view.left, view.size) != VOID
+    image, plane, row, column = where
+    block = np.s_[row * _REGION : (row + 1) * _REGION, column * _REGION : (column + 1) * _REGION]
+    features = region_features(data.images[image].image[plane], normalizer, *block)
+    fold = data.fold[image][plane][block]
+    known = np.maximum(data.target[image][plane][block], data.held[image][plane][block]) != VOID
     first, second = (half.logits(features) for half in halves)
     # A half was fitted on its own fold, so each pixel takes the other one's score.
-    scores = np.where(known, np.where(fold, first, second), whole.logits(features))
-    return view.orient(resize(torch.from_numpy(scores), tile)).contiguous()
+    return np.where(known, np.where(fold, first, second), whole.logits(features))
+
+
+def view_detail(
+    view: View,
+    shape: tuple[int, int],
+    tile: int,
+    block: Callable[[tuple[int, int, int, int]], np.ndarray],
+) -> Tensor:
+    """Cut the detail logits (K, tile, tile) of a view out of blocks.
+
+    The filters do not know directions, so a turned view has the turned logits.
+
+    Parameters
+    ----------
+    view
+        What to cut.
+    shape
+        Height and width of its plane.
+    tile
+        Side of the result.
+    block
+        Gives `detail_block` of an image, plane, row and column.
+    """
+    y0, y1 = max(view.top, 0), min(view.top + view.size, shape[0])
+    x0, x1 = max(view.left, 0), min(view.left + view.size, shape[1])
+    rows, columns = (range(a // _REGION, -(-b // _REGION)) for a, b in ((y0, y1), (x0, x1)))
+    logits = np.concatenate(
+        [
+            np.concatenate([block((view.image, view.plane, r, c)) for c in columns], axis=2)
+            for r in rows
+        ],
+        axis=1,
+    )
+    top, left = rows.start * _REGION, columns.start * _REGION
+    inside = logits[:, y0 - top : y1 - top, x0 - left : x1 - left].transpose(1, 2, 0)
+    square = crop(inside, view.top - y0, view.left - x0, view.size).transpose(2, 0, 1)
+    return view.orient(resize(torch.from_numpy(square), tile)).contiguous()
 
 
 def view_target(data: TrainingSet, view: View, tile: int, held: bool = False) -> Tensor:

@@ -14,6 +14,7 @@ from napari_convlora.data import Normalizer, View
 from napari_convlora.losses import VOID
 from napari_convlora.sampling import (
     TrainingSet,
+    detail_block,
     pixel_samples,
     training_set,
     view_detail,
@@ -204,12 +205,18 @@ class Memory:
         return np.isin(features[..., 0], self.seen)[None].astype(np.float32)
 
 
+def cut_detail(data: TrainingSet, view: View, whole: Any, halves: list[Any]) -> torch.Tensor:
+    def block(where: tuple[int, int, int, int]) -> np.ndarray:
+        return detail_block(data, where, UNIT, whole, halves)
+
+    return view_detail(view, data.target[view.image].shape[1:], 64, block)
+
+
 @pytest.mark.parametrize("turns", [0, 1])
 def test_detail_logits_come_from_the_half_that_did_not_see_the_pixel(
     monkeypatch: pytest.MonkeyPatch, turns: int
 ) -> None:
-    for module in ("detail", "sampling"):
-        monkeypatch.setattr(f"napari_convlora.{module}.filter_bank", lambda array: array)
+    monkeypatch.setattr("napari_convlora.detail.filter_bank", lambda array: array)
     annotations = dense(100, 100).copy()
     annotations[0, 40:50] = 0
     image = picture(annotations)
@@ -220,12 +227,12 @@ def test_detail_logits_come_from_the_half_that_did_not_see_the_pixel(
     halves = [Memory(features[~fold, 0]), Memory(features[fold, 0])]
     view = View(0, 0, 10, 20, 64, turns=turns, flip=True)
     whole = Memory(image.image)  # knows every pixel, labelled or not
-    scores = view_detail(data, view, UNIT, 64, whole, halves)  # type: ignore[arg-type]
+    scores = cut_detail(data, view, whole, halves)
     labelled = view_target(data, view, 64) != VOID
     assert labelled.any()
     assert not scores[0][labelled].any()
     assert scores[0][~labelled].all(), "where nobody labelled, the whole branch answers"
-    swapped = view_detail(data, view, UNIT, 64, whole, halves[::-1])  # type: ignore[arg-type]
+    swapped = cut_detail(data, view, whole, halves[::-1])
     assert swapped[0][labelled].all()
 
 
@@ -233,7 +240,8 @@ def test_detail_logits_come_from_the_half_that_did_not_see_the_pixel(
 def test_all_that_a_view_shows_is_in_register(
     monkeypatch: pytest.MonkeyPatch, top: int, left: int, size: int
 ) -> None:
-    monkeypatch.setattr("napari_convlora.sampling.filter_bank", lambda array: array)
+    monkeypatch.setattr("napari_convlora.detail.filter_bank", lambda array: array)
+    monkeypatch.setattr("napari_convlora.sampling._REGION", 24)  # the view spans several blocks
     annotations = np.kron(np.random.default_rng(1).integers(1, 3, (1, 12, 12)), np.ones((1, 8, 8)))
     annotations = annotations.astype(np.int32)
     image = LabelledImage((annotations[..., None] - 1).astype(np.float32), annotations)
@@ -246,8 +254,7 @@ def test_all_that_a_view_shows_is_in_register(
     view = View(0, 0, top, left, size, turns=3, flip=True)
     target = view_target(data, view, 64)
     pixels = view_image(data, view, UNIT, 64)[0]
-    echo: Any = Echo()
-    detail = view_detail(data, view, UNIT, 64, echo, [echo, echo])[0]
+    detail = cut_detail(data, view, Echo(), [Echo(), Echo()])[0]
     inside = target != VOID
     torch.testing.assert_close(pixels, detail)
     assert ((pixels > 0.5).long() == target)[inside].float().mean() > 0.93

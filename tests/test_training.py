@@ -559,16 +559,16 @@ def test_new_annotations_refit_the_detail_branch_and_are_previewed(
 def test_a_step_without_finite_gradient_is_left_out_and_several_end_the_round(
     backbone: Backbone, scene: Scene, monkeypatch: pytest.MonkeyPatch, steps: int
 ) -> None:
-    from napari_convlora import training
+    from napari_convlora.training import step
 
-    dense_loss, calls = training.dense_loss, []
+    dense_loss, calls = step.dense_loss, []
 
     def broken(*arguments: object) -> torch.Tensor:
         calls.append(1)
         loss = dense_loss(*arguments)  # type: ignore[arg-type]
         return loss * float("inf") if len(calls) <= 2 * steps else loss  # two losses a step
 
-    monkeypatch.setattr(training, "dense_loss", broken)
+    monkeypatch.setattr(step, "dense_loss", broken)
     last = list(adapt(backbone, [scene()[0]], CLASSES, config=replace(QUICK, max_steps=6)))[-1]
     if steps == 1:
         assert isinstance(last, Finished)
