@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch.utils.data import Dataset
 
 from napari_convlora.config import MAX_CLASSES, InputError
 from napari_convlora.data import to_rgb
-from napari_convlora.files import read_image, read_labels
+from napari_convlora.files import MAX_LABEL, read_image, read_labels
 from napari_convlora.losses import VOID
 
 SPLITS = ("train", "val", "test")
@@ -93,13 +94,17 @@ def read_split(folder: Path, split: str, limit: int | None = None) -> list[Pair]
         raise InputError(f"'{table}' lists no images; give it one row per image.")
     if not {"image", "label"} <= set(rows[0]):
         raise InputError(f"'{table}' must have the columns image and label; add them.")
-    pairs = [Pair(folder / str(row["image"]), folder / str(row["label"])) for row in rows[:limit]]
+    pairs = [Pair(*(_inside(folder, row[c]) for c in ("image", "label"))) for row in rows[:limit]]
     for path in (p for pair in pairs for p in (pair.image, pair.label)):
         if not path.is_file():
             raise InputError(
                 f"'{table}' names {path}, which is no file; give paths relative to the table."
             )
     return pairs
+
+
+def _inside(folder: Path, name: str | None) -> Path:
+    return Path(os.path.normpath(folder / (name or "")))
 
 
 def find_task(pairs: list[Pair], binary: bool | None, ignore: int | None) -> tuple[Task, Tensor]:
@@ -110,7 +115,7 @@ def find_task(pairs: list[Pair], binary: bool | None, ignore: int | None) -> tup
     pairs
         Those of the training set.
     binary
-        None decides from the labels: at most two values make masks.
+        None decides from the labels: at most two values make masks, unless one is ignored.
     ignore
         See `Task`.
 
@@ -123,27 +128,31 @@ def find_task(pairs: list[Pair], binary: bool | None, ignore: int | None) -> tup
     Raises
     ------
     InputError
-        A label image cannot be read, or holds more than 255 classes.
+        A label image cannot be read, holds too high a class, or masks have an ignored id.
     """
-    task = Task(2, binary=True)
+    masks = Task(2, binary=True), torch.zeros(2, dtype=torch.int64)
+    if binary and ignore is not None:
+        raise InputError("Masks have no ids to ignore; use --task multiclass, or drop --ignore.")
+    if binary is None and ignore is not None:
+        binary = False
     jpeg = any(pair.label.suffix.lower() in (".jpg", ".jpeg") for pair in pairs)
     if binary or (binary is None and jpeg):  # a JPEG cannot hold ids
-        return task, torch.zeros(2, dtype=torch.int64)
-    counts = np.zeros(MAX_CLASSES + 1, np.int64)
+        return masks
+    counts = np.zeros(MAX_LABEL + 1, np.int64)
     for pair in pairs:
         ids = read_labels(pair.label)[0]
         ids = ids if ignore is None else ids[ids != ignore]
-        if ids.max(initial=0) > MAX_CLASSES:
-            raise InputError(
-                f"'{pair.label.name}' holds the class {ids.max()}; number classes from 0 to "
-                f"{MAX_CLASSES}."
-            )
         counts += np.bincount(ids.ravel(), minlength=len(counts))
     present = np.flatnonzero(counts)
     if binary is None and len(present) <= 2:
-        return task, torch.zeros(2, dtype=torch.int64)
-    n_classes = int(present.max(initial=1)) + 1
-    return Task(n_classes, False, ignore), torch.from_numpy(counts[:n_classes])
+        return masks
+    highest = int(present.max(initial=1))
+    if highest >= MAX_CLASSES:  # in an adapter, where 0 is unlabelled, ids are one higher
+        raise InputError(
+            f"The labels hold the class {highest}; number classes from 0 to {MAX_CLASSES - 1}, "
+            f"leave it out with --ignore {highest}, or say --task binary if they are masks."
+        )
+    return Task(highest + 1, False, ignore), torch.from_numpy(counts[: highest + 1])
 
 
 class Pairs(Dataset):

@@ -102,7 +102,8 @@ def weighted_f_measure(values: np.ndarray, mask: np.ndarray, beta: float = 1.0) 
     """Weighted F-measure (Margolin et al., CVPR 2014), 1 is best; 0 of a mask without object.
 
     Errors inside the object count less when their neighbourhood makes up for them (Gaussian of
-    deviation 5 on 7 x 7 pixels), errors outside count up to twice with the distance from it.
+    deviation 5 on 7 x 7 pixels, without errors beyond the border, as in released code), errors
+    outside count up to twice with the distance from it.
     """
     if not mask.any():
         return 0.0
