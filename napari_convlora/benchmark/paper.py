@@ -73,8 +73,6 @@ class PaperConfig:
         See `losses.structure_loss`.
     workers
         Processes that read images.
-    native
-        Also score the test set at the size of its labels.
     """
 
     size: int = 1024
@@ -85,7 +83,6 @@ class PaperConfig:
     metric: str = "s_measure"
     edge_bce: bool = False
     workers: int = 0
-    native: bool = True
 
 
 @dataclass(frozen=True)
