@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 MethodName = Literal["decoder_only", "lora", "conv_lora"]
-HeadName = Literal["class_tokens", "classification_branch"]
+HeadName = Literal["class_tokens", "classification_branch", "mask_token"]
 PresetName = Literal["fast", "full"]
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 
@@ -87,11 +87,14 @@ class ModelConfig:
         First encoder block (0-based) that the method adapts; blocks before it stay frozen and
         their output is cached. ``None`` takes the preset's choice for the backbone.
     head
-        ``class_tokens`` or ``classification_branch``.
+        ``class_tokens``, ``classification_branch``, or ``mask_token`` for two classes.
     queries
         Query tokens of the classification branch.
     detail
         Whether the full-resolution detail branch is mixed with the head.
+    plain_start
+        Start the head from the pretrained decoder as it is, as the paper does; ``mask_token``
+        always does.
     """
 
     method: MethodName = "conv_lora"
@@ -100,6 +103,7 @@ class ModelConfig:
     head: HeadName = "class_tokens"
     queries: int = 16
     detail: bool = True
+    plain_start: bool = False
 
 
 @dataclass(frozen=True)

@@ -191,3 +191,65 @@ def query_loss(output: HeadOutput, target: Tensor, no_object: float = 0.1) -> Te
             + 5 * dice.mean()
         )
     return torch.stack(losses).mean() if losses else output.logits.sum() * 0
+
+
+def structure_loss(logits: Tensor, target: Tensor, edge_bce: bool = False) -> Tensor:
+    """Structure loss of F3Net (Wei et al., AAAI 2020, arXiv 1911.11445): BCE plus IoU near edges.
+
+    Pixels weigh ``1 + 5 |m - g|``, where m is the mean of the truth g over 31 x 31 pixels; an
+    unlabelled pixel counts there as its centre does. As released, and as Conv-LoRA was trained,
+    the cross-entropy is averaged before it is weighted, so that only the IoU half sees edges.
+
+    Parameters
+    ----------
+    logits
+        Of the object, (B, H, W).
+    target
+        (B, H, W) int64: 0, 1 or `VOID`.
+    edge_bce
+        Weight the cross-entropy as well, as the paper's equation says.
+
+    Returns
+    -------
+    Tensor
+        Scalar, mean over images; an image without labels adds nothing.
+    """
+    labelled = (target != VOID).to(logits.dtype)
+    truth = target.clamp_min(0).to(logits.dtype)
+    # Beyond the border lies background, as in the released code.
+    near, void = (F.avg_pool2d(t[:, None], 31, 1, 15)[:, 0] for t in (truth, 1 - labelled))
+    weight = labelled * (1 + 5 * (near + truth * void - truth).abs())
+    bce = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    share = (weight if edge_bce else labelled).flatten(1)
+    bce = (share * bce.flatten(1)).sum(1) / share.sum(1).clamp_min(1)
+    p = logits.sigmoid()
+    overlap = (weight * p * truth).sum((1, 2))
+    union = (weight * (p + truth)).sum((1, 2)) - overlap
+    return (bce + 1 - (overlap + 1) / (union + 1)).mean()
+
+
+def balanced_bce(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy in which both classes of the batch weigh alike (EVP, arXiv 2303.10883).
+
+    Object pixels weigh by the share of background and the other way round.
+
+    Parameters
+    ----------
+    logits
+        Of the object, (B, H, W).
+    target
+        (B, H, W) int64: 0, 1 or `VOID`.
+
+    Returns
+    -------
+    Tensor
+        Scalar; 0 where only one class, or none, is labelled.
+    """
+    labelled = (target != VOID).to(logits.dtype)
+    truth = target.clamp_min(0).to(logits.dtype)
+    total = labelled.sum().clamp_min(1)
+    share = truth.sum() / total
+    background = labelled.sum() / total - share
+    weight = torch.where(truth > 0, background, share) * labelled
+    bce = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    return (weight * bce).sum() / total

@@ -1,0 +1,1 @@
+"""Published protocols, run end to end from the command line."""
