@@ -124,7 +124,7 @@ class TrainConfig:
         Views per step, and how many are drawn for the round (their frozen features are kept).
     adapter_lr, decoder_lr, warmup
         Peak learning rates of the method's and of the decoder's parameters, and the steps that
-        lead up to them; a cosine brings them down to zero.
+        lead up to them; once both train, a cosine brings them down to zero.
     decoder_share, decoder_batch
         Part of the steps, at the start, that train decoder and head alone, with views per step.
         They see cached embeddings of the untouched encoder, so they cost little, and the method
@@ -138,14 +138,14 @@ class TrainConfig:
     """
 
     preset: PresetName = "fast"
-    max_steps: int = 100
+    max_steps: int = 90
     max_minutes: float | None = None
     seed: int = 0
     device: DeviceName = "auto"
     batch: int = 1
     views: int = 24
-    decoder_share: float = 0.6
-    decoder_batch: int = 4
+    decoder_share: float = 0.4
+    decoder_batch: int = 2
     adapter_lr: float = 4e-3
     decoder_lr: float = 1e-3
     warmup: int = 5

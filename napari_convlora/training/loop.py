@@ -107,6 +107,7 @@ def _adapt(run: RoundState) -> Iterator[Event]:
     run.model.eval()
     rng = np.random.default_rng(config.seed)
     reason, step, score = "steps", 0, None
+    begun, alone = 0, config.decoder_share if adapter else 0.0
     best, best_step = 0.0, 0
     unstable = 0
     end = config.max_steps
@@ -126,12 +127,14 @@ def _adapt(run: RoundState) -> Iterator[Event]:
         images = control.take_annotations()
         if images is not None:
             yield from _take_over(run, images)
-        warm = min(1.0, (step + 1) / max(1, config.warmup))
-        factor = warm * 0.5 * (1 + math.cos(math.pi * run.share(step)))
+        share = run.share(step)
+        decoder_only = not adapter or share < config.decoder_share
+        if decoder_only:
+            begun = step + 1  # the encoder's first step, as far as known
+        factor = 0.5 * (1 + math.cos(math.pi * max(0.0, share - alone) / max(1e-9, 1 - alone)))
         factor *= min(1.0, (end - step) / _COOL_DOWN)
-        for group, lr in zip(optimiser.param_groups, peak, strict=True):
-            group["lr"] = lr * factor
-        decoder_only = not adapter or run.share(step) < config.decoder_share
+        for group, lr, since in zip(optimiser.param_groups, peak, (begun, 0), strict=True):
+            group["lr"] = lr * factor * min(1.0, (step - since + 1) / max(1, config.warmup))
         batch = config.decoder_batch if decoder_only else config.batch
         views = [run.views[i] for i in rng.choice(len(run.views), batch)]
         loss = train_step(run, views, optimiser, parameters, config.seed + step, decoder_only)
