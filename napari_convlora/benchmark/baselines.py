@@ -132,6 +132,8 @@ def unet(
         )
         for c in ids
     ]
+    longest = max(max(image.image.shape[1:3]) for image in images)
+    side = min(_PATCH, 16 * math.ceil(longest / 16))  # the net halves four times
     weights = class_weights(torch.tensor([len(own) for own in pixels])).to(place)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -140,7 +142,7 @@ def unet(
     share = 0.0
     while share < 1:
         at = [own[rng.integers(len(own))] for own in (pixels[c] for c in _classes(rng, len(ids)))]
-        drawn = [_patch(images[i], plane, row, column, rng) for i, plane, row, column in at]
+        drawn = [_patch(images[i], plane, row, column, side, rng) for i, plane, row, column in at]
         inputs = np.stack([normalizer(patch).transpose(2, 0, 1) for patch, _ in drawn])
         target = torch.from_numpy(np.stack([index[labels] for _, labels in drawn]))
         for group in optimiser.param_groups:
@@ -157,7 +159,7 @@ def unet(
         for plane in image:
             inputs = torch.from_numpy(normalizer(plane).transpose(2, 0, 1))[None].to(place)
             logits = sliding_window_inference(
-                inputs, (_PATCH, _PATCH), 1, net, overlap=0.25, mode="gaussian"
+                inputs, (side, side), 1, net, 0.25, "gaussian", padding_mode="replicate"
             )
             found.append(ids[logits[0].argmax(0).cpu().numpy()])
         return np.stack(found).astype(np.uint8)
@@ -171,17 +173,16 @@ def _classes(rng: np.random.Generator, n_classes: int) -> np.ndarray:
 
 
 def _patch(
-    image: LabelledImage, plane: int, row: int, column: int, rng: np.random.Generator
+    image: LabelledImage, plane: int, row: int, column: int, side: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cut a square (P, P, C) and its labels (P, P) around a pixel, turned and flipped at random."""
-    height, width = image.image.shape[1:3]
+    """Cut a square (side, side, C) and its labels around a pixel, turned and flipped at random."""
+    # Squares may reach over the edge, where the image is mirrored, but not with their centre:
+    # in a small image the net would otherwise learn the places of the strokes by heart.
     top, left = (
-        (extent - _PATCH) // 2
-        if extent <= _PATCH
-        else int(np.clip(at - rng.integers(_PATCH), 0, extent - _PATCH))
-        for at, extent in ((row, height), (column, width))
+        int(np.clip(at - rng.integers(side), -side // 2, extent - side // 2))
+        for at, extent in zip((row, column), image.image.shape[1:3], strict=True)
     )
-    square = crop(image.image[plane], top, left, _PATCH)
-    labels = crop(image.annotations[plane], top, left, _PATCH, fill=UNLABELLED)
+    square = crop(image.image[plane], top, left, side)
+    labels = crop(image.annotations[plane], top, left, side, fill=UNLABELLED)
     turns, flip = int(rng.integers(4)), rng.choice((1, -1))
     return np.rot90(square, turns)[:, ::flip], np.rot90(labels, turns)[:, ::flip]

@@ -46,7 +46,7 @@ _QUICK: dict[str, Any] = {
     "test_images": 2,
     "max_steps": 4,
 }
-_QUICK_VIEWS, _QUICK_CROP = 4, 256
+_QUICK_VIEWS, _QUICK_DETAIL_STEPS, _QUICK_CROP = 4, 200, 256
 
 _err = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
 
@@ -121,7 +121,12 @@ def run(options: argparse.Namespace) -> int:
     from napari_convlora.benchmark.interactive import in_child, run_jobs
 
     settings = _settings(options)
-    options.out.mkdir(parents=True, exist_ok=True)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"Cannot create {options.out} ({error.strerror}); choose a folder you may write to."
+        ) from error
     path = options.out / "results.json"
     runs: list[Run] = []
     if path.exists():
@@ -186,7 +191,9 @@ def _settings(options: argparse.Namespace) -> Settings:
     train = replace(
         settings.train, preset=options.preset, max_steps=options.max_steps, device=options.device
     )
-    return replace(settings, train=replace(train, views=_QUICK_VIEWS) if options.quick else train)
+    if options.quick:
+        train = replace(train, views=_QUICK_VIEWS, detail_steps=_QUICK_DETAIL_STEPS)
+    return replace(settings, train=train)
 
 
 def _jobs(options: argparse.Namespace, settings: Settings) -> list[Job]:

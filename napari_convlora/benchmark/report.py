@@ -140,7 +140,8 @@ def _scores_table(results: Results) -> str:
     systems, rows = _systems(results), []
     for name, own in results.items():
         values = [_final(own[s]) if s in own else np.array([math.nan]) for s in systems]
-        rows.append([name, *_with_best([v.mean() for v in values], [v.std() for v in values])])
+        spreads = [v.std(ddof=1) if len(v) > 1 else 0.0 for v in values]
+        rows.append([name, *_with_best([v.mean() for v in values], spreads)])
     complete = _complete(results)
     if len(complete) > 1:
         means = [_mean(_final(own[s]).mean() for own in complete.values()) for s in systems]
