@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 _DRAWS = 2000
@@ -61,13 +63,13 @@ def bootstrap_differences(
     return value(ours) - value(theirs)
 
 
-def bootstrap_mean(draws: np.ndarray, seed: int = 0) -> np.ndarray:
+def bootstrap_mean(draws: Sequence[np.ndarray], seed: int = 0) -> np.ndarray:
     """Bootstrap of the mean over sets: draws sets with replacement, then one draw of each.
 
     Parameters
     ----------
-    draws : (N, D)
-        `bootstrap_differences` of each set.
+    draws
+        `bootstrap_differences` (D,) of each set.
     seed
         Of the generator.
 
@@ -75,6 +77,7 @@ def bootstrap_mean(draws: np.ndarray, seed: int = 0) -> np.ndarray:
     -------
     (D,) float64
     """
-    n_sets, n_draws = draws.shape
+    by_set = np.stack(draws)
+    n_sets, n_draws = by_set.shape
     chosen = np.random.default_rng(seed).integers(n_sets, size=(n_sets, n_draws))
-    return draws[chosen, np.arange(n_draws)].mean(0)
+    return by_set[chosen, np.arange(n_draws)].mean(0)

@@ -19,6 +19,9 @@ REFERENCE = "conv_lora"
 """The system that the others are compared with."""
 
 _LEVELS = (2.5, 97.5)
+_FEWEST = 6
+"""Images or sets that can decide: below, even a unanimous sign test stays above 5 per cent."""
+
 _TASKS = {
     "finish": "Finish the annotated image",
     "unseen": "Segment unseen images of the same kind",
@@ -100,9 +103,9 @@ def _task(results: Results) -> list[str]:
     if others and any(REFERENCE in own for own in results.values()):
         parts += [
             f"`{REFERENCE}` minus the other system, in points, with a 95 % interval: paired "
-            "bootstrap over seeds and scored images within each set, and for the mean over sets "
-            "as well. **win** and **loss** exclude 0, *open* does not; without an interval there "
-            "is one image only. Of few images, seeds or sets an interval is too narrow.",
+            "bootstrap over seeds and scored images within each set, and over sets as well for "
+            "the mean. **win** and **loss** exclude 0; *open* does not, or rests on fewer than "
+            f"{_FEWEST} images or sets, of which an interval is too narrow.",
             _differences_table(results, others),
         ]
     if max(len(run.rounds) for run in _runs(results)) > 1:
@@ -172,17 +175,19 @@ def _differences_table(results: Results, others: Sequence[str]) -> str:
             value = float((mean_ious(ours.sum(1)) - mean_ious(theirs.sum(1))).mean())
             drawn = bootstrap_differences(ours, theirs, seed=number)
             draws[system].append((value, drawn))
-            cell, verdict = _difference(value, drawn if ours.shape[0] * ours.shape[1] > 1 else None)
+            cell, verdict = _difference(value, drawn, ours.shape[0] * ours.shape[1])
             cells.append(cell)
             verdicts[system].append(verdict)
         rows.append([name, *cells])
     if len(results) > 1:
         mean = ["**mean**"]
         for system in others:
+            if not draws[system]:
+                mean.append("-")
+                continue
             value = _mean(value for value, _ in draws[system])
-            drawn_sets = np.array([drawn for _, drawn in draws[system]])
-            several = len(drawn_sets) > 1
-            mean.append(_difference(value, bootstrap_mean(drawn_sets) if several else None)[0])
+            drawn_sets = [drawn for _, drawn in draws[system]]
+            mean.append(_difference(value, bootstrap_mean(drawn_sets), len(drawn_sets))[0])
         rows.append(mean)
         rows.append(
             ["won / lost / open"]
@@ -207,12 +212,14 @@ def _paired(own: Mapping[str, Sequence[Run]], system: str) -> tuple[np.ndarray, 
     return ours, theirs
 
 
-def _difference(value: float, drawn: np.ndarray | None) -> tuple[str, str]:
-    """Cell and verdict of a difference; `drawn` is None where nothing can be drawn."""
-    if drawn is None:
+def _difference(value: float, drawn: np.ndarray, units: int) -> tuple[str, str]:
+    """Return cell and verdict of a difference; of one image or set nothing can be drawn."""
+    if units == 1:
         return f"{100 * value:+.1f}", "open"
     low, high = 100 * np.nanpercentile(drawn, _LEVELS)
-    verdict = "win" if low > 0 else "loss" if high < 0 else "open"
+    verdict = "open"
+    if units >= _FEWEST and (low > 0 or high < 0):
+        verdict = "win" if low > 0 else "loss"
     shown = "*open*" if verdict == "open" else f"**{verdict}**"
     return f"{100 * value:+.1f} [{low:+.1f}, {high:+.1f}] {shown}", verdict
 
@@ -324,6 +331,7 @@ def figure(runs: Sequence[Run]) -> Any:
     matplotlib.figure.Figure
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
     tasks = {
         task: _curves(_by_set([r for r in runs if r.key.task == task and r.failed is None]))
@@ -355,6 +363,9 @@ def figure(runs: Sequence[Run]) -> Any:
                 )
             if axis == 0:
                 axes.set_xscale("log")
+                axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+                axes.xaxis.set_minor_locator(NullLocator())
             axes.set_title(f"{name}, {task}", fontsize=9)
             axes.set_xlabel("seconds since the first strokes" if axis == 0 else "annotated, %")
             axes.set_ylabel("mean IoU, points")

@@ -27,8 +27,12 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_a_quick_run_leaves_tables_curves_and_a_file_to_resume_from(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(commands_interactive, "_QUICK_DETAIL_STEPS", 20)
     out = tmp_path / "new" / "out"
     (data / "empty").mkdir()
     arguments = ["--data", str(data), "--out", str(out), "--quick", "--max-steps", "2"]

@@ -81,6 +81,29 @@ def test_wins_and_losses_are_marked_alike() -> None:
     assert row(text, title, "**mean**")[2].endswith("*open*")
 
 
+def test_few_images_decide_nothing_and_many_sets_do() -> None:
+    def small(set_: str, system: str, wrong: float) -> Run:
+        run = made(set_, system, 0, wrong)
+        return replace(
+            run,
+            rounds=[
+                replace(own, confusion={k: own.confusion[k] for k in ("i0", "i1")})
+                for own in run.rounds
+            ],
+        )
+
+    runs = [
+        small(f"set{i}", system, wrong)
+        for i in range(6)
+        for system, wrong in (("conv_lora", 0.1), ("forest", 0.2))
+    ]
+    text = markdown(SETTINGS.as_dict(), runs)
+    _, forest = row(text, "`conv_lora` minus", "set0")
+    assert forest.startswith("+")
+    assert forest.endswith("*open*")
+    assert row(text, "`conv_lora` minus", "**mean**")[1].endswith("**win**")
+
+
 def test_the_best_is_bold_and_every_figure_is_there() -> None:
     text = markdown(SETTINGS.as_dict(), RUNS)
     points = 100 * np.mean([run.rounds[-1].mean_iou for run in RUNS[:2]])
