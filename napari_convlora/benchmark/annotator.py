@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.ndimage import binary_dilation
+from scipy.ndimage import binary_dilation, distance_transform_edt
 from skimage.graph import MCP
 from skimage.measure import label
 from skimage.morphology import disk, skeletonize
 
 from napari_convlora.config import UNLABELLED
 
-_PIXELS_PER_STROKE = 256
-"""One first stroke per class for every such stretch of the image's mean side."""
+_SIDE_PER_STROKE = 256
+"""An image of this side gets one first stroke per class, one of twice the side two."""
 
 _LENGTH_SHARE = 1 / 8
 _LARGE_SIDE = 512
@@ -38,8 +38,7 @@ def stroke(region: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     painted : (H, W) bool
         At least one pixel, all inside `region`.
     """
-    side = max(region.shape)
-    length = max(10, round(side * _LENGTH_SHARE))
+    length = _length(region.shape)
     skeleton = skeletonize(region)
     if not skeleton.any():  # thinning may erase the smallest regions
         skeleton = region
@@ -51,8 +50,12 @@ def stroke(region: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     _, path = _farthest(near, one_end, length)
     painted = np.zeros(region.shape, bool)
     painted[tuple((np.array(path) + low).T)] = True
-    brush = disk(1 if side <= _LARGE_SIDE else 2)
+    brush = disk(1 if max(region.shape) <= _LARGE_SIDE else 2)
     return binary_dilation(painted, brush) & region
+
+
+def _length(shape: tuple[int, ...]) -> int:
+    return max(10, round(max(shape) * _LENGTH_SHARE))
 
 
 def _farthest(
@@ -67,7 +70,9 @@ def _farthest(
 
 
 def first_strokes(truth: np.ndarray, seed: int) -> tuple[np.ndarray, int]:
-    """Paint the strokes of the first round: one or more for each class, more in a large image.
+    """Paint the strokes of the first round: one for each class, more in a large image.
+
+    Strokes of a class keep a stroke's length apart; where there is no room, there are fewer.
 
     Parameters
     ----------
@@ -85,15 +90,17 @@ def first_strokes(truth: np.ndarray, seed: int) -> tuple[np.ndarray, int]:
     """
     rng = np.random.default_rng(seed)
     annotations = np.zeros(truth.shape, np.uint8)
-    wanted = max(1, round(math.sqrt(truth.size) / _PIXELS_PER_STROKE))
+    wanted = max(1, round(math.sqrt(truth.size) / _SIDE_PER_STROKE))
     strokes = 0
     for c in np.unique(truth[truth != UNLABELLED]):
+        region = truth == c
         for _ in range(wanted):
-            region = (truth == c) & (annotations == UNLABELLED)
             if not region.any():
                 break
-            annotations[stroke(region, rng)] = c
+            new = stroke(region, rng)
+            annotations[new] = c
             strokes += 1
+            region &= distance_transform_edt(~new) > _length(truth.shape)
     return annotations, strokes
 
 

@@ -106,5 +106,8 @@ def test_large_images_get_several_strokes_of_every_class_and_seeds_differ() -> N
     truth[:, 300:] = 2
     annotations, strokes = first_strokes(truth, seed=0)
     assert strokes == 2 * 3
+    assert label(annotations == 1, connectivity=2).max() == 3
+    rows = np.nonzero(annotations == 1)[0]
+    assert np.ptp(rows) > 100  # spread out, not side by side
     assert 0 < (annotations > 0).mean() < 0.02
     assert (annotations != first_strokes(truth, seed=1)[0]).any()
