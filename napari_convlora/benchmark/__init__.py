@@ -1,1 +1,1 @@
-"""Published protocols, run end to end from the command line."""
+"""Benchmarks that users can repeat: the paper's protocol, and few strokes against peers."""
