@@ -1,4 +1,4 @@
-"""The command line: adapt, predict, evaluate, weights, doctor and demo, without a window."""
+"""The command line: adapt, predict, evaluate, weights, benchmark, doctor and demo."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from napari_convlora.benchmark import commands_interactive, commands_paper
 from napari_convlora.config import (
     ConvLoRAError,
     DeviceName,
@@ -110,6 +111,16 @@ def _parser() -> argparse.ArgumentParser:
         action.set_defaults(run=run)
         if name != "list":
             action.add_argument("name", metavar="NAME")
+
+    benchmark = command("benchmark", _usage, "Measure methods: the paper's way, or few strokes.")
+    kinds = benchmark.add_subparsers(metavar="KIND", required=True)
+    for name, module, help_ in (
+        ("paper", commands_paper, "Repeat the protocol of the Conv-LoRA paper."),
+        ("interactive", commands_interactive, "Few strokes and corrections, against peers."),
+    ):
+        kind = kinds.add_parser(name, help=help_, description=help_)
+        module.add_arguments(kind)
+        kind.set_defaults(run=module.run)
 
     command("doctor", _doctor, "Report torch, devices, Qt and weights on this machine.")
 

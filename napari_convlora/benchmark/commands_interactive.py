@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,7 +22,7 @@ from napari_convlora.benchmark.records import (
     read_runs,
     write_runs,
 )
-from napari_convlora.config import ConvLoRAError, DeviceName, InputError, PresetName
+from napari_convlora.config import DeviceName, InputError, PresetName
 
 if TYPE_CHECKING:
     from napari_convlora.benchmark.interactive import Job
@@ -227,18 +225,3 @@ def _line(run: Run) -> str:
         return f"{name}: failed: {run.failed}"
     points = ", ".join("-" if own.mean_iou is None else f"{own.mean_iou:.3f}" for own in run.rounds)
     return f"{name}: mean IoU {points} in {sum(own.learn_seconds for own in run.rounds):.0f} s"
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run this command by itself."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    add_arguments(parser)
-    try:
-        return run(parser.parse_args(arguments))
-    except ConvLoRAError as error:
-        _err.print(str(error), style="red")
-        return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -200,17 +200,3 @@ def _table(summary: dict[str, Any], runs: int) -> Table:
             cells.append(f"{100 * mean:.2f}" + ("" if error is None else f" ± {100 * error:.2f}"))
         table.add_row(name, *cells)
     return table
-
-
-def main() -> int:
-    """Run the command by itself: ``python -m napari_convlora.benchmark.commands_paper``."""
-    parser = argparse.ArgumentParser("benchmark paper", description=__doc__)
-    add_arguments(parser)
-    try:
-        return run(parser.parse_args())
-    except ConvLoRAError as error:
-        parser.exit(1, f"{parser.prog}: {error}\n")
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from napari_convlora import cli
 from napari_convlora.backbones.testing import random_backbone
 from napari_convlora.benchmark import commands_interactive, interactive
-from napari_convlora.benchmark.commands_interactive import main
 from napari_convlora.benchmark.records import read_runs
 
 ONE = ["--rounds", "1", "--seeds", "0", "--max-steps", "2", "--device", "cpu", "--test-images", "1"]
@@ -20,6 +20,10 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib", reason="needs the extra [benchmark]")
     runner = partial(interactive.run_job, load=lambda name: random_backbone("tiny"))
     monkeypatch.setattr(interactive, "in_child", runner)
+
+
+def main(arguments: list[str]) -> int:
+    return cli.main(["benchmark", "interactive", *arguments])
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> str:
