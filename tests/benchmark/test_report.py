@@ -173,6 +173,6 @@ def test_runs_survive_the_file_and_damage_is_told(tmp_path: Path) -> None:
 def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     check_same(SETTINGS, SETTINGS.as_dict(), tmp_path)
     other = replace(SETTINGS, images=2, train=TrainConfig(max_steps=7, preview_seconds=10.0))
-    with pytest.raises(InputError, match=r"images 2 against 3, max_steps 7 against 60") as error:
+    with pytest.raises(InputError, match=r"images 2 against 3, max_steps 7 against \d+") as error:
         check_same(SETTINGS, other.as_dict(), tmp_path)
     assert "train" not in str(error.value).split("(")[1].split(")")[0]
