@@ -28,7 +28,7 @@ class ScaledShifted(nn.Module):
     """A frozen operation whose output y becomes ``gamma * y + beta``, channel by channel.
 
     gamma starts at N(1, 0.02) and beta at N(0, 0.02) as published, so it starts near the frozen
-    operation, not at it.
+    operation, not at it. Over a whole encoder that adds up.
 
     Parameters
     ----------

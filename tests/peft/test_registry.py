@@ -237,24 +237,23 @@ def test_the_method_alone_can_learn_what_it_can_express(backbone: Backbone, meth
 
 
 @torch.no_grad()
-def test_real_weights_bear_the_published_starts_and_merging(litemedsam: Backbone) -> None:
+def test_real_weights_start_as_they_are_and_can_be_merged(litemedsam: Backbone) -> None:
     images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     expected = litemedsam.encoder(images)
-    changes = {}
+    changed = set()
     for method in NAMES:
         torch.manual_seed(0)
         model = SemanticSAM(litemedsam, ModelConfig(method, first_block=0), 2)  # type: ignore[arg-type]
         encoder = model.backbone.encoder.eval()
         found = encoder(images)
-        changes[method] = float((found - expected).norm() / expected.norm())
+        if not torch.equal(found, expected):
+            changed.add(method)
         if METHODS[method].merge is not None:
             shake(encoder, 0.02)
             found = encoder(images)
             model.merge()
             torch.testing.assert_close(encoder(images), found, atol=1e-4, rtol=1e-3)
-    print(changes)
-    assert {method for method, change in changes.items() if change} == {"vpt", "ssf"}
-    assert max(changes.values()) < 0.5
+    assert changed == {"vpt", "ssf"}
 
 
 @pytest.mark.parametrize("method", COUNTS)
