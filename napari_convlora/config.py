@@ -18,7 +18,7 @@ MethodName = Literal[
     "multi_scale",
     "fixed_scale",
 ]
-HeadName = Literal["class_tokens", "classification_branch"]
+HeadName = Literal["class_tokens", "classification_branch", "mask_token"]
 PresetName = Literal["fast", "full"]
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 
@@ -128,11 +128,14 @@ class ModelConfig:
         First encoder block (0-based) that the method adapts; blocks before it stay frozen and
         their output is cached. ``None`` takes the preset's choice for the backbone.
     head
-        ``class_tokens`` or ``classification_branch``.
+        ``class_tokens``, ``classification_branch``, or ``mask_token`` for two classes.
     queries
         Query tokens of the classification branch.
     detail
-        Whether the full-resolution detail branch adds to the head's logits.
+        Whether the full-resolution detail branch is mixed with the head.
+    plain_start
+        Start the head from the pretrained decoder as it is, as the paper does; ``mask_token``
+        always does.
     """
 
     method: MethodName = "conv_lora"
@@ -141,6 +144,7 @@ class ModelConfig:
     head: HeadName = "class_tokens"
     queries: int = 16
     detail: bool = True
+    plain_start: bool = False
 
 
 @dataclass(frozen=True)
@@ -161,7 +165,11 @@ class TrainConfig:
         Views per step, and how many are drawn for the round (their frozen features are kept).
     adapter_lr, decoder_lr, warmup
         Peak learning rates of the method's and of the decoder's parameters, and the steps that
-        lead up to them; a cosine brings them down to zero.
+        lead up to them; once both train, a cosine brings them down to zero.
+    decoder_share, decoder_batch
+        Part of the steps, at the start, that train decoder and head alone, with views per step.
+        They see cached embeddings of the untouched encoder, so they cost little, and the method
+        then starts from a decoder that already knows the classes.
     detail_steps
         Steps that fit the detail branch before the encoder is touched.
     score_every, patience
@@ -171,12 +179,14 @@ class TrainConfig:
     """
 
     preset: PresetName = "fast"
-    max_steps: int = 60
+    max_steps: int = 90
     max_minutes: float | None = None
     seed: int = 0
     device: DeviceName = "auto"
     batch: int = 1
     views: int = 24
+    decoder_share: float = 0.4
+    decoder_batch: int = 2
     adapter_lr: float = 4e-3
     decoder_lr: float = 1e-3
     warmup: int = 5

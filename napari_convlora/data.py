@@ -17,6 +17,7 @@ from napari_convlora.config import InputError
 _PERCENTILES = (0.1, 99.9)
 _FIT_PIXELS = 1_000_000
 _MAX_ENLARGEMENT = 4.0
+_MAX_REDUCTION = 0.25
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,11 @@ def to_rgb(image: np.ndarray) -> np.ndarray:
 
 
 def auto_pixel_scale(shapes: Sequence[tuple[int, int]], tile: int) -> float:
-    """Working pixels per image pixel at which SAM sees objects and context alike.
+    """Working pixels per image pixel at which SAM sees an image as a whole.
 
-    An image about as large as a tile fills one tile; a larger one keeps its resolution up to two
-    tiles a side and is reduced beyond, since fine structure is the detail branch's business.
+    Objects are told by their context, so the longer side fills a tile; fine structure is the
+    detail branch's business. An image is reduced to a quarter at most: very large ones hold small
+    objects, and take several tiles.
 
     Parameters
     ----------
@@ -85,11 +87,8 @@ def auto_pixel_scale(shapes: Sequence[tuple[int, int]], tile: int) -> float:
     tile
         Side of the backbone's tile, in pixels.
     """
-    longest = float(np.median([max(shape) for shape in shapes]))
-    if longest <= 1.25 * tile:
-        return min(_MAX_ENLARGEMENT, tile / longest)
-    side = float(np.median([math.sqrt(h * w) for h, w in shapes]))
-    return min(1.0, 2 * tile / side)
+    extents = [min(max(h, w), 2 * math.sqrt(h * w)) for h, w in shapes]  # a strip takes more tiles
+    return min(_MAX_ENLARGEMENT, max(_MAX_REDUCTION, tile / float(np.median(extents))))
 
 
 def crop(array: np.ndarray, top: int, left: int, size: int, fill: float | None = None):

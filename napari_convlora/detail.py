@@ -86,19 +86,19 @@ class DetailBranch(nn.Module):
 
     Attributes
     ----------
-    weight
-        Factor () of its logits when they are added to the head's; training chooses it.
+    share
+        () in [0, 1], how much its probabilities count beside the head's; training chooses it.
     """
 
     mean: Tensor
     std: Tensor
-    weight: Tensor
+    share: Tensor
 
     def __init__(self, n_inputs: int, n_classes: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(n_inputs))
         self.register_buffer("std", torch.ones(n_inputs))
-        self.register_buffer("weight", torch.tensor(1.0))
+        self.register_buffer("share", torch.tensor(1.0))
         self.n_classes = n_classes
         self.layers = nn.Sequential(
             nn.Linear(n_inputs, _WIDTH),
@@ -125,6 +125,23 @@ class DetailBranch(nn.Module):
         return np.concatenate(parts).transpose(2, 0, 1)
 
 
+def mix(logits: Tensor, detail: Tensor, share: float) -> Tensor:
+    """Logits of the mixture ``share * softmax(detail) + (1 - share) * softmax(logits)``.
+
+    A mixture, unlike a sum of logits, lets the surer of the two decide: an overconfident head
+    cannot overrule a sure detail branch whose share is above one half.
+
+    Parameters
+    ----------
+    logits, detail
+        Class scores (..., K, H, W) of the head and of the detail branch.
+    share
+        Of the detail branch, in [0, 1].
+    """
+    mixture = share * detail.softmax(-3) + (1 - share) * logits.softmax(-3)
+    return mixture.clamp_min(1e-9).log()
+
+
 def fit(
     branch: DetailBranch,
     features: Tensor,
@@ -132,6 +149,7 @@ def fit(
     steps: int,
     seed: int = 0,
     surroundings: Tensor | None = None,
+    counts: Tensor | None = None,
 ) -> Iterator[float]:
     """Fit `branch` on labelled pixels; yields the loss after every step.
 
@@ -151,12 +169,16 @@ def fit(
         (M, F) float32, features of any pixels, labelled or not, for the standardisation. A filter
         that says the same on all strokes may still vary beyond them; scaled by the strokes alone
         it would drown the rest there.
+    counts
+        (K,) labelled pixels per class, of which `target` is a part that may favour rare classes;
+        without them thin structures would be painted too thick.
     """
     generator = torch.Generator().manual_seed(seed)
     known = features if surroundings is None else torch.cat([features, surroundings])
     branch.mean.copy_(known.mean(0))
     branch.std.copy_(known.std(0, unbiased=False).clamp_min(1e-6))
-    weights = class_weights(target.bincount(minlength=branch.n_classes))
+    drawn = target.bincount(minlength=branch.n_classes)
+    weights = class_weights(drawn if counts is None else counts.to(drawn.device), drawn)
     optimiser = torch.optim.AdamW(branch.parameters(), lr=_LEARNING_RATE, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, _LEARNING_RATE, total_steps=max(2, steps)

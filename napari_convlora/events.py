@@ -128,7 +128,11 @@ class RunControl:
         self._running.set()
 
     def update_annotations(self, images: Sequence[LabelledImage]) -> None:
-        """Train on these annotations of the same images from the next step on."""
+        """Train on these annotations of the same images from the next step on.
+
+        Annotations that this round cannot take (none left, a class it does not know) are left to
+        the next one.
+        """
         with self._lock:
             self._images = images
 

@@ -41,6 +41,7 @@ class TokenDecoder(nn.Module):
     The transformer, the upscaling and the first mask's hypernetwork start from the pretrained
     decoder. All tokens start near the pretrained single-mask token; a little noise tells them
     apart, as they share one hypernetwork. Each mask also has a linear probe of the upscaled map.
+    A plain start does without the noise, the damping and the probe.
 
     Parameters
     ----------
@@ -48,9 +49,12 @@ class TokenDecoder(nn.Module):
         `MaskDecoder` of `segment_anything`; copied, not changed.
     n_tokens
         Number of masks.
+    plain
+        Start from the pretrained decoder exactly, as the paper does: every mask is at first the
+        one SAM returns for an image without prompts.
     """
 
-    def __init__(self, pretrained: Any, n_tokens: int) -> None:
+    def __init__(self, pretrained: Any, n_tokens: int, plain: bool = False) -> None:
         super().__init__()
         self.transformer = copy.deepcopy(pretrained.transformer)
         self.output_upscaling = copy.deepcopy(pretrained.output_upscaling)
@@ -58,9 +62,10 @@ class TokenDecoder(nn.Module):
         self.iou_token = nn.Parameter(pretrained.iou_token.weight.detach().clone())
         first = pretrained.mask_tokens.weight.detach()[:1]
         noise = torch.randn(n_tokens, first.shape[1], device=first.device) * first.std()
-        self.mask_tokens = nn.Parameter(first + _TOKEN_NOISE * noise)
+        self.mask_tokens = nn.Parameter(first + (0.0 if plain else _TOKEN_NOISE) * noise)
         channels = self.hypernetwork.layers[-1].out_features
-        self.probe = nn.Parameter(torch.zeros(n_tokens, channels, device=first.device))
+        probe = nn.Parameter(torch.zeros(n_tokens, channels, device=first.device))
+        self.probe = None if plain else probe
         self.requires_grad_(True)
 
     def forward(self, embedding: Tensor, image_pe: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,7 +91,9 @@ class TokenDecoder(nn.Module):
         source = source.transpose(1, 2).reshape(batch, channels, height, width)
         upscaled = self.output_upscaling(source)
         mask_tokens = decoded[:, 1:]
-        kernels = _HYPER_GAIN * self.hypernetwork(mask_tokens) + _PROBE_GAIN * self.probe
+        kernels = self.hypernetwork(mask_tokens)
+        if self.probe is not None:
+            kernels = _HYPER_GAIN * kernels + _PROBE_GAIN * self.probe
         masks = torch.einsum("bnc,bchw->bnhw", kernels, upscaled)
         return masks, mask_tokens
 
@@ -100,17 +107,41 @@ class ClassTokens(nn.Module):
         `MaskDecoder` of `segment_anything`; copied.
     n_classes
         K.
+    plain
+        See `TokenDecoder`.
     """
 
-    def __init__(self, pretrained: Any, n_classes: int) -> None:
+    def __init__(self, pretrained: Any, n_classes: int, plain: bool = False) -> None:
         super().__init__()
-        self.decoder = TokenDecoder(pretrained, n_classes)
+        self.decoder = TokenDecoder(pretrained, n_classes, plain)
         self.bias = nn.Parameter(torch.zeros(n_classes))
 
     def forward(self, embedding: Tensor, image_pe: Tensor, dense: Tensor) -> HeadOutput:
         """Score an embedding (B, C, h, w); logits are (B, K, 4h, 4w)."""
         masks, _ = self.decoder(embedding, image_pe, dense)
         return HeadOutput(masks + self.bias[:, None, None])
+
+
+class MaskToken(nn.Module):
+    """The paper's binary head: SAM's single mask token, and a sigmoid (section 3.3).
+
+    A softmax over the logits (0, mask) of background and object is that sigmoid, so two classes
+    are scored like any others.
+
+    Parameters
+    ----------
+    pretrained
+        `MaskDecoder` of `segment_anything`; copied.
+    """
+
+    def __init__(self, pretrained: Any) -> None:
+        super().__init__()
+        self.decoder = TokenDecoder(pretrained, 1, plain=True)
+
+    def forward(self, embedding: Tensor, image_pe: Tensor, dense: Tensor) -> HeadOutput:
+        """Score an embedding (B, C, h, w); logits are (B, 2, 4h, 4w)."""
+        mask, _ = self.decoder(embedding, image_pe, dense)
+        return HeadOutput(torch.cat([torch.zeros_like(mask), mask], dim=1))
 
 
 class ClassificationBranch(nn.Module):
@@ -127,11 +158,15 @@ class ClassificationBranch(nn.Module):
         K.
     n_queries
         Q, at least the number of classes that can appear in one image.
+    plain
+        See `TokenDecoder`; the queries start equal, and matching tells them apart.
     """
 
-    def __init__(self, pretrained: Any, n_classes: int, n_queries: int) -> None:
+    def __init__(
+        self, pretrained: Any, n_classes: int, n_queries: int, plain: bool = False
+    ) -> None:
         super().__init__()
-        self.decoder = TokenDecoder(pretrained, n_queries)
+        self.decoder = TokenDecoder(pretrained, n_queries, plain)
         self.classifier = nn.Linear(self.decoder.mask_tokens.shape[1], n_classes + 1)
 
     def forward(self, embedding: Tensor, image_pe: Tensor, dense: Tensor) -> HeadOutput:

@@ -14,17 +14,21 @@ VOID = -1
 """Target of a pixel that nobody labelled."""
 
 
-def class_weights(counts: Tensor) -> Tensor:
-    """Weight of every class from its pixel count: inverse square root, mean 1 over pixels.
+def class_weights(counts: Tensor, drawn: Tensor | None = None) -> Tensor:
+    """Weight of every class: its pixels together count by the square root of their number.
 
     Parameters
     ----------
     counts
         Labelled pixels per class (K,), float or int; classes without pixels get weight 0.
+    drawn
+        Pixels per class (K,) among those the loss will see, where that is a part of `counts`;
+        the mean weight over them is 1.
     """
     counts = counts.float()
-    weights = torch.where(counts > 0, counts.clamp_min(1).rsqrt(), torch.zeros_like(counts))
-    mean = (weights * counts).sum() / counts.sum().clamp_min(1)
+    drawn = counts if drawn is None else drawn.float()
+    weights = torch.where(drawn > 0, counts.sqrt() / drawn.clamp_min(1), torch.zeros_like(counts))
+    mean = (weights * drawn).sum() / drawn.sum().clamp_min(1)
     return weights / mean.clamp_min(1e-12)
 
 
@@ -82,6 +86,29 @@ def dense_loss(logits: Tensor, target: Tensor, weights: Tensor, smoothing: float
         label_smoothing=smoothing,
     )
     return cross_entropy / labelled + masked_dice(logits.softmax(1), target)
+
+
+def taught_loss(logits: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy to a teacher's soft answer where nobody labelled.
+
+    Few strokes say nothing about most of an image; a teacher that was fitted on the same strokes
+    and sees finer detail keeps the student from inventing there.
+
+    Parameters
+    ----------
+    logits, teacher
+        (B, K, H, W), of the student and of the teacher; no gradient reaches the teacher.
+    target
+        (B, H, W) int64 class index, or `VOID`.
+
+    Returns
+    -------
+    Tensor
+        Scalar; 0 with zero gradient when everything is labelled.
+    """
+    free = (target == VOID)[:, None]
+    each = teacher.detach().softmax(1) * logits.log_softmax(1)
+    return -(each * free).sum() / free.sum().clamp_min(1)
 
 
 def match_queries(masks: Tensor, queries: Tensor, truth: Tensor, classes: Tensor, labelled: Tensor):
@@ -164,3 +191,65 @@ def query_loss(output: HeadOutput, target: Tensor, no_object: float = 0.1) -> Te
             + 5 * dice.mean()
         )
     return torch.stack(losses).mean() if losses else output.logits.sum() * 0
+
+
+def structure_loss(logits: Tensor, target: Tensor, edge_bce: bool = False) -> Tensor:
+    """Structure loss of F3Net (Wei et al., AAAI 2020, arXiv 1911.11445): BCE plus IoU near edges.
+
+    Pixels weigh ``1 + 5 |m - g|``, where m is the mean of the truth g over 31 x 31 pixels; an
+    unlabelled pixel counts there as its centre does. As released, and as Conv-LoRA was trained,
+    the cross-entropy is averaged before it is weighted, so that only the IoU half sees edges.
+
+    Parameters
+    ----------
+    logits
+        Of the object, (B, H, W).
+    target
+        (B, H, W) int64: 0, 1 or `VOID`.
+    edge_bce
+        Weight the cross-entropy as well, as the paper's equation says.
+
+    Returns
+    -------
+    Tensor
+        Scalar, mean over images; an image without labels adds nothing.
+    """
+    labelled = (target != VOID).to(logits.dtype)
+    truth = target.clamp_min(0).to(logits.dtype)
+    # Beyond the border lies background, as in the released code.
+    near, void = (F.avg_pool2d(t[:, None], 31, 1, 15)[:, 0] for t in (truth, 1 - labelled))
+    weight = labelled * (1 + 5 * (near + truth * void - truth).abs())
+    bce = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    share = (weight if edge_bce else labelled).flatten(1)
+    bce = (share * bce.flatten(1)).sum(1) / share.sum(1).clamp_min(1)
+    p = logits.sigmoid()
+    overlap = (weight * p * truth).sum((1, 2))
+    union = (weight * (p + truth)).sum((1, 2)) - overlap
+    return (bce + 1 - (overlap + 1) / (union + 1)).mean()
+
+
+def balanced_bce(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy in which both classes of the batch weigh alike (EVP, arXiv 2303.10883).
+
+    Object pixels weigh by the share of background and the other way round.
+
+    Parameters
+    ----------
+    logits
+        Of the object, (B, H, W).
+    target
+        (B, H, W) int64: 0, 1 or `VOID`.
+
+    Returns
+    -------
+    Tensor
+        Scalar; 0 where only one class, or none, is labelled.
+    """
+    labelled = (target != VOID).to(logits.dtype)
+    truth = target.clamp_min(0).to(logits.dtype)
+    total = labelled.sum().clamp_min(1)
+    share = truth.sum() / total
+    background = labelled.sum() / total - share
+    weight = torch.where(truth > 0, background, share) * labelled
+    bce = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    return (weight * bce).sum() / total

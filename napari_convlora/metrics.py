@@ -172,6 +172,26 @@ def scores(matrix: np.ndarray, classes: Sequence[ClassInfo] | Sequence[int]) -> 
     )
 
 
+def balanced_error(matrix: np.ndarray) -> float:
+    """Return the balanced error rate: the share of a class that is missed, mean over classes.
+
+    Parameters
+    ----------
+    matrix : (K, K) int
+        Rows are target classes, columns predicted ones; classes without target do not count.
+
+    Returns
+    -------
+    float
+        0..1; NaN without any pixel.
+    """
+    wanted = matrix.sum(axis=1)
+    present = wanted > 0
+    if not present.any():
+        return math.nan
+    return float((1 - np.diagonal(matrix)[present] / wanted[present]).mean())
+
+
 def evaluate_folders(
     predictions: str | os.PathLike[str],
     labels: str | os.PathLike[str],

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from napari_convlora.backbones import Backbone
-from napari_convlora.config import AdapterError, ModelConfig
+from napari_convlora.config import AdapterError, InputError, ModelConfig
 from napari_convlora.data import FeatureCache
 from napari_convlora.detail import DetailBranch, n_features
-from napari_convlora.heads import ClassificationBranch, ClassTokens, HeadOutput
+from napari_convlora.heads import ClassificationBranch, ClassTokens, HeadOutput, MaskToken
 from napari_convlora.peft import adapt_encoder, balance_loss, find_method, merge
 
 
@@ -34,6 +34,11 @@ class SemanticSAM(nn.Module):
         K.
     n_channels
         Channels of the images, for the detail branch.
+
+    Raises
+    ------
+    InputError
+        The head does not fit the number of classes.
     """
 
     image_mean: Tensor
@@ -50,10 +55,17 @@ class SemanticSAM(nn.Module):
         first = backbone.spec.fast_first_block if first is None else first
         self.split = find_method(config.method).split(first, len(encoder.blocks))
         self.backbone.encoder = adapt_encoder(config.method, encoder, first, config.method_config)
+        pretrained, plain = backbone.mask_decoder, config.plain_start
         if config.head == "class_tokens":
-            self.head: nn.Module = ClassTokens(backbone.mask_decoder, n_classes)
+            self.head: nn.Module = ClassTokens(pretrained, n_classes, plain)
+        elif config.head == "classification_branch":
+            self.head = ClassificationBranch(pretrained, n_classes, config.queries, plain)
+        elif n_classes == 2:
+            self.head = MaskToken(pretrained)
         else:
-            self.head = ClassificationBranch(backbone.mask_decoder, n_classes, config.queries)
+            raise InputError(
+                f"The head mask_token tells two classes apart, not {n_classes}; use class_tokens."
+            )
         self.detail = DetailBranch(n_features(n_channels), n_classes) if config.detail else None
         spec = backbone.spec
         self.register_buffer("image_mean", torch.tensor(spec.pixel_mean)[:, None, None], False)
@@ -84,10 +96,15 @@ class SemanticSAM(nn.Module):
 
     def suffix(self, features: Tensor) -> HeadOutput:
         """Score what `prefix` returned; logits are (B, K, h, w) at the head's resolution."""
+        return self.decode(self.embed(features))
+
+    def embed(self, features: Tensor) -> Tensor:
+        """Turn what `prefix` returned into image embeddings (B, C, h, w) with the method."""
         encoder = self.backbone.encoder
-        embedding = (
-            encoder(features) if self.split is None else encoder.suffix(features, self.split)
-        )
+        return encoder(features) if self.split is None else encoder.suffix(features, self.split)
+
+    def decode(self, embedding: Tensor) -> HeadOutput:
+        """Score image embeddings (B, C, h, w) with decoder and head."""
         image_pe, dense = self.backbone.no_prompt((embedding.shape[-2], embedding.shape[-1]))
         return self.head(embedding, image_pe, dense)
 

@@ -22,7 +22,7 @@ from napari_convlora.data import (
     tile_starts,
     to_rgb,
 )
-from napari_convlora.detail import DetailBranch, region_features
+from napari_convlora.detail import DetailBranch, mix, region_features
 from napari_convlora.devices import choose_device
 from napari_convlora.events import RunControl
 from napari_convlora.model import SemanticSAM
@@ -173,7 +173,9 @@ def plane_logits(
     assert total is not None
     total /= weight
     if model.detail is not None:
-        total += float(model.detail.weight) * detail_logits(model.detail, plane, normalizer)
+        detail = detail_logits(model.detail, plane, normalizer)
+        share = float(model.detail.share)
+        total = mix(torch.from_numpy(total), torch.from_numpy(detail), share).numpy()
     return total
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from napari_convlora.annotations import LabelledImage
 from napari_convlora.data import Normalizer, View, crop, draw_view, resize
-from napari_convlora.detail import HALO, DetailBranch, filter_bank, region_features
+from napari_convlora.detail import DetailBranch, region_features
 from napari_convlora.losses import VOID
 
 _BLOCK = 32
@@ -64,8 +64,8 @@ def training_set(
 ) -> TrainingSet:
     """Turn annotations into targets, hold out blocks where labels abound, and make two folds.
 
-    A tenth of the annotated blocks is held out for an honest score, provided every class covers
-    at least eight of them; otherwise all labels train.
+    About a tenth of the annotated blocks is held out for an honest score, of the classes that cover
+    at least eight of them, where there are two such classes; otherwise all labels train.
     """
     rng = np.random.default_rng(seed)
     index = np.full(256, VOID, np.int16)
@@ -99,13 +99,17 @@ def _choose_held(
         np.unique(np.concatenate([b[t == c] for t, b in zip(targets, blocks, strict=True)]))
         for c in range(n_classes)
     ]
-    if min(map(len, covered)) < _MIN_BLOCKS:
-        return np.empty(0, np.int64)
+    common = [c for c in covered if len(c) >= _MIN_BLOCKS]
+    rare = [c for c in covered if len(c) < _MIN_BLOCKS]
     held = np.empty(0, np.int64)
-    for c in covered:  # one block often serves several classes
+    if len(common) < 2:
+        return held
+    kept = np.concatenate(rare) if rare else held  # too few to spare any
+    for c in common:  # one block often serves several classes
         lacking = int(len(c) * _HELD_SHARE) - len(np.intersect1d(c, held))
+        free = np.setdiff1d(c, np.append(held, kept))
         if lacking > 0:
-            held = np.append(held, rng.choice(np.setdiff1d(c, held), lacking, replace=False))
+            held = np.append(held, rng.choice(free, min(lacking, len(free)), replace=False))
     left = min(len(np.setdiff1d(c, held)) for c in covered)
     return held if left else np.empty(0, np.int64)
 
@@ -116,7 +120,7 @@ def _folds(
     positions: Sequence[Sequence[np.ndarray]],
     rng: np.random.Generator,
 ) -> list[np.ndarray]:
-    """Halves by image where every class occurs in both halves of the images, else by block."""
+    """Halves by image where both then hold every class, else by block, each class dealt evenly."""
     half = np.arange(len(train)) % 2 == 1
     by_image = all(
         any(len(a) for a in np.array(arrays, object)[half == side])
@@ -125,14 +129,23 @@ def _folds(
     )
     if by_image:
         return [np.full(t.shape, h) for t, h in zip(train, half, strict=True)]
-    labelled = np.unique(np.concatenate([b[t != VOID] for t, b in zip(train, blocks, strict=True)]))
-    if len(labelled) == 1:  # an image of one block: every other pixel
-        fold = [np.zeros(t.shape, bool) for t in train]
-        for f, t in zip(fold, train, strict=True):
-            f[t != VOID] = np.arange((t != VOID).sum()) % 2
-        return fold
-    second = rng.permuted(labelled)[: len(labelled) // 2]
-    return [np.isin(b, second) for b in blocks]
+    covered = [
+        np.unique(np.concatenate([b[t == c] for t, b in zip(train, blocks, strict=True)]))
+        for c in range(len(positions))
+    ]
+    second: dict[int, bool] = {}
+    for own in sorted(covered, key=len):  # the rarest class is dealt out first
+        balance = sum(2 * second[block] - 1 for block in own if block in second)
+        for block in rng.permuted([block for block in own if block not in second]):
+            second[block] = balance < 0
+            balance += 1 if second[block] else -1
+    chosen = [block for block, inside in second.items() if inside]
+    fold = [np.isin(b, chosen) for b in blocks]
+    for c, own in enumerate(covered):
+        if len(own) == 1:  # both halves must know the class: every other of its pixels
+            for f, pixels in zip(fold, positions[c], strict=True):
+                f[tuple(pixels.T)] = np.arange(len(pixels)) % 2 == c % 2
+    return fold
 
 
 def pixel_samples(
@@ -182,27 +195,76 @@ def view_image(data: TrainingSet, view: View, normalizer: Normalizer, tile: int)
     return local.image_tensor(square, tile)
 
 
-def view_detail(
+def detail_block(
     data: TrainingSet,
-    view: View,
+    where: tuple[int, int, int, int],
     normalizer: Normalizer,
-    tile: int,
+    whole: DetailBranch,
     halves: Sequence[DetailBranch],
-) -> Tensor:
-    """Detail logits (K, tile, tile) of a view, each pixel scored by the half that never saw it.
+) -> np.ndarray:
+    """Detail logits of a 512 px block, each pixel scored by a branch that never saw it.
 
-    Out-of-fold scores are as wrong on training pixels as they will be on new ones, so the
-    adapted SAM learns to correct what the detail branch really gets wrong.
+    On labelled pixels that is one of the halves: its scores are as wrong there as the branch will
+    be on new pixels, or on new images where halves are images. So the adapted SAM learns to
+    correct what the branch really gets wrong, and both can be compared.
+
+    Parameters
+    ----------
+    where
+        Image, plane, and the block's row and column.
+    whole, halves
+        The branch, and those fitted on one fold each.
+
+    Returns
+    -------
+    ndarray
+        (K, h, w) float32, smaller than the block at the image's end.
     """
-    plane = data.images[view.image].image[view.plane]
-    size = view.size + 2 * HALO
-    square = crop(plane, view.top - HALO, view.left - HALO, size)
-    features = filter_bank(normalizer(np.asarray(square)))[HALO:-HALO, HALO:-HALO]
-    fold = crop(data.fold[view.image][view.plane], view.top, view.left, view.size)
+    image, plane, row, column = where
+    block = np.s_[row * _REGION : (row + 1) * _REGION, column * _REGION : (column + 1) * _REGION]
+    features = region_features(data.images[image].image[plane], normalizer, *block)
+    fold = data.fold[image][plane][block]
+    known = np.maximum(data.target[image][plane][block], data.held[image][plane][block]) != VOID
     first, second = (half.logits(features) for half in halves)
     # A half was fitted on its own fold, so each pixel takes the other one's score.
-    scores = np.where(fold, first, second)
-    return view.orient(resize(torch.from_numpy(scores), tile)).contiguous()
+    return np.where(known, np.where(fold, first, second), whole.logits(features))
+
+
+def view_detail(
+    view: View,
+    shape: tuple[int, int],
+    tile: int,
+    block: Callable[[tuple[int, int, int, int]], np.ndarray],
+) -> Tensor:
+    """Cut the detail logits (K, tile, tile) of a view out of blocks.
+
+    The filters do not know directions, so a turned view has the turned logits.
+
+    Parameters
+    ----------
+    view
+        What to cut.
+    shape
+        Height and width of its plane.
+    tile
+        Side of the result.
+    block
+        Gives `detail_block` of an image, plane, row and column.
+    """
+    y0, y1 = max(view.top, 0), min(view.top + view.size, shape[0])
+    x0, x1 = max(view.left, 0), min(view.left + view.size, shape[1])
+    rows, columns = (range(a // _REGION, -(-b // _REGION)) for a, b in ((y0, y1), (x0, x1)))
+    logits = np.concatenate(
+        [
+            np.concatenate([block((view.image, view.plane, r, c)) for c in columns], axis=2)
+            for r in rows
+        ],
+        axis=1,
+    )
+    top, left = rows.start * _REGION, columns.start * _REGION
+    inside = logits[:, y0 - top : y1 - top, x0 - left : x1 - left].transpose(1, 2, 0)
+    square = crop(inside, view.top - y0, view.left - x0, view.size).transpose(2, 0, 1)
+    return view.orient(resize(torch.from_numpy(square), tile)).contiguous()
 
 
 def view_target(data: TrainingSet, view: View, tile: int, held: bool = False) -> Tensor:

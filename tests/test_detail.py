@@ -10,6 +10,7 @@ from napari_convlora.detail import (
     DetailBranch,
     filter_bank,
     fit,
+    mix,
     n_features,
     region_features,
 )
@@ -95,3 +96,34 @@ def test_one_pixel_per_class_is_enough() -> None:
     features = torch.randn(3, 24) * 5
     list(fit(branch, features, torch.arange(3), steps=40))
     assert branch(features).argmax(1).tolist() == [0, 1, 2]
+
+
+def test_rare_classes_drawn_often_do_not_spread() -> None:
+    """Overlapping classes, one in ten pixels rare, drawn in equal numbers."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(4000, 24, generator=generator)
+    target = torch.arange(4000) % 2
+    features[:, 0] += target
+    everyday = torch.randn(4000, 24, generator=generator)  # common pixels
+
+    def share_called_rare(counts: torch.Tensor | None) -> float:
+        torch.manual_seed(0)
+        branch = DetailBranch(24, 2)
+        list(fit(branch, features, target, steps=60, counts=counts))
+        return float((branch(everyday).argmax(1) == 1).float().mean())
+
+    assert share_called_rare(torch.tensor([90_000, 2_000])) < 0.5 * share_called_rare(None)
+
+
+def test_a_mixture_lets_the_surer_one_decide() -> None:
+    sure, unsure = torch.tensor([4.0, 0.0]), torch.tensor([0.2, 0.0])
+    overconfident = torch.tensor([0.0, 50.0])
+    pixels = torch.stack([sure, unsure]).T[:, None]  # (K, 1, 2)
+    head = overconfident[:, None, None].expand(2, 1, 2)
+    assert mix(head, pixels, 2 / 3).argmax(0).tolist() == [[0, 1]]
+    assert mix(head, pixels, 1.0).argmax(0).tolist() == [[0, 0]]
+    assert mix(head, pixels, 0.0).argmax(0).tolist() == [[1, 1]]
+    mixture = mix(head, pixels, 0.3)
+    torch.testing.assert_close(
+        mixture.softmax(0), 0.3 * pixels.softmax(0) + 0.7 * head.softmax(0), atol=1e-6, rtol=0
+    )

@@ -6,12 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from napari_convlora.backbones.sam import build_decoder
 from napari_convlora.backbones.testing import random_backbone
 from napari_convlora.heads import (
     _HYPER_GAIN,
     ClassificationBranch,
     ClassTokens,
     HeadOutput,
+    MaskToken,
     TokenDecoder,
 )
 from napari_convlora.losses import VOID, class_weights, dense_loss, query_loss
@@ -83,6 +85,40 @@ def test_first_token_gives_the_pretrained_mask(decoder: torch.nn.Module) -> None
 def test_tokens_differ_from_the_start(decoder: torch.nn.Module) -> None:
     logits = ClassTokens(decoder, 3)(torch.randn(1, 32, 4, 4), *constants(4, 4)).logits
     assert not torch.allclose(logits[:, 0], logits[:, 1])
+
+
+def pretrained_mask(decoder: torch.nn.Module, embedding: torch.Tensor) -> torch.Tensor:
+    image_pe, dense = constants(*embedding.shape[-2:])
+    pretrained = copy.deepcopy(decoder)
+    # One token only: tokens attend to each other.
+    pretrained.num_mask_tokens = 1
+    pretrained.mask_tokens = torch.nn.Embedding.from_pretrained(decoder.mask_tokens.weight[:1])
+    masks, _ = pretrained.predict_masks(embedding, image_pe, torch.zeros(1, 0, 32), dense)
+    return masks[:, 0]
+
+
+def test_the_mask_token_starts_as_the_pretrained_mask(decoder: torch.nn.Module) -> None:
+    embedding = torch.randn(1, 32, 6, 6)
+    logits = MaskToken(decoder)(embedding, *constants(6, 6)).logits
+    assert logits.shape == (1, 2, 24, 24)
+    expected = pretrained_mask(decoder, embedding)
+    torch.testing.assert_close(logits.softmax(1)[:, 1], expected.sigmoid(), atol=1e-4, rtol=1e-4)
+
+
+def test_a_plain_start_gives_every_query_the_same_mask(decoder: torch.nn.Module) -> None:
+    head = ClassificationBranch(decoder, 3, 4, plain=True)
+    masks = head(torch.randn(1, 32, 6, 6), *constants(6, 6)).masks
+    torch.testing.assert_close(masks[:, 1:], masks[:, :1].expand_as(masks[:, 1:]))
+
+
+def test_heads_have_the_size_of_the_papers() -> None:
+    _, pretrained = build_decoder(image_size=1024, stride=16)
+
+    def size(head: torch.nn.Module) -> int:
+        return sum(p.numel() for p in head.parameters() if p.requires_grad)
+
+    assert size(MaskToken(pretrained)) == 3_505_536
+    assert size(ClassificationBranch(pretrained, 12, 10, plain=True)) == 3_511_181
 
 
 def test_scores_of_the_branch_are_the_weighted_masks(decoder: torch.nn.Module) -> None:

@@ -13,12 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
-from sklearn.metrics import confusion_matrix, f1_score, jaccard_score
+from sklearn.metrics import (
+    balanced_accuracy_score,
+    confusion_matrix,
+    f1_score,
+    jaccard_score,
+)
 
 from napari_convlora import metrics
 from napari_convlora.annotations import default_classes
 from napari_convlora.config import InputError
-from napari_convlora.metrics import confusion, evaluate_folders, scores
+from napari_convlora.metrics import balanced_error, confusion, evaluate_folders, scores
 
 few = settings(max_examples=40, deadline=None)
 targets = hnp.arrays(st.sampled_from(["uint8", "int32", "uint16"]), 60, elements=st.integers(0, 4))
@@ -52,6 +57,19 @@ def test_confusion_and_scores_match_scikit_learn(
     assert result.mean_dice == pytest.approx(np.mean([result.dice[i] for i in present]))
     assert result.pixel_accuracy == pytest.approx((wanted == given_).mean())
     assert result.pixels == kept.sum()
+
+
+@few
+@given(hnp.arrays(bool, 30), hnp.arrays(bool, 30))
+@pytest.mark.filterwarnings("ignore:y_pred contains classes", "ignore:A single label was found")
+def test_balanced_error_matches_scikit_learn(prediction: np.ndarray, target: np.ndarray) -> None:
+    matrix = confusion(prediction, target, (0, 1), ignore=None)
+    expected = 1 - balanced_accuracy_score(target, prediction)
+    assert balanced_error(matrix) == pytest.approx(expected)
+
+
+def test_balanced_error_of_nothing_is_nan() -> None:
+    assert math.isnan(balanced_error(np.zeros((2, 2), int)))
 
 
 @few

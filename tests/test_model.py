@@ -6,11 +6,13 @@ from typing import get_args
 import pytest
 import torch
 
-from napari_convlora.backbones import Backbone
+from napari_convlora.backbones import REGISTRY, Backbone
+from napari_convlora.backbones.sam import build_vit
 from napari_convlora.backbones.testing import random_backbone
 from napari_convlora.config import (
     AdapterError,
     ConvLoRAError,
+    InputError,
     MethodConfig,
     MethodName,
     ModelConfig,
@@ -293,3 +295,33 @@ def test_images_of_a_batch_do_not_influence_each_other(backbone: Backbone) -> No
         together = model(images)
         alone = torch.cat([model(image[None]) for image in images])
     torch.testing.assert_close(together, alone, atol=1e-3, rtol=1e-3)
+
+
+def test_the_mask_token_is_for_two_classes() -> None:
+    backbone = random_backbone("tiny")
+    assert build(backbone, n_classes=2, head="mask_token")(images_for(backbone)).shape[1] == 2
+    with pytest.raises(InputError, match="two classes apart, not 3"):
+        build(backbone, head="mask_token")
+
+
+@pytest.mark.parametrize(
+    ("method", "millions"), [("decoder_only", 3.506), ("lora", 3.997), ("conv_lora", 4.020)]
+)
+def test_the_papers_setting_trains_as_many_parameters_as_it_says(
+    method: str, millions: float
+) -> None:
+    with torch.device("meta"):
+        backbone = Backbone(REGISTRY["vit_h"], build_vit("vit_h"))
+        model = SemanticSAM(
+            backbone,
+            ModelConfig(
+                method=method,
+                method_config=MethodConfig(rank=3, alpha=32, scales=tuple(range(1, 9))),
+                first_block=0,
+                head="mask_token",
+                detail=False,
+            ),
+            2,
+        )
+    trained = sum(p.numel() for p in model.trained().values())
+    assert trained == pytest.approx(1e6 * millions, abs=500)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from napari_convlora.data import Normalizer, View
 from napari_convlora.losses import VOID
 from napari_convlora.sampling import (
     TrainingSet,
+    detail_block,
     pixel_samples,
     training_set,
     view_detail,
@@ -88,6 +90,14 @@ def test_every_class_is_scored_on_held_out_pixels() -> None:
     assert set(np.unique(data.held[0])) == {VOID, 0, 1, 2}
 
 
+def test_a_rare_class_keeps_its_labels_while_others_are_held_out() -> None:
+    annotations = dense(n_classes=3)
+    annotations[0, 40:44, 40:44] = 4
+    data = training_set([picture(annotations)], [1, 2, 3, 4], 0)
+    assert set(np.unique(data.held[0])) == {VOID, 0, 1, 2}
+    assert (data.target[0] == 3).sum() == 16
+
+
 def test_few_labels_all_train() -> None:
     annotations = np.zeros((1, 200, 200), np.int32)
     annotations[0, 10:60, 10], annotations[0, 100, 50:150] = 1, 2
@@ -124,6 +134,22 @@ def test_one_stroke_per_class_is_enough_for_both_halves() -> None:
     fold = data.fold[0][data.target[0] != VOID]
     assert fold.any()
     assert not fold.all()
+
+
+def test_a_class_of_two_blocks_is_in_both_halves() -> None:
+    annotations = dense()
+    annotations[0, 5, 5], annotations[0, 250, 250] = 3, 3
+    for seed in range(10):
+        data = training_set([picture(annotations)], [1, 2, 3], seed)
+        fold = data.fold[0][data.target[0] == 2]
+        assert sorted(fold) == [False, True]
+
+
+def test_a_class_of_one_spot_is_in_both_halves() -> None:
+    annotations = dense()
+    annotations[0, 40:44, 40:44] = 3
+    data = training_set([picture(annotations)], [1, 2, 3], 0)
+    assert data.fold[0][data.target[0] == 2].mean() == 0.5
 
 
 def test_images_are_the_halves_where_each_shows_every_class() -> None:
@@ -179,24 +205,34 @@ class Memory:
         return np.isin(features[..., 0], self.seen)[None].astype(np.float32)
 
 
+def cut_detail(data: TrainingSet, view: View, whole: Any, halves: list[Any]) -> torch.Tensor:
+    def block(where: tuple[int, int, int, int]) -> np.ndarray:
+        return detail_block(data, where, UNIT, whole, halves)
+
+    return view_detail(view, data.target[view.image].shape[1:], 64, block)
+
+
 @pytest.mark.parametrize("turns", [0, 1])
 def test_detail_logits_come_from_the_half_that_did_not_see_the_pixel(
     monkeypatch: pytest.MonkeyPatch, turns: int
 ) -> None:
-    for module in ("detail", "sampling"):
-        monkeypatch.setattr(f"napari_convlora.{module}.filter_bank", lambda array: array)
-    image = picture(dense(100, 100))
+    monkeypatch.setattr("napari_convlora.detail.filter_bank", lambda array: array)
+    annotations = dense(100, 100).copy()
+    annotations[0, 40:50] = 0
+    image = picture(annotations)
     data = training_set([image], [1, 2], 0)
     features, _, fold, _ = (
         np.concatenate(part) for part in zip(*pixel_samples(data, UNIT, 0), strict=True)
     )
     halves = [Memory(features[~fold, 0]), Memory(features[fold, 0])]
     view = View(0, 0, 10, 20, 64, turns=turns, flip=True)
-    scores = view_detail(data, view, UNIT, 64, halves)  # type: ignore[arg-type]
+    whole = Memory(image.image)  # knows every pixel, labelled or not
+    scores = cut_detail(data, view, whole, halves)
     labelled = view_target(data, view, 64) != VOID
     assert labelled.any()
     assert not scores[0][labelled].any()
-    swapped = view_detail(data, view, UNIT, 64, halves[::-1])  # type: ignore[arg-type]
+    assert scores[0][~labelled].all(), "where nobody labelled, the whole branch answers"
+    swapped = cut_detail(data, view, whole, halves[::-1])
     assert swapped[0][labelled].all()
 
 
@@ -204,7 +240,8 @@ def test_detail_logits_come_from_the_half_that_did_not_see_the_pixel(
 def test_all_that_a_view_shows_is_in_register(
     monkeypatch: pytest.MonkeyPatch, top: int, left: int, size: int
 ) -> None:
-    monkeypatch.setattr("napari_convlora.sampling.filter_bank", lambda array: array)
+    monkeypatch.setattr("napari_convlora.detail.filter_bank", lambda array: array)
+    monkeypatch.setattr("napari_convlora.sampling._REGION", 24)  # the view spans several blocks
     annotations = np.kron(np.random.default_rng(1).integers(1, 3, (1, 12, 12)), np.ones((1, 8, 8)))
     annotations = annotations.astype(np.int32)
     image = LabelledImage((annotations[..., None] - 1).astype(np.float32), annotations)
@@ -217,7 +254,7 @@ def test_all_that_a_view_shows_is_in_register(
     view = View(0, 0, top, left, size, turns=3, flip=True)
     target = view_target(data, view, 64)
     pixels = view_image(data, view, UNIT, 64)[0]
-    detail = view_detail(data, view, UNIT, 64, [Echo(), Echo()])[0]  # type: ignore[list-item]
+    detail = cut_detail(data, view, Echo(), [Echo(), Echo()])[0]
     inside = target != VOID
     torch.testing.assert_close(pixels, detail)
     assert ((pixels > 0.5).long() == target)[inside].float().mean() > 0.93

@@ -420,13 +420,16 @@ def test_stopping_at_the_first_preview_keeps_what_it_showed(
     assert (result == shown).mean() > 0.9
 
 
-def test_stop_before_the_first_event_still_ends_in_order(backbone: Backbone, scene: Scene) -> None:
+def test_a_round_stopped_before_its_first_preview_has_nothing_to_install(
+    backbone: Backbone, scene: Scene
+) -> None:
     control = RunControl()
     control.stop()
     events = list(adapt(backbone, [scene()[0]], CLASSES, config=QUICK, control=control))
     assert isinstance(events[0], Started)
-    assert not any(isinstance(e, Step) for e in events)
-    assert finished(events).reason == "stopped"
+    assert len(events) == 2
+    assert isinstance(events[-1], Failed)
+    assert "nothing has changed" in events[-1].message
 
 
 class Runner(threading.Thread):
@@ -518,6 +521,71 @@ def test_erasing_every_label_meanwhile_is_survived(backbone: Backbone, scene: Sc
             control.update_annotations([empty])
     assert isinstance(event, Finished)
     assert all(t.isfinite().all() for t in event.adapter.state.values())
+
+
+def test_labels_that_cannot_be_trained_on_wait_for_the_next_round(
+    backbone: Backbone, scene: Scene
+) -> None:
+    image, _ = scene()
+    fourth = image.annotations.copy()
+    fourth[0, 0, 0] = 4  # a class that is not in this round's table
+    plain = finished(adapt(backbone, [image], CLASSES, config=QUICK)).adapter.state
+    control = RunControl()
+    for event in adapt(backbone, [image], CLASSES, config=QUICK, control=control):
+        if isinstance(event, Step):
+            control.update_annotations([LabelledImage(image.image, fourth)])
+    assert isinstance(event, Finished)
+    assert all(torch.equal(plain[n], event.adapter.state[n]) for n in plain)
+
+
+def test_new_annotations_refit_the_detail_branch_and_are_previewed(
+    backbone: Backbone, scene: Scene
+) -> None:
+    image, _ = scene()
+    swapped = LabelledImage(image.image, np.array([0, 2, 1, 3])[image.annotations])
+    control, previews = RunControl(), []
+    config = replace(QUICK, detail_steps=150)
+    for event in adapt(backbone, [image], CLASSES, config=config, control=control):
+        if isinstance(event, Step) and event.step == 1:
+            control.update_annotations([swapped])
+        if isinstance(event, Preview):
+            previews.append(event.labels)
+    assert len(previews) == 2
+    where = image.annotations[0] == 1
+    assert (previews[1][where] == 2).mean() > 0.9
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_step_without_finite_gradient_is_left_out_and_several_end_the_round(
+    backbone: Backbone, scene: Scene, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    from napari_convlora.training import step
+
+    dense_loss, calls = step.dense_loss, []
+
+    def broken(*arguments: object) -> torch.Tensor:
+        calls.append(1)
+        loss = dense_loss(*arguments)  # type: ignore[arg-type]
+        return loss * float("inf") if len(calls) <= 2 * steps else loss  # two losses a step
+
+    monkeypatch.setattr(step, "dense_loss", broken)
+    last = list(adapt(backbone, [scene()[0]], CLASSES, config=replace(QUICK, max_steps=6)))[-1]
+    if steps == 1:
+        assert isinstance(last, Finished)
+        assert all(t.isfinite().all() for t in last.adapter.state.values())
+    else:
+        assert isinstance(last, Failed)
+        assert "unstable" in last.message
+
+
+def test_looking_at_an_image_that_is_not_there_shows_the_first(
+    backbone: Backbone, scene: Scene
+) -> None:
+    control = RunControl()
+    control.visible = (7, 7)
+    events = list(adapt(backbone, [scene()[0]], CLASSES, config=QUICK, control=control))
+    assert isinstance(events[-1], Finished)
+    assert next((e.image, e.plane) for e in events if isinstance(e, Preview)) == (0, 0)
 
 
 def test_time_is_respected(backbone: Backbone, scene: Scene) -> None:

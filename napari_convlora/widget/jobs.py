@@ -126,16 +126,11 @@ def adapt(snapshots: Sequence[Snapshot], classes: Sequence[ClassInfo], recipe: R
 
     def job(session: SessionGetter, controls: Controls) -> Iterator[Any]:
         state = _prepare(session, recipe)
-        previous = state.installed
         images = [snapshot.labelled() for snapshot in snapshots]
         event = None
         for event in state.run_round(images, classes, controls.training):
-            if isinstance(event, Finished) and not event.adapter.summary["steps"]:
-                # Stopped before it learnt anything: not worth more than the round before.
-                state.rounds.pop()
-                state.installed = previous
             yield event
-        if isinstance(event, Finished) and event.adapter.summary["steps"]:
+        if isinstance(event, Finished):
             yield from _predict(state, images[0].image, controls)
 
     return job

@@ -216,7 +216,9 @@ class Workflow(QObject):
                 self._finish(message)
             case events.Failed():
                 self._outcome = message.message
-                self.failed.emit(message.message, False)
+                controls = self.runner.controls
+                if controls is None or not controls.training.stopping:
+                    self.failed.emit(message.message, False)
             case jobs.Loaded():
                 self.found.emit(message.adapter.classes)
                 self._outcome = _LOADED
@@ -236,9 +238,6 @@ class Workflow(QObject):
     def _finish(self, message: events.Finished) -> None:
         session = self.runner.session
         if self._outcome:  # it was broken off, and why is known
-            return
-        if not message.adapter.summary["steps"]:
-            self._outcome = "Stopped before the first step; nothing has changed."
             return
         number = len(session.rounds) if session is not None else 1
         how = _HOW.get(message.reason, "is done")

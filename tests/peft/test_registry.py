@@ -27,7 +27,7 @@ from napari_convlora.config import (
     TrainConfig,
 )
 from napari_convlora.events import Finished, Step
-from napari_convlora.heads import TokenDecoder
+from napari_convlora.heads import MaskToken
 from napari_convlora.model import SemanticSAM
 from napari_convlora.peft import METHODS, adapt_encoder, balance_loss, merge
 from napari_convlora.peft.registry import pool_tokens
@@ -201,7 +201,8 @@ def test_a_round_learns_and_its_adapter_predicts_the_same_after_loading(
 
 def test_adapters_from_before_these_settings_still_load(tmp_path: Path) -> None:
     backbone, scene = random_backbone(), make_scene()[0]
-    *_, last = adapt(backbone, [scene], CLASSES, config=TrainConfig(max_steps=1, views=1))
+    model, config = ModelConfig(detail=False), TrainConfig(max_steps=1, views=1, device="cpu")
+    *_, last = adapt(backbone, [scene], CLASSES, model, config)
     assert isinstance(last, Finished)
     path = last.adapter.save(tmp_path / "a.safetensors")
     with safe_open(path, "pt") as file:
@@ -265,11 +266,10 @@ def test_trained_parameters_are_as_many_as_published(method: str, size: str, col
     assert sum(p.numel() for p in trained(encoder).values()) == COUNTS[method][column]
 
 
-def test_decoder_is_the_papers_binary_one_and_a_probe() -> None:
+def test_binary_head_is_as_large_as_the_papers_decoder() -> None:
     with torch.device("meta"):
-        decoder = TokenDecoder(build_vit("vit_b").mask_decoder, 1)
-    count = sum(p.numel() for p in decoder.parameters())
-    assert count - decoder.probe.numel() == 3_505_536
+        head = MaskToken(build_vit("vit_b").mask_decoder)
+    assert sum(p.numel() for p in head.parameters()) == 3_505_536
 
 
 def test_tokens_are_averaged_down_to_a_coarser_grid() -> None:

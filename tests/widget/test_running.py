@@ -38,7 +38,7 @@ def test_stop_before_the_first_step_keeps_the_adapter_of_before(ready, wait):
     widget.stop()
     wait(widget)
     assert widget.session.installed is first
-    assert widget.status == "Stopped before the first step; nothing has changed."
+    assert widget.status == "Stopped before anything was learnt; nothing has changed."
 
 
 def test_pause_holds_the_round_and_resume_goes_on(ready, qtbot, wait):

@@ -1,0 +1,232 @@
+"""One round of adaptation, as a generator of events that anyone can run."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Generator, Iterator, Sequence
+
+import numpy as np
+import torch
+
+from napari_convlora.annotations import LabelledImage, check_annotations
+from napari_convlora.backbones import Backbone
+from napari_convlora.config import ClassInfo, ConvLoRAError, ModelConfig, TrainConfig
+from napari_convlora.data import FeatureCache
+from napari_convlora.detail import DetailBranch, fit
+from napari_convlora.events import (
+    Event,
+    Failed,
+    Finished,
+    Paused,
+    Preview,
+    RunControl,
+    Scored,
+    Started,
+    Step,
+)
+from napari_convlora.prediction import Returning, detail_logits, plane_logits
+from napari_convlora.sampling import pixel_samples, view_pool
+from napari_convlora.training.state import RoundState
+from napari_convlora.training.step import take_score, train_step
+
+_COOL_DOWN = 8
+_UNSTABLE = 3
+"""Steps in a row without a finite gradient that end a round."""
+
+_PROGRESS = 0.002
+"""A score must rise by this much to count as progress."""
+
+
+def adapt(
+    backbone: Backbone,
+    images: Sequence[LabelledImage],
+    classes: Sequence[ClassInfo],
+    model_config: ModelConfig | None = None,
+    config: TrainConfig | None = None,
+    *,
+    control: RunControl | None = None,
+    cache: FeatureCache | None = None,
+) -> Generator[Event, None, None]:
+    """Adapt `backbone` to annotated images.
+
+    Parameters
+    ----------
+    backbone
+        Frozen; shared, never changed.
+    images
+        Annotated images of equal channel count.
+    classes
+        The class table; classes without a label are left out of the adapter.
+    model_config, config
+        What is trained, and how.
+    control
+        Stops, pauses, resumes the round or hands it new annotations, from any thread.
+    cache
+        Keeps frozen features between rounds.
+
+    Yields
+    ------
+    Started, Step, Scored, Preview, Paused, Finished or Failed
+        Always ends with `Finished` or `Failed`; bad input is a `Failed`, never an exception.
+    """
+    try:
+        run = RoundState(
+            backbone,
+            images,
+            classes,
+            model_config or ModelConfig(),
+            config or TrainConfig(),
+            control or RunControl(),
+            FeatureCache() if cache is None else cache,  # an empty one is falsy
+        )
+        yield from _adapt(run)
+    except ConvLoRAError as error:
+        yield Failed(str(error))
+    except (torch.OutOfMemoryError, MemoryError):
+        yield Failed(
+            "The device ran out of memory; choose the fast preset, a smaller backbone or the CPU."
+        )
+
+
+def _adapt(run: RoundState) -> Iterator[Event]:
+    config, control = run.config, run.control
+    yield Started(config.max_steps, run.pixels, run.data.holds_out, str(run.device))
+    if run.model.detail is not None:
+        yield from _fit_detail(run, run.model.detail)
+    parameters = [p for n, p in run.model.trained().items() if not n.startswith("detail.")]
+    adapter = {p for n, p in run.model.backbone.named_parameters() if p.requires_grad}
+    optimiser = torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if p in adapter], "lr": config.adapter_lr},
+            {"params": [p for p in parameters if p not in adapter], "lr": config.decoder_lr},
+        ],
+        weight_decay=1e-4,
+    )
+    peak = [group["lr"] for group in optimiser.param_groups]
+    run.model.eval()
+    rng = np.random.default_rng(config.seed)
+    reason, step, score = "steps", 0, None
+    begun, alone = 0, config.decoder_share if adapter else 0.0
+    best, best_step = 0.0, 0
+    unstable = 0
+    end = config.max_steps
+    next_preview = run.next_preview(time.monotonic())
+    while step < end:
+        if control.paused and not control.stopping:
+            yield Paused(step)
+            began = time.monotonic()
+            control.wait()
+            run.start += time.monotonic() - began  # a pause uses up no time limit
+        if control.stopping:
+            reason = "stopped"
+            break
+        if config.max_minutes is not None and run.elapsed() > 60 * config.max_minutes:
+            reason = "time"
+            break
+        images = control.take_annotations()
+        if images is not None:
+            yield from _take_over(run, images)
+        share = run.share(step)
+        decoder_only = not adapter or share < config.decoder_share
+        if decoder_only:
+            begun = step + 1  # the encoder's first step, as far as known
+        factor = 0.5 * (1 + math.cos(math.pi * max(0.0, share - alone) / max(1e-9, 1 - alone)))
+        factor *= min(1.0, (end - step) / _COOL_DOWN)
+        for group, lr, since in zip(optimiser.param_groups, peak, (begun, 0), strict=True):
+            group["lr"] = lr * factor * min(1.0, (step - since + 1) / max(1, config.warmup))
+        batch = config.decoder_batch if decoder_only else config.batch
+        views = [run.views[i] for i in rng.choice(len(run.views), batch)]
+        loss = train_step(run, views, optimiser, parameters, config.seed + step, decoder_only)
+        unstable = 0 if math.isfinite(loss) else unstable + 1
+        if unstable == _UNSTABLE:
+            raise ConvLoRAError(
+                f"Training became unstable after step {step}; lower the learning rates or the rank."
+            )
+        step += 1
+        yield Step(step, config.max_steps, loss, run.elapsed())
+        if step % config.score_every == 0 and run.confusion.any():
+            score = take_score(run)
+            yield Scored(step, score, run.data.holds_out)
+            if score > best + _PROGRESS:
+                best, best_step = score, step
+            elif step - best_step >= config.patience and end > step + _COOL_DOWN:
+                # Learning rates run out over a few more steps: stopping at full rate is noisy.
+                reason, end = "plateau", step + _COOL_DOWN
+        if time.monotonic() > next_preview:
+            began = time.monotonic()
+            yield from _adapted_preview(run)
+            next_preview = run.next_preview(began)
+    yield Finished(run.adapter(step, reason, score), reason)
+
+
+def _take_over(run: RoundState, images: Sequence[LabelledImage]) -> Iterator[Event]:
+    """Learn from new annotations of the same images; those that cannot be trained on wait."""
+    try:
+        run.pixels = check_annotations(images, run.classes)
+        if [i.image.shape for i in images] != [i.image.shape for i in run.data.images]:
+            return
+    except ConvLoRAError:
+        return
+    before = run.data.target
+    run.set_annotations(images)
+    if all(np.array_equal(a, b) for a, b in zip(before, run.data.target, strict=True)):
+        return
+    run.views = view_pool(run.data, run.side, run.config.views, run.config.seed)
+    run.forget_details()
+    if run.model.detail is not None:
+        yield from _fit_detail(run, run.model.detail)
+
+
+def _fit_detail(run: RoundState, detail: DetailBranch) -> Iterator[Preview]:
+    """Fit the detail branch on all labelled pixels, show it, then one branch on each half."""
+    parts = list(pixel_samples(run.data, run.normalizer, run.config.seed))
+    features, target, fold, surroundings = (
+        torch.from_numpy(np.concatenate(part)).to(run.device) for part in zip(*parts, strict=True)
+    )
+    chosen = [torch.ones_like(fold), ~fold, fold]
+    for branch, keep in zip([detail, *run.halves], chosen, strict=True):
+        # The halves only serve the loss: a third of the steps will do for them.
+        n_steps = run.config.detail_steps // (1 if branch is detail else 3)
+        steps = fit(
+            branch,
+            features[keep],
+            target[keep],
+            n_steps,
+            run.config.seed,
+            surroundings,
+            run.data.counts(),
+        )
+        for _ in steps:
+            if run.control.stopping:
+                break
+        if branch is detail and run.control.stopping:
+            raise ConvLoRAError("Stopped before anything was learnt; nothing has changed.")
+        if branch is detail:
+            branch.share.fill_(1.0)  # what a round stopped here predicts is what was shown
+            yield _detail_preview(run, detail)
+
+
+def _detail_preview(run: RoundState, detail: DetailBranch) -> Preview:
+    """Predict the visible plane with the detail branch alone."""
+    image, plane = run.visible()
+    logits = detail_logits(detail, run.data.images[image].image[plane], run.normalizer)
+    return Preview(image, plane, run.ids[logits.argmax(0)], "detail")
+
+
+def _adapted_preview(run: RoundState) -> Iterator[Preview]:
+    """Predict the visible plane with the whole model; nothing when the round is to stop."""
+    image, plane = run.visible()
+    steps = Returning(
+        plane_logits(
+            run.model,
+            run.data.images[image].image[plane],
+            run.normalizer,
+            run.pixel_scale,
+            cache=run.cache,
+        )
+    )
+    for _ in steps:
+        if run.control.stopping:
+            return
+    yield Preview(image, plane, run.ids[steps.value.argmax(0)], "adapted")

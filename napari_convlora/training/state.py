@@ -1,0 +1,177 @@
+"""State of one round: data, model, cached features and running scores."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from napari_convlora import __version__
+from napari_convlora.adapter_file import Adapter
+from napari_convlora.annotations import LabelledImage, check_annotations
+from napari_convlora.backbones import Backbone
+from napari_convlora.config import ClassInfo, ModelConfig, TrainConfig
+from napari_convlora.data import FeatureCache, Normalizer, View, auto_pixel_scale
+from napari_convlora.detail import DetailBranch
+from napari_convlora.devices import choose_device
+from napari_convlora.events import RunControl
+from napari_convlora.losses import class_weights
+from napari_convlora.model import SemanticSAM
+from napari_convlora.planes import check_pixels
+from napari_convlora.sampling import (
+    TrainingSet,
+    detail_block,
+    training_set,
+    view_detail,
+    view_image,
+    view_pool,
+)
+
+SHARES = (2 / 3, 1 / 2, 1 / 3, 1 / 6, 0.0)
+"""Shares of the detail branch in the mixture. The first, with which a sure detail branch cannot be
+overruled, holds unless held-out labels clearly speak for another one."""
+
+_DETAIL_BYTES = 1024**3
+"""Detail logits kept, beyond which those of large images are computed again."""
+
+_PREVIEW_REST = 6.0
+"""After a preview, train at least this many times as long as it took."""
+
+
+class RoundState:
+    """State of one round: data, model, optimiser and running scores."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        images: Sequence[LabelledImage],
+        classes: Sequence[ClassInfo],
+        model_config: ModelConfig,
+        config: TrainConfig,
+        control: RunControl,
+        cache: FeatureCache,
+    ) -> None:
+        self.control, self.cache, self.config = control, cache, config
+        for image in images:
+            check_pixels(image.image)
+        self.pixels = check_annotations(images, classes)
+        self.classes = tuple(c for c in classes if self.pixels[c.id])
+        self.ids = np.array([c.id for c in self.classes], np.uint8)
+        self.device = choose_device(config.device)
+        self.tile = backbone.spec.image_size
+        self.normalizer = Normalizer.fit([image.image for image in images])
+        self.pixel_scale = auto_pixel_scale([i.image.shape[1:3] for i in images], self.tile)
+        self.side = max(1, round(self.tile / self.pixel_scale))
+        self.set_annotations(images)
+        first = model_config.first_block
+        if first is None:
+            first = 0 if config.preset == "full" else backbone.spec.fast_first_block
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed)
+            self.model = SemanticSAM(
+                backbone,
+                replace(model_config, first_block=first),
+                len(self.classes),
+                len(self.normalizer.low),
+            ).to(self.device)
+        self.halves: list[DetailBranch] = []
+        self.shares = (0.0,) if self.model.detail is None else SHARES
+        if self.model.detail is not None:
+            self.halves = [copy.deepcopy(self.model.detail) for _ in range(2)]
+        self.views = view_pool(self.data, self.side, config.views, config.seed)
+        self.forget_details()
+        self.embeddings: dict[View, Tensor] = {}
+        self.start = time.monotonic()
+
+    def set_annotations(self, images: Sequence[LabelledImage]) -> None:
+        """Learn from these annotations of the images from now on."""
+        self.data: TrainingSet = training_set(
+            images, [c.id for c in self.classes], self.config.seed
+        )
+        self.weights = class_weights(self.data.counts()).to(self.device)
+        self.confusion = np.zeros((len(SHARES), len(self.classes), len(self.classes)), np.int64)
+
+    def elapsed(self) -> float:
+        """Seconds the round has run, pauses not counted."""
+        return time.monotonic() - self.start
+
+    def next_preview(self, began: float) -> float:
+        """When to show the next preview, so that previews take a small share of the time."""
+        if self.config.preview_seconds is None:
+            return math.inf
+        now = time.monotonic()
+        return now + max(self.config.preview_seconds, _PREVIEW_REST * (now - began))
+
+    def visible(self) -> tuple[int, int]:
+        """Image and plane that previews show; the first where there is no such plane."""
+        image, plane = self.control.visible
+        images = self.data.images
+        there = 0 <= image < len(images) and 0 <= plane < len(images[image].image)
+        return (image, plane) if there else (0, 0)
+
+    def share(self, step: int) -> float:
+        """How much of the round is over, in [0, 1], by steps or by time."""
+        share = step / self.config.max_steps
+        if self.config.max_minutes is not None:
+            share = max(share, self.elapsed() / (60 * self.config.max_minutes))
+        return min(1.0, share)
+
+    def features(self, view: View) -> Tensor:
+        """Frozen features (without batch axis) of a view."""
+        pixels = view_image(self.data, view, self.normalizer, self.tile)
+        return self.model.cached_prefix(pixels, self.cache)
+
+    @torch.no_grad()
+    def embedding(self, view: View) -> Tensor:
+        """Embedding (without batch axis) of a view by the backbone as it came."""
+        if view not in self.embeddings:
+            self.embeddings[view] = self.model.embed(self.features(view)[None])[0].cpu()
+        return self.embeddings[view].to(self.device)
+
+    def detail(self, view: View) -> Tensor:
+        """Out-of-fold detail logits (K, tile, tile) of a view."""
+        shape = self.data.target[view.image].shape[1:]
+        return view_detail(view, shape, self.tile, self.detail_block).to(self.device)
+
+    def detail_block(self, where: tuple[int, int, int, int]) -> np.ndarray:
+        """Out-of-fold detail logits of a block, computed once for all views that show it."""
+        logits = self.details.get(where)
+        if logits is None:
+            assert self.model.detail is not None
+            block = detail_block(self.data, where, self.normalizer, self.model.detail, self.halves)
+            logits = torch.from_numpy(block)
+            self.details.put(where, logits)
+        return logits.numpy()
+
+    def forget_details(self) -> None:
+        """Compute detail logits anew, as the branch has changed."""
+        self.details = FeatureCache(_DETAIL_BYTES)
+
+    def adapter(self, steps: int, reason: str, score: float | None) -> Adapter:
+        """Return what was learnt so far."""
+        return Adapter(
+            backbone_name=self.model.backbone.spec.name,
+            backbone_sha256=self.model.backbone.checkpoint_sha256,
+            model=self.model.config,
+            classes=self.classes,
+            normalizer=self.normalizer,
+            pixel_scale=self.pixel_scale,
+            state=self.model.adapter_state(),
+            summary={
+                "preset": self.config.preset,
+                "steps": steps,
+                "seconds": round(self.elapsed(), 1),
+                "ended_by": reason,
+                "score": score,
+                "held_out": self.data.holds_out,
+                "labelled_pixels": {str(k): v for k, v in self.pixels.items()},
+                "seed": self.config.seed,
+            },
+            version=__version__,
+        )

@@ -1,0 +1,122 @@
+"""One optimiser step, and the running score that it feeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from napari_convlora.data import View
+from napari_convlora.detail import mix
+from napari_convlora.heads import HeadOutput
+from napari_convlora.losses import VOID, dense_loss, query_loss, taught_loss
+from napari_convlora.metrics import scores
+from napari_convlora.sampling import view_target
+from napari_convlora.training.state import RoundState
+
+_SMOOTHING = 0.1
+"""Label smoothing: after tens of steps on a few strokes SAM is sure of everything."""
+
+_TRAINED_SHARE = 0.5
+"""Share of the detail branch in the loss."""
+
+_TEACHING = 0.5
+"""Weight of what the detail branch teaches SAM on unlabelled pixels."""
+
+_CLEAR = 0.005
+"""Gain in held-out score that makes another share worth taking."""
+
+
+def train_step(
+    run: RoundState,
+    views: Sequence[View],
+    optimiser: torch.optim.Optimizer,
+    parameters: Sequence[Tensor],
+    seed: int,
+    decoder_only: bool,
+) -> float:
+    """Learn from a batch of views and count their running score.
+
+    Parameters
+    ----------
+    run
+        Changed: model and confusion matrices.
+    views
+        The batch.
+    optimiser, parameters
+        The parameters are those whose gradient is clipped.
+    seed
+        Of routing noise and dropout.
+    decoder_only
+        Whether to start from cached embeddings, which leaves the encoder as it is.
+
+    Returns
+    -------
+    float
+        The loss; NaN for a step that was left out because its gradient was not finite.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        run.model.train()
+        if decoder_only:
+            output = run.model.decode(torch.stack([run.embedding(view) for view in views]))
+        else:
+            output = run.model.suffix(torch.stack([run.features(view) for view in views]))
+        target, held = (
+            torch.stack([view_target(run.data, v, run.tile, held=out) for v in views])
+            for out in (False, True)
+        )
+        target, held = target.to(run.device), held.to(run.device)
+        logits = F.interpolate(
+            output.logits, (run.tile, run.tile), mode="bilinear", align_corners=False
+        )
+        loss = _head_loss(run, output, logits, target)
+        detail = torch.zeros_like(logits)
+        if run.model.detail is not None:
+            detail = torch.stack([run.detail(view) for view in views])
+            mixture = mix(logits, detail, _TRAINED_SHARE)
+            loss = loss + dense_loss(mixture, target, run.weights, _SMOOTHING)
+            loss = loss + _TEACHING * taught_loss(logits, detail, target.maximum(held))
+        (loss + run.model.balance_loss()).backward()
+    norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    if norm.isfinite():  # one bad step must not spoil what was learnt
+        optimiser.step()
+    optimiser.zero_grad()
+    run.model.eval()
+    n_classes = len(run.classes)
+    index = (held if run.data.holds_out else target).cpu().numpy()
+    inside = index != VOID
+    for matrix, share in zip(run.confusion, run.shares, strict=False):
+        found = mix(logits.detach(), detail, share).argmax(1).cpu().numpy()
+        pairs = index[inside] * n_classes + found[inside]
+        matrix += np.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes)
+    return float(loss.detach()) if norm.isfinite() else math.nan
+
+
+def _head_loss(run: RoundState, output: HeadOutput, logits: Tensor, target: Tensor) -> Tensor:
+    if output.masks is None:
+        return dense_loss(logits, target, run.weights, _SMOOTHING)
+    masks = F.interpolate(output.masks, (run.tile, run.tile), mode="bilinear", align_corners=False)
+    return query_loss(HeadOutput(logits, masks, output.queries), target)
+
+
+def take_score(run: RoundState) -> float:
+    """Mean IoU since the last score; held-out labels also choose the detail branch's share."""
+    found = [_mean_iou(run, matrix) for matrix in run.confusion[: len(run.shares)]]
+    best = int(np.argmax(found))
+    if not run.data.holds_out or found[best] < found[0] + _CLEAR:
+        best = 0
+    if run.model.detail is not None:
+        run.model.detail.share.fill_(run.shares[best])
+    run.confusion[:] = 0
+    return found[best]
+
+
+def _mean_iou(run: RoundState, matrix: np.ndarray) -> float:
+    """Mean over the classes that were looked for: too rare ones are not held out."""
+    ious = scores(matrix, run.classes).iou
+    return float(np.mean([iou for iou, n in zip(ious.values(), matrix.sum(1), strict=True) if n]))
