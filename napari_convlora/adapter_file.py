@@ -179,6 +179,9 @@ def _from_header(header: dict[str, Any]) -> dict[str, Any]:
     method["rank"] = _whole(method["rank"], 1, 1024)
     method["top_k"] = _whole(method["top_k"], 1, len(method["scales"]))
     method["alpha"] = _number(method["alpha"], -1e6, 1e6)
+    for name in ("scale", "bottleneck", "prompts", "reduction"):
+        if name in method:  # older files lack them
+            method[name] = _whole(method[name], 1, 64 if name == "scale" else 1024)
     model["queries"] = _whole(model["queries"], 1, 1024)
     if model["first_block"] is not None:
         model["first_block"] = _whole(model["first_block"], 0, 1024)

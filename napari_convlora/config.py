@@ -5,7 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-MethodName = Literal["decoder_only", "lora", "conv_lora"]
+MethodName = Literal[
+    "decoder_only",
+    "bitfit",
+    "adapter",
+    "sam_adapter",
+    "vpt",
+    "lst",
+    "ssf",
+    "lora",
+    "conv_lora",
+    "multi_scale",
+    "fixed_scale",
+]
 HeadName = Literal["class_tokens", "classification_branch", "mask_token"]
 PresetName = Literal["fast", "full"]
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
@@ -61,11 +73,24 @@ class MethodConfig:
     rank, alpha
         Low-rank dimension r and scaling numerator: the update is ``alpha / rank * B A x``.
     scales
-        One Conv-LoRA expert per scale ratio (Conv-LoRA, section 3.2).
+        One expert per scale ratio of Conv-LoRA (section 3.2) and multi-scale fusion.
     top_k
-        Experts that act on each routed map, 1..len(scales).
+        Conv-LoRA's experts that act on each routed map, 1..len(scales).
     faithful
-        Reproduce the layer the authors released (no task gradient to the gate).
+        Reproduce the Conv-LoRA layer the authors released (no task gradient to the gate).
+    scale
+        Scale ratio of the one expert of ``fixed_scale``.
+    bottleneck
+        Width of the bottlenecks of ``adapter``.
+    prompts
+        Learnt tokens per block of ``vpt``.
+    reduction
+        How many times narrower than the encoder the side network of ``lst`` is.
+
+    Raises
+    ------
+    InputError
+        If a setting is out of range.
     """
 
     rank: int = 8
@@ -73,6 +98,22 @@ class MethodConfig:
     scales: tuple[int, ...] = (1, 3, 5, 7)
     top_k: int = 1
     faithful: bool = False
+    scale: int = 3
+    bottleneck: int = 64
+    prompts: int = 12
+    reduction: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "scale", "bottleneck", "prompts", "reduction"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; set it to 1 or more.")
+        if not self.scales or min(self.scales) < 1:
+            raise InputError(f"scales is {self.scales}; give at least one, each 1 or more.")
+        if not 1 <= self.top_k <= len(self.scales):
+            raise InputError(
+                f"top_k is {self.top_k}; set it to 1..{len(self.scales)}, as there are "
+                f"{len(self.scales)} scales."
+            )
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,15 @@ from napari_convlora.config import AdapterError, InputError, ModelConfig
 from napari_convlora.data import FeatureCache
 from napari_convlora.detail import DetailBranch, n_features
 from napari_convlora.heads import ClassificationBranch, ClassTokens, HeadOutput, MaskToken
-from napari_convlora.peft import METHODS, adapt_blocks, balance_loss
+from napari_convlora.peft import adapt_encoder, balance_loss, find_method, merge
 
 
 class SemanticSAM(nn.Module):
     """A frozen backbone with a trained method, decoder and head, and an optional detail branch.
 
     The encoder is split: `prefix` is frozen, so its features are computed once per view and kept;
-    `suffix` holds everything that is trained.
+    `suffix` holds everything that is trained. A method that adapts or reads what precedes the
+    blocks leaves no frozen half: `split` is None, and the features are the normalised images.
 
     Parameters
     ----------
@@ -50,12 +51,10 @@ class SemanticSAM(nn.Module):
         self.config = config
         self.backbone = _sharing_copy(backbone)
         encoder = self.backbone.encoder
-        method = METHODS[config.method]
-        self.split = len(encoder.blocks)
-        if method.adapts_encoder:
-            first = config.first_block
-            self.split = backbone.spec.fast_first_block if first is None else first
-        adapt_blocks(config.method, encoder.blocks[self.split :], config.method_config)
+        first = config.first_block
+        first = backbone.spec.fast_first_block if first is None else first
+        self.split = find_method(config.method).split(first, len(encoder.blocks))
+        self.backbone.encoder = adapt_encoder(config.method, encoder, first, config.method_config)
         pretrained, plain = backbone.mask_decoder, config.plain_start
         if config.head == "class_tokens":
             self.head: nn.Module = ClassTokens(pretrained, n_classes, plain)
@@ -75,7 +74,8 @@ class SemanticSAM(nn.Module):
     @torch.no_grad()
     def prefix(self, images: Tensor) -> Tensor:
         """Compute the frozen features of `images` (B, 3, H, W), float32 in [0, 1]."""
-        return self.backbone.encoder.prefix((images - self.image_mean) / self.image_std, self.split)
+        images = (images - self.image_mean) / self.image_std
+        return images if self.split is None else self.backbone.encoder.prefix(images, self.split)
 
     def cached_prefix(self, pixels: Tensor, cache: FeatureCache | None) -> Tensor:
         """Frozen features (without batch axis) of `pixels` (3, H, W), looked up by content.
@@ -84,7 +84,7 @@ class SemanticSAM(nn.Module):
         augmentation need no bookkeeping and a stale entry cannot be taken for a fresh one.
         """
         device = self.image_mean.device
-        if cache is None:
+        if cache is None or self.split is None:
             return self.prefix(pixels[None].to(device))[0]
         digest = hashlib.blake2b(pixels.contiguous().numpy().data, digest_size=16).digest()
         key = (self.backbone.spec.name, self.backbone.checkpoint_sha256, self.split, digest)
@@ -100,7 +100,8 @@ class SemanticSAM(nn.Module):
 
     def embed(self, features: Tensor) -> Tensor:
         """Turn what `prefix` returned into image embeddings (B, C, h, w) with the method."""
-        return self.backbone.encoder.suffix(features, self.split)
+        encoder = self.backbone.encoder
+        return encoder(features) if self.split is None else encoder.suffix(features, self.split)
 
     def decode(self, embedding: Tensor) -> HeadOutput:
         """Score image embeddings (B, C, h, w) with decoder and head."""
@@ -115,6 +116,16 @@ class SemanticSAM(nn.Module):
     def balance_loss(self) -> Tensor | float:
         """Return the routing losses of the last training forward pass, summed over layers."""
         return balance_loss(self.backbone.encoder)
+
+    def merge(self) -> None:
+        """Fold the method into copies of the weights it adapts; only the head stays trained.
+
+        Raises
+        ------
+        ConvLoRAError
+            If the method is no fixed change of weights.
+        """
+        merge(self.config.method, self.backbone.encoder)
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Trained parameters by name."""

@@ -9,6 +9,25 @@ import torch
 from torch import Tensor, nn
 
 from napari_convlora.backbones.registry import BackboneSpec
+from napari_convlora.config import InputError
+
+
+class Layout(NamedTuple):
+    """The modules of an image encoder in the order they act.
+
+    Parameters
+    ----------
+    stem
+        Everything before the first attention block.
+    steps
+        Attention blocks and what lies between them; the first is the first block.
+    neck
+        Takes the last (B, C, h, w) map to the embedding.
+    """
+
+    stem: list[nn.Module]
+    steps: list[nn.Module]
+    neck: nn.Module
 
 
 class Encoder(nn.Module):
@@ -21,10 +40,56 @@ class Encoder(nn.Module):
     state_prefix: str = ""
     """Put before a checkpoint's ``image_encoder.`` names to get the names in this module."""
 
+    channel_axis: int = -1
+    """Where the maps that blocks take and return have their channels."""
+
+    stride: int
+    """Image pixels per embedding token; both sides of an image must be multiples of it."""
+
+    stem_stride: int
+    """Image pixels per token of the map before the first block."""
+
     @property
     def blocks(self) -> Sequence[nn.Module]:
         """Attention blocks in order; each has ``.attn.qkv``, called with (N, h, w, C)."""
         raise NotImplementedError
+
+    @property
+    def layout(self) -> Layout:
+        """Stem, steps and neck."""
+        raise NotImplementedError
+
+    def stem(self, images: Tensor) -> Tensor:
+        """Compute the map before the first block, without position.
+
+        Parameters
+        ----------
+        images
+            (B, 3, H, W) float32, already normalised with the backbone's mean and deviation.
+
+        Raises
+        ------
+        InputError
+            If a side is no multiple of `stride`.
+        """
+        height, width = images.shape[-2:]
+        if height % self.stride or width % self.stride or not height * width:
+            raise InputError(
+                f"The image is {height} x {width} px; both sides must be multiples of "
+                f"{self.stride} px."
+            )
+        for module in self.layout.stem:
+            images = module(images)
+        return images
+
+    def add_position(self, x: Tensor) -> Tensor:
+        """Add the position embedding to what `stem` returned; some encoders have none."""
+        return x
+
+    def suffix_steps(self, split: int) -> list[nn.Module]:
+        """Blocks ``split`` and later, with what lies between them."""
+        steps = self.layout.steps
+        return steps[steps.index(self.blocks[split]) :] if split < len(self.blocks) else []
 
     def prefix(self, images: Tensor, split: int) -> Tensor:
         """Compute everything before attention block ``split``.
@@ -41,7 +106,11 @@ class Encoder(nn.Module):
         Tensor
             Batch first; any other layout, meant for `suffix` with the same ``split`` only.
         """
-        raise NotImplementedError
+        x = self.add_position(self.stem(images))
+        steps = self.layout.steps
+        for step in steps[: len(steps) - len(self.suffix_steps(split))]:
+            x = step(x)
+        return x
 
     def suffix(self, features: Tensor, split: int) -> Tensor:
         """Compute ``blocks[split:]`` and the neck.
@@ -58,11 +127,40 @@ class Encoder(nn.Module):
         Tensor
             (B, C, H / stride, W / stride) float32; C is 256 in every published checkpoint.
         """
-        raise NotImplementedError
+        for step in self.suffix_steps(split):
+            features = step(features)
+        return self.embed(features)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Take the last block's map through the neck."""
+        embedding: Tensor = self.layout.neck(x.movedim(self.channel_axis, 1))
+        return embedding
 
     def forward(self, images: Tensor) -> Tensor:
         """Embed (B, 3, H, W) images as (B, C, H / stride, W / stride)."""
         return self.suffix(self.prefix(images, 0), 0)
+
+    def add_prompts(self, index: int, prompts: nn.Parameter) -> None:
+        """Let every window of a block attend to further tokens, in place.
+
+        They enter as the block's own tokens do, normalised and projected to keys and values, but
+        they have no position (their bias is zero) and ask nothing.
+
+        Parameters
+        ----------
+        index
+            Of the block.
+        prompts
+            (p, C), C being the block's width.
+        """
+        raise NotImplementedError
+
+    def narrow_block(self, index: int, reduction: int) -> nn.Module:
+        """Return a new, random block like block ``index``, with heads ``reduction`` times narrower.
+
+        It takes maps of the same layout.
+        """
+        raise NotImplementedError
 
 
 class SamParts(NamedTuple):

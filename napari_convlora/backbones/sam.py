@@ -15,11 +15,11 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from napari_convlora.backbones.base import Encoder, SamParts
-from napari_convlora.config import InputError
+from napari_convlora.backbones.base import Encoder, Layout, SamParts
 
 _ALIAS = "_napari_convlora_sam_modeling"
 _LOCK = Lock()
@@ -89,50 +89,101 @@ VIT_SIZES: dict[str, ViTSize] = {
 
 
 class ViTEncoder(Encoder):
-    """SAM's `ImageEncoderViT`, for any image size and cut in two before any block."""
+    """SAM's `ImageEncoderViT`, for any image size and cut in two before any block.
+
+    Maps are (B, h, w, C).
+    """
 
     state_prefix = "vit."
 
     def __init__(self, vit: Any, patch_size: int) -> None:
         super().__init__()
         self.vit = vit
-        self.patch_size = patch_size
+        self.stride = self.stem_stride = patch_size
 
     @property
     def blocks(self) -> list[nn.Module]:
         """Attention blocks in order."""
         return list(self.vit.blocks)
 
-    def prefix(self, images: Tensor, split: int) -> Tensor:
-        """Return the tokens before block ``split``, (B, h, w, C); see `Encoder.prefix`."""
-        height, width = images.shape[-2:]
-        if height % self.patch_size or width % self.patch_size or not height * width:
-            raise InputError(
-                f"The image is {height} x {width} px; both sides must be multiples of "
-                f"{self.patch_size} px."
-            )
-        tokens: Tensor = self.vit.patch_embed(images)
-        tokens = tokens + self._position((tokens.shape[1], tokens.shape[2]))
-        for block in self.vit.blocks[:split]:
-            tokens = block(tokens)
-        return tokens
+    @property
+    def layout(self) -> Layout:
+        """See `Encoder.layout`."""
+        return Layout([self.vit.patch_embed], self.blocks, self.vit.neck)
 
-    def suffix(self, features: Tensor, split: int) -> Tensor:
-        """Return the embedding; see `Encoder.suffix`."""
-        for block in self.vit.blocks[split:]:
-            features = block(features)
-        embedding: Tensor = self.vit.neck(features.permute(0, 3, 1, 2))
-        return embedding
-
-    def _position(self, grid: tuple[int, int]) -> Tensor:
-        """Position embedding for a token grid, (1, h, w, C)."""
+    def add_position(self, x: Tensor) -> Tensor:
+        """Add the position embedding, resized to the map's token grid."""
         position: Tensor = self.vit.pos_embed
-        if position.shape[1:3] == grid:
-            return position
-        resized = F.interpolate(
-            position.permute(0, 3, 1, 2), size=grid, mode="bicubic", align_corners=False
+        if position.shape[1:3] != x.shape[1:3]:
+            resized = F.interpolate(
+                position.permute(0, 3, 1, 2), size=x.shape[1:3], mode="bicubic", align_corners=False
+            )
+            position = resized.permute(0, 2, 3, 1)
+        return x + position
+
+    def add_prompts(self, index: int, prompts: nn.Parameter) -> None:
+        """Put a `PromptedAttention` around the block's attention; see `Encoder.add_prompts`."""
+        block = self.vit.blocks[index]
+        block.attn = PromptedAttention(block.attn, block.norm1, prompts)
+
+    def narrow_block(self, index: int, reduction: int) -> nn.Module:
+        """Return a narrower, new block; see `Encoder.narrow_block`."""
+        block = self.vit.blocks[index]
+        attn = block.attn
+        # a table of relative positions has 2 n - 1 rows for n tokens
+        rows, columns = ((len(table) + 1) // 2 for table in (attn.rel_pos_h, attn.rel_pos_w))
+        narrow: nn.Module = modeling().image_encoder.Block(
+            dim=attn.num_heads * max(1, attn.proj.in_features // attn.num_heads // reduction),
+            num_heads=attn.num_heads,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+            use_rel_pos=True,
+            window_size=block.window_size,
+            input_size=(rows, columns),
         )
-        return resized.permute(0, 2, 3, 1)
+        return narrow
+
+
+class PromptedAttention(nn.Module):
+    """SAM's attention with further keys and values that have no position.
+
+    Parameters
+    ----------
+    base
+        `Attention` of `segment_anything`; its layers are shared.
+    norm
+        What the block applies before its attention.
+    prompts
+        Tokens (p, C) before `norm`.
+    """
+
+    def __init__(self, base: Any, norm: nn.Module, prompts: nn.Parameter) -> None:
+        super().__init__()
+        self.base = base
+        self.norm = norm
+        self.prompts = prompts
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, h, w, C), already normalised, to the same shape."""
+        base, (n, h, w, c) = self.base, x.shape
+        q, k, v = self._project(x)
+        _, more_k, more_v = self._project(self.norm(self.prompts)[None, None])
+        scores = base.scale * q @ k.transpose(-2, -1)
+        add_bias = modeling().image_encoder.add_decomposed_rel_pos  # of (N * heads, tokens, d)
+        biased = add_bias(
+            scores.flatten(0, 1), q.flatten(0, 1), base.rel_pos_h, base.rel_pos_w, (h, w), (h, w)
+        )
+        more_scores = base.scale * q @ more_k.transpose(-2, -1)
+        scores = torch.cat([biased.view_as(scores), more_scores], dim=-1)
+        values = torch.cat([v, more_v.expand(n, -1, -1, -1)], dim=2)
+        attended = (scores.softmax(-1) @ values).transpose(1, 2).reshape(n, h, w, c)
+        out: Tensor = base.proj(attended)
+        return out
+
+    def _project(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return queries, keys and values of (N, h, w, C), (N, heads, h * w, d) each."""
+        n, h, w, _ = x.shape
+        qkv = self.base.qkv(x).reshape(n, h * w, 3, self.base.num_heads, -1)
+        return qkv.permute(2, 0, 3, 1, 4).unbind(0)
 
 
 def build_vit(size: Literal["vit_b", "vit_l", "vit_h"] | ViTSize) -> SamParts:

@@ -7,14 +7,13 @@ use it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from napari_convlora.backbones.base import Encoder, SamParts
+from napari_convlora.backbones.base import Encoder, Layout, SamParts
 from napari_convlora.backbones.sam import build_decoder
 from napari_convlora.backbones.tiny_vit_layers import (
     LayerNorm2d,
@@ -24,7 +23,6 @@ from napari_convlora.backbones.tiny_vit_layers import (
     Stage,
     TinyViTBlock,
 )
-from napari_convlora.config import InputError
 
 
 @dataclass(frozen=True)
@@ -69,9 +67,12 @@ TINY_SIZES: dict[str, TinyViTSize] = {
 class TinyViT(Encoder):
     """TinyViT image encoder; see `Encoder` for what it promises."""
 
+    channel_axis = 1
+
     def __init__(self, size: TinyViTSize) -> None:
         super().__init__()
         self.stride = size.stride
+        self.stem_stride = 2 * size.patch_stride  # the first merging halves the map
         self.patch_embed = PatchEmbed(size.dims[0], size.patch_stride)
         self.layers = nn.ModuleList()
         for i, (dim, depth) in enumerate(zip(size.dims, size.depths, strict=True)):
@@ -92,46 +93,35 @@ class TinyViT(Encoder):
     @property
     def blocks(self) -> list[nn.Module]:
         """Attention blocks of all stages in order."""
-        return [block for block in self._steps() if isinstance(block, TinyViTBlock)]
+        return [step for step in self.layout.steps if isinstance(step, TinyViTBlock)]
 
-    def prefix(self, images: Tensor, split: int) -> Tensor:
-        """Return the map before attention block ``split``, (B, C, h, w); see `Encoder.prefix`."""
-        height, width = images.shape[-2:]
-        if height % self.stride or width % self.stride or not height * width:
-            raise InputError(
-                f"The image is {height} x {width} px; both sides must be multiples of "
-                f"{self.stride} px."
-            )
-        x: Tensor = self.patch_embed(images.contiguous(memory_format=torch.channels_last))
-        done = 0
-        for step in self._steps():
-            if isinstance(step, TinyViTBlock):
-                if done == split:
-                    break
-                done += 1
-            x = step(x)
-        return x
+    @property
+    def layout(self) -> Layout:
+        """The convolutional first stage is part of the stem; see `Encoder.layout`."""
+        stages: list[Any] = list(self.layers)
+        first, *others = ([*stage.blocks, stage.downsample] for stage in stages)
+        steps = [step for stage in others for step in stage if step is not None]
+        return Layout([self.patch_embed, *first], steps, self.neck)
+
+    def stem(self, images: Tensor) -> Tensor:
+        """Return the map before the first block, (B, C, h, w); see `Encoder.stem`."""
+        return super().stem(images.contiguous(memory_format=torch.channels_last))
 
     def suffix(self, features: Tensor, split: int) -> Tensor:
         """Return the embedding; see `Encoder.suffix`."""
-        x = features.contiguous(memory_format=torch.channels_last)
-        done = 0
-        for step in self._steps():
-            if isinstance(step, TinyViTBlock):
-                done += 1
-            # with every block done, the prefix has also done what lies between them
-            if done > split:
-                x = step(x)
-        embedding: Tensor = self.neck(x)
-        return embedding
+        return super().suffix(features.contiguous(memory_format=torch.channels_last), split)
 
-    def _steps(self) -> Iterator[nn.Module]:
-        """Blocks and mergings in the order they act."""
-        for stage in self.layers:
-            assert isinstance(stage, Stage)
-            yield from stage.blocks
-            if stage.downsample is not None:
-                yield stage.downsample
+    def add_prompts(self, index: int, prompts: nn.Parameter) -> None:
+        """Give the block's attention further keys; see `Encoder.add_prompts`."""
+        block: Any = self.blocks[index]
+        block.attn.prompts = prompts
+
+    def narrow_block(self, index: int, reduction: int) -> TinyViTBlock:
+        """Return a narrower, new block; see `Encoder.narrow_block`."""
+        block: Any = self.blocks[index]
+        heads = block.attn.heads
+        dim = heads * max(1, block.attn.qkv.in_features // heads // reduction)
+        return TinyViTBlock(dim, heads, block.window)
 
 
 def build_tiny_vit(size: Literal["vit_t", "litemedsam"] | TinyViTSize) -> SamParts:

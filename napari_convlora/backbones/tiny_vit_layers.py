@@ -76,13 +76,14 @@ class MBConv(nn.Module):
 
     def __init__(self, dim: int, expand: int = 4) -> None:
         super().__init__()
+        self.hidden = dim * expand
         self.conv1 = ConvBN(dim, dim * expand)
         self.conv2 = ConvBN(dim * expand, dim * expand, 3, groups=dim * expand)
         self.conv3 = ConvBN(dim * expand, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to the same shape."""
-        rows = _STRIP_BYTES // (4 * self.conv1.c.out_channels * x.shape[3])
+        rows = _STRIP_BYTES // (4 * self.hidden * x.shape[3])
         if not _strips_help(x) or rows >= x.shape[2]:
             return self._rows(x, 0, x.shape[2])
         out = torch.empty_like(x)
@@ -127,17 +128,29 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
         self.attention_biases = nn.Parameter(torch.zeros(heads, window * window))
+        self.prompts: nn.Parameter | None
+        self.register_parameter("prompts", None)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, window, window, C) to the same shape."""
         n, h, w, c = x.shape
-        # q, k and v lie side by side within each head
-        qkv = self.qkv(self.norm(x)).reshape(n, h * w, self.heads, -1).transpose(1, 2)
-        q, k, v = qkv.chunk(3, dim=-1)
+        q, k, v = self._project(x)
         bias = self._bias().to(q.dtype)
+        if self.prompts is not None:
+            _, more_k, more_v = self._project(self.prompts[None, None])
+            k = torch.cat([k, more_k.expand(n, -1, -1, -1)], dim=2)
+            v = torch.cat([v, more_v.expand(n, -1, -1, -1)], dim=2)
+            bias = F.pad(bias, (0, len(self.prompts)))
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         out: Tensor = self.proj(x.transpose(1, 2).reshape(n, h, w, c))
         return out
+
+    def _project(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return queries, keys and values of (N, h, w, C), (N, heads, h * w, d) each."""
+        n, h, w, _ = x.shape
+        # q, k and v lie side by side within each head
+        qkv = self.qkv(self.norm(x)).reshape(n, h * w, self.heads, -1).transpose(1, 2)
+        return qkv.chunk(3, dim=-1)
 
     def _bias(self) -> Tensor:
         """Additive bias of each pair of window positions, (1, heads, window**2, window**2)."""

@@ -67,55 +67,37 @@ def squared_variation(values: Tensor) -> Tensor:
     return values.var() / (values.mean() ** 2 + 1e-10)
 
 
-class ConvLoRALinear(LoRALinear):
-    """A frozen linear layer plus a Conv-LoRA update on a token map.
-
-    Training leaves the routing loss in `balance_loss` (a scalar tensor); in eval mode it is None
-    and the gate adds no noise.
+class ExpertLinear(LoRALinear):
+    """A frozen linear layer plus a LoRA update whose low-rank map experts add to, without a gate.
 
     Parameters
     ----------
     base
         The frozen layer, d inputs and k outputs.
-    config
-        Rank, alpha, scales, experts per map, and whether to reproduce the released layer.
-        There, the chosen expert acts with weight exactly 1, so the task's gradient never reaches
-        the gate and only the balance loss trains it. By default the gate is trained by the task
-        as well: a softmax over the chosen experts, or straight-through when only one is chosen.
-
-    Raises
-    ------
-    ValueError
-        If a scale is below 1, or `top_k` is not within 1..number of scales.
+    rank, alpha
+        As for `LoRALinear`.
+    scales
+        One expert for each, all at least 1.
     """
 
     taps: Tensor
 
-    def __init__(self, base: nn.Linear, config: MethodConfig) -> None:
-        super().__init__(base, config.rank, config.alpha)
-        self.scales, self.top_k, self.faithful = config.scales, config.top_k, config.faithful
-        n_experts, rank = len(self.scales), config.rank
-        if not self.scales or min(self.scales) < 1:
-            raise ValueError(f"scales must be integers of at least 1, got {self.scales}")
-        if not 1 <= self.top_k <= n_experts:
-            raise ValueError(f"top_k must be within 1..{n_experts}, got {self.top_k}")
-        new = base.weight.new_empty
-        self.expert_weight = nn.Parameter(new(n_experts, rank, rank, 3, 3))
+    def __init__(self, base: nn.Linear, rank: int, alpha: float, scales: Sequence[int]) -> None:
+        super().__init__(base, rank, alpha)
+        self.scales, n_experts = scales, len(scales)
+        self.expert_weight = nn.Parameter(base.weight.new_empty(n_experts, rank, rank, 3, 3))
         self.expert_bias = nn.Parameter(base.weight.new_zeros(n_experts, rank))
         for kernel in self.expert_weight:
             nn.init.kaiming_uniform_(kernel, a=math.sqrt(5))
-        self.gate = nn.Parameter(base.weight.new_zeros(rank, n_experts))
-        self.gate_noise = nn.Parameter(base.weight.new_zeros(rank, n_experts))
         # Scale 1 pads with zeros, odd scales repeat the border, even ones have no exact collapse
         # at the border: three groups, each one call.
-        self._plain = [i for i, s in enumerate(self.scales) if s == 1]
-        self._odd = [i for i, s in enumerate(self.scales) if s > 1 and s % 2]
-        self._even = [i for i, s in enumerate(self.scales) if s % 2 == 0]
-        taps = [sampling_taps(self.scales[i]) for i in self._odd]
+        self._plain = [i for i, s in enumerate(scales) if s == 1]
+        self._odd = [i for i, s in enumerate(scales) if s > 1 and s % 2]
+        self._even = [i for i, s in enumerate(scales) if s % 2 == 0]
+        taps = [sampling_taps(scales[i]) for i in self._odd]
         self.register_buffer(
             "taps", torch.stack(taps) if taps else torch.empty(0, 3, 5), persistent=False
         )
-        self.balance_loss: Tensor | None = None
 
     def experts(self, z: Tensor) -> Tensor:
         """Every expert's answer to the low-rank map.
@@ -158,6 +140,43 @@ class ConvLoRALinear(LoRALinear):
         out = F.gelu(F.conv2d(z, kernels.flatten(0, 1), bias, padding=padding))
         return out.chunk(len(which), dim=1)
 
+    def combine(self, z: Tensor) -> Tensor:
+        """Put the experts' answers to the low-rank maps `z` (N, r, H, W) together: their sum."""
+        return self.experts(z).sum(0)
+
+    def mix(self, z: Tensor) -> Tensor:
+        """Add the experts' answers to the low-rank map `z` (N, H, W, r)."""
+        if z.ndim != 4:
+            raise ValueError(f"Experts need token maps (N, H, W, C), got shape {tuple(z.shape)}")
+        maps = z.permute(0, 3, 1, 2)
+        return (maps + self.combine(maps)).permute(0, 2, 3, 1)
+
+
+class ConvLoRALinear(ExpertLinear):
+    """A frozen linear layer plus a Conv-LoRA update on a token map.
+
+    Training leaves the routing loss in `balance_loss` (a scalar tensor); in eval mode it is None
+    and the gate adds no noise.
+
+    Parameters
+    ----------
+    base
+        The frozen layer, d inputs and k outputs.
+    config
+        Rank, alpha, scales, experts per map, and whether to reproduce the released layer.
+        There, the chosen expert acts with weight exactly 1, so the task's gradient never reaches
+        the gate and only the balance loss trains it. By default the gate is trained by the task
+        as well: a softmax over the chosen experts, or straight-through when only one is chosen.
+    """
+
+    def __init__(self, base: nn.Linear, config: MethodConfig) -> None:
+        super().__init__(base, config.rank, config.alpha, config.scales)
+        self.top_k, self.faithful = config.top_k, config.faithful
+        shape = config.rank, len(config.scales)
+        self.gate = nn.Parameter(base.weight.new_zeros(shape))
+        self.gate_noise = nn.Parameter(base.weight.new_zeros(shape))
+        self.balance_loss: Tensor | None = None
+
     def route(self, z: Tensor) -> Tensor:
         """Weight of every expert for each map, and the balance loss as a side effect.
 
@@ -198,20 +217,16 @@ class ConvLoRALinear(LoRALinear):
         load = torch.special.ndtr((clean - threshold) / noise).sum(0)
         return _BALANCE_WEIGHT * (importance + squared_variation(load))
 
-    def mix(self, z: Tensor) -> Tensor:
-        """Add the chosen experts' answers to the low-rank map `z` (N, H, W, r)."""
-        if z.ndim != 4:
-            raise ValueError(f"Conv-LoRA needs token maps (N, H, W, C), got shape {tuple(z.shape)}")
-        maps = z.permute(0, 3, 1, 2)
-        weights = self.route(maps)
-        mixed = maps + torch.einsum("ne,enrhw->nrhw", weights, self.experts(maps))
-        return mixed.permute(0, 2, 3, 1)
+    def combine(self, z: Tensor) -> Tensor:
+        """Weigh the experts' answers to `z` (N, r, H, W) by the gate."""
+        return torch.einsum("ne,enrhw->nrhw", self.route(z), self.experts(z))
 
 
-def inject(blocks: Sequence[Any], config: MethodConfig) -> None:
+def inject(encoder: Any, first_block: int, config: MethodConfig) -> Any:
     """Replace every block's ``attn.qkv`` by a `ConvLoRALinear` around it."""
-    for block in blocks:
+    for block in encoder.blocks[first_block:]:
         block.attn.qkv = ConvLoRALinear(block.attn.qkv, config)
+    return encoder
 
 
-METHODS["conv_lora"] = Method("Conv-LoRA", adapts_encoder=True, inject=inject)
+METHODS["conv_lora"] = Method("Conv-LoRA", inject)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from torch import nn
+from typing import Any
 
 from napari_convlora.config import MethodConfig
 from napari_convlora.peft.registry import METHODS, Method
 
 
-def inject(blocks: Sequence[nn.Module], config: MethodConfig) -> None:
-    """Leave `blocks` unchanged."""
+def inject(encoder: Any, first_block: int, config: MethodConfig) -> Any:
+    """Return `encoder` unchanged."""
+    return encoder
 
 
-METHODS["decoder_only"] = Method("Decoder only", adapts_encoder=False, inject=inject)
+METHODS["decoder_only"] = Method("Decoder only", inject, adapts_encoder=False)

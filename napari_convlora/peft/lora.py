@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from napari_convlora.config import MethodConfig
-from napari_convlora.peft.registry import METHODS, Method
+from napari_convlora.peft.registry import METHODS, Method, replace
 
 
 class LoRALinear(nn.Module):
@@ -25,17 +25,10 @@ class LoRALinear(nn.Module):
         The frozen layer, d inputs and k outputs.
     rank, alpha
         Low-rank dimension r, and the numerator of the scaling.
-
-    Raises
-    ------
-    ValueError
-        If `rank` is not positive.
     """
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float) -> None:
         super().__init__()
-        if rank < 1:
-            raise ValueError(f"rank must be at least 1, got {rank}")
         self.base = base.requires_grad_(False)
         self.scaling = alpha / rank
         self.lora_A = nn.Parameter(base.weight.new_empty(rank, base.in_features))
@@ -52,10 +45,23 @@ class LoRALinear(nn.Module):
         return torch.add(self.base(x), F.linear(z, self.lora_B), alpha=self.scaling)
 
 
-def inject(blocks: Sequence[Any], config: MethodConfig) -> None:
+def inject(encoder: Any, first_block: int, config: MethodConfig) -> Any:
     """Replace every block's ``attn.qkv`` by a `LoRALinear` around it."""
-    for block in blocks:
+    for block in encoder.blocks[first_block:]:
         block.attn.qkv = LoRALinear(block.attn.qkv, config.rank, config.alpha)
+    return encoder
 
 
-METHODS["lora"] = Method("LoRA", adapts_encoder=True, inject=inject)
+@torch.no_grad()
+def _merged(layer: LoRALinear) -> nn.Linear:
+    plain: nn.Linear = copy.deepcopy(layer.base)
+    plain.weight += layer.scaling * layer.lora_B @ layer.lora_A
+    return plain
+
+
+def merge(encoder: nn.Module) -> None:
+    """Replace every `LoRALinear` by a plain linear layer."""
+    replace(encoder, lambda m: type(m) is LoRALinear, _merged)
+
+
+METHODS["lora"] = Method("LoRA", inject, merge=merge)

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from napari_convlora.backbones.testing import random_backbone
 from napari_convlora.config import MethodConfig
-from napari_convlora.peft import adapt_blocks, balance_loss
+from napari_convlora.peft import adapt_encoder, balance_loss
 from napari_convlora.peft.conv_lora import ConvLoRALinear
 
 EIGHT = tuple(range(1, 9))
@@ -203,7 +203,7 @@ def test_untrained_encoder_is_bit_identical_to_the_frozen_one(kind: str, trainin
     images = torch.rand(2, 3, side, side)
     with torch.no_grad():
         expected = backbone(images)
-        adapt_blocks("conv_lora", backbone.encoder.blocks, MethodConfig())
+        adapt_encoder("conv_lora", backbone.encoder, 0, MethodConfig())
         backbone.train(training)
         assert torch.equal(backbone(images), expected)
 
@@ -359,16 +359,3 @@ def test_only_the_update_is_trained() -> None:
 def test_token_lists_are_refused() -> None:
     with pytest.raises(ValueError, match="token maps"):
         make_layer()(torch.randn(2, 16, 6))
-
-
-@pytest.mark.parametrize(
-    "bad", [{"scales": (0, 1)}, {"scales": (1, 3), "top_k": 3}, {"top_k": 0}, {"rank": 0}]
-)
-def test_impossible_settings_are_refused(bad: dict) -> None:
-    with pytest.raises(ValueError, match=r"scales|top_k|rank"):
-        ConvLoRALinear(nn.Linear(4, 4), MethodConfig(**bad))
-
-
-def test_no_scales_are_refused() -> None:
-    with pytest.raises(ValueError, match="scales"):
-        ConvLoRALinear(nn.Linear(4, 4), MethodConfig(scales=()))
