@@ -132,7 +132,7 @@ def test_the_full_preset_adapts_more_blocks_than_the_fast_one(
 
 def test_the_encoder_learns_without_the_detail_branch(scene: Scene) -> None:
     image, _ = scene()
-    config = replace(LEARNING, max_steps=60)
+    config = replace(LEARNING, max_steps=60, decoder_share=0)
     model = ModelConfig(detail=False, first_block=0)
     events = list(adapt(random_backbone("tiny"), [image], CLASSES, model, config))
     losses = [event.loss for event in events if isinstance(event, Step)]
