@@ -6,9 +6,9 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, cast
 
@@ -104,9 +104,37 @@ def _longest(runs: Sequence[Run], key: Key) -> tuple[float, ...]:
 
 
 def in_child(job: Job) -> Run:
-    """Run a job in a process of its own, so that the peak of memory is its own."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(run_job, job).result()
+    """Run a job in a process of its own, so that the peak of memory is its own.
+
+    Raises
+    ------
+    ConvLoRAError
+        As `run_job`, and when the process ends without a word, as it does when it is killed.
+    """
+    spawn = get_context("spawn")
+    receiver, sender = spawn.Pipe(duplex=False)
+    child = spawn.Process(target=_send_run, args=(sender, job), daemon=True)
+    child.start()
+    sender.close()  # the child's end is the only one, so that its death is seen
+    try:
+        outcome = receiver.recv()
+    except EOFError:
+        child.join()
+        raise ConvLoRAError(
+            f"The run was killed (exit code {child.exitcode}), perhaps for lack of memory; "
+            "repeat it with a smaller backbone or with fewer programs running."
+        ) from None
+    child.join()
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+def _send_run(sender: Connection, job: Job) -> None:
+    try:
+        sender.send(run_job(job))
+    except Exception as error:
+        sender.send(error)
 
 
 def run_job(job: Job, load: Callable[[str], Backbone] = load_backbone) -> Run:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 
 from napari_convlora.backbones.testing import random_backbone
+from napari_convlora.benchmark import interactive
 from napari_convlora.benchmark.interactive import Job, in_child, run_job, run_jobs
 from napari_convlora.benchmark.records import Key, Round, Run, Settings, read_runs, write_runs
-from napari_convlora.config import TrainConfig
+from napari_convlora.config import ConvLoRAError, InputError, TrainConfig
 
 SETTINGS = Settings(
     train=TrainConfig(
@@ -91,6 +93,20 @@ def test_a_run_in_a_child_is_the_run_itself(data: Path) -> None:
     here, there = tiny(own), in_child(own)
     assert [r.confusion for r in there.rounds] == [r.confusion for r in here.rounds]
     assert there.peak_bytes is None or 5e7 < there.peak_bytes < ballast.nbytes
+
+
+def test_what_goes_wrong_in_a_child_is_told_by_its_parent(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match="no folders images/"):
+        in_child(replace(job(data, "finish", "forest"), folder=data))
+    monkeypatch.setattr(interactive, "_send_run", _die)
+    with pytest.raises(ConvLoRAError, match=r"killed \(exit code 9\)"):
+        in_child(job(data, "finish", "forest"))
+
+
+def _die(*_: object) -> None:
+    os._exit(9)
 
 
 def test_an_interrupted_benchmark_repeats_nothing_but_failures(tmp_path: Path) -> None:
