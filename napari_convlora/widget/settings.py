@@ -49,7 +49,8 @@ class SettingsForm:
             label="Head",
             choices=get_args(HeadName),
             value=model.head,
-            tooltip="class_tokens for strokes; classification_branch for dense labels.",
+            tooltip="class_tokens for strokes; classification_branch for dense labels; "
+            "mask_token for two classes.",
         )
         self.detail = CheckBox(
             label="Detail branch",
