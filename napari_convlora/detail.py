@@ -3,6 +3,10 @@
 SAM's tokens span 4 to 16 pixels and lose texture and thin structure. The detail branch brings
 them back: a bank of Gaussian, gradient and Hessian features (scikit-image's) and a two-layer
 perceptron. Fitted on the labelled pixels in seconds, it is also a round's first preview.
+
+From a stroke or two a perceptron guesses wildly elsewhere, where a random forest stays sober. So a
+forest on the same pixels teaches it on unlabelled ones; the perceptron is what is kept, being
+smaller, smoother, and safe to load from a file.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from skimage.feature import multiscale_basic_features
+from sklearn.ensemble import RandomForestClassifier
 from torch import Tensor, nn
 
 from napari_convlora.data import Normalizer
@@ -27,6 +32,13 @@ _BATCH = 2048
 _LEARNING_RATE = 6e-3
 _SMOOTHING = 0.05
 _DROPOUT = 0.1
+
+_TREES = 50
+_TREE_PIXELS = 20_000
+_EACH_CLASS = 100
+_TEACHING = 0.1
+_TAUGHT = 1024
+"""Unlabelled pixels per step, and the weight of what the forest says of them."""
 
 
 def filter_bank(image: np.ndarray) -> np.ndarray:
@@ -166,19 +178,25 @@ def fit(
     seed
         Of the pixel draw.
     surroundings
-        (M, F) float32, features of any pixels, labelled or not, for the standardisation. A filter
-        that says the same on all strokes may still vary beyond them; scaled by the strokes alone
-        it would drown the rest there.
+        (M, F) float32, features of any pixels, labelled or not, for the standardisation and for
+        what a forest teaches. A filter that says the same on all strokes may still vary beyond
+        them; scaled by the strokes alone it would drown the rest there.
     counts
         (K,) labelled pixels per class, of which `target` is a part that may favour rare classes;
         without them thin structures would be painted too thick.
     """
     generator = torch.Generator().manual_seed(seed)
-    known = features if surroundings is None else torch.cat([features, surroundings])
+    drawn = target.bincount(minlength=branch.n_classes)
+    counts = drawn if counts is None else counts.to(drawn.device)
+    known, opinion = features, target
+    if surroundings is not None:
+        known = torch.cat([features, surroundings])
+        rows = torch.randperm(len(surroundings), generator=generator)[:_TREE_PIXELS]
+        surroundings = surroundings[rows]
+        opinion = forest_opinion(features, target, counts, surroundings, seed)
     branch.mean.copy_(known.mean(0))
     branch.std.copy_(known.std(0, unbiased=False).clamp_min(1e-6))
-    drawn = target.bincount(minlength=branch.n_classes)
-    weights = class_weights(drawn if counts is None else counts.to(drawn.device), drawn)
+    weights = class_weights(counts, drawn)
     optimiser = torch.optim.AdamW(branch.parameters(), lr=_LEARNING_RATE, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, _LEARNING_RATE, total_steps=max(2, steps)
@@ -190,7 +208,12 @@ def fit(
             with torch.random.fork_rng():  # dropout draws from the global state
                 torch.manual_seed(seed * steps + step)
                 logits = branch(features[pick])
-            loss = F.cross_entropy(logits, target[pick], weights, label_smoothing=_SMOOTHING)
+                loss = F.cross_entropy(logits, target[pick], weights, label_smoothing=_SMOOTHING)
+                if surroundings is not None:
+                    pick = torch.randint(len(surroundings), (_TAUGHT,), generator=generator)
+                    loss = loss + _TEACHING * F.cross_entropy(
+                        branch(surroundings[pick]), opinion[pick]
+                    )
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -198,3 +221,34 @@ def fit(
             yield float(loss.detach())
     finally:
         branch.eval()
+
+
+def forest_opinion(
+    features: Tensor, target: Tensor, counts: Tensor, elsewhere: Tensor, seed: int
+) -> Tensor:
+    """Class probabilities (M, K) that a random forest on labelled pixels gives to other pixels.
+
+    Parameters
+    ----------
+    features, target
+        (N, F) and (N,) int64; rows are drawn so that classes occur as often as in `counts`.
+    counts
+        (K,) labelled pixels per class.
+    elsewhere
+        (M, F).
+    seed
+        Of the draw and of the trees.
+    """
+    rng = np.random.default_rng(seed)
+    labels = target.cpu().numpy()
+    share = counts.cpu().numpy() / np.maximum(1, np.bincount(labels, minlength=len(counts)))
+    odds = share[labels] / share[labels].max()
+    rows = np.flatnonzero(rng.random(len(labels)) < odds)
+    rows = rng.permuted(rows)[:_TREE_PIXELS]
+    own = [rng.permuted(np.flatnonzero(labels == c))[:_EACH_CLASS] for c in range(len(counts))]
+    rows = np.unique(np.concatenate([rows, *own]))
+    trees = RandomForestClassifier(_TREES, n_jobs=torch.get_num_threads(), random_state=seed)
+    trees.fit(features.cpu().numpy()[rows], labels[rows])
+    opinion = np.zeros((len(elsewhere), len(counts)), np.float32)
+    opinion[:, trees.classes_] = trees.predict_proba(elsewhere.cpu().numpy())
+    return torch.from_numpy(opinion).to(elsewhere.device)

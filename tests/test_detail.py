@@ -10,6 +10,7 @@ from napari_convlora.detail import (
     DetailBranch,
     filter_bank,
     fit,
+    forest_opinion,
     mix,
     n_features,
     region_features,
@@ -127,3 +128,31 @@ def test_a_mixture_lets_the_surer_one_decide() -> None:
     torch.testing.assert_close(
         mixture.softmax(0), 0.3 * pixels.softmax(0) + 0.7 * head.softmax(0), atol=1e-6, rtol=0
     )
+
+
+def test_a_few_labels_leave_elsewhere_to_what_a_forest_would_say() -> None:
+    """Two labelled spots far apart; what lies between is decided by one feature of many."""
+    generator = torch.Generator().manual_seed(0)
+    elsewhere = 2 * torch.randn(3000, 24, generator=generator)
+    features = 0.1 * torch.randn(60, 24, generator=generator)
+    target = torch.arange(60) % 2
+    features[:, 0] += 2.0 * target - 1
+    opinion = forest_opinion(features, target, torch.tensor([30, 30]), elsewhere, seed=0)
+    assert opinion.shape == (3000, 2)
+    torch.testing.assert_close(opinion.sum(1), torch.ones(3000))
+
+    def agreement(surroundings: torch.Tensor | None) -> float:
+        torch.manual_seed(0)
+        branch = DetailBranch(24, 2)
+        list(fit(branch, features, target, steps=150, surroundings=surroundings))
+        return float((branch(elsewhere).argmax(1) == opinion.argmax(1)).float().mean())
+
+    assert agreement(elsewhere) > 0.85
+    assert agreement(elsewhere) > agreement(None) + 0.05
+
+
+def test_the_forest_sees_classes_as_often_as_people_painted_them() -> None:
+    features = torch.zeros(2000, 24)  # nothing to tell them by but how often they occur
+    target = torch.arange(2000) % 2
+    opinion = forest_opinion(features, target, torch.tensor([90_000, 10_000]), features[:5], 0)
+    assert opinion[0, 1] < 0.25

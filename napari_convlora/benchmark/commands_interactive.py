@@ -27,7 +27,7 @@ from napari_convlora.config import DeviceName, InputError, PresetName
 if TYPE_CHECKING:
     from napari_convlora.benchmark.interactive import Job
 
-_EXTRAS = {"forest": "sklearn", "unet": "monai"}
+_EXTRAS = {"unet": "monai"}
 _FULL: dict[str, Any] = {
     "systems": ("conv_lora", "lora", "decoder_only", *BASELINES),
     "seeds": (0, 1, 2),
