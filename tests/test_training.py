@@ -597,11 +597,21 @@ def test_time_is_respected(backbone: Backbone, scene: Scene) -> None:
     assert time.monotonic() - start < 10
 
 
-def test_a_plateau_ends_the_round(backbone: Backbone, scene: Scene) -> None:
-    config = replace(QUICK, max_steps=400, patience=6, adapter_lr=0, decoder_lr=0)
+@pytest.mark.parametrize("decoder_share", [0, 0.2])
+def test_a_plateau_ends_the_round_but_not_before_the_encoder_has_trained(
+    backbone: Backbone, scene: Scene, decoder_share: float
+) -> None:
+    config = replace(
+        QUICK,
+        max_steps=200,
+        patience=6,
+        adapter_lr=0,
+        decoder_lr=0,
+        decoder_share=decoder_share,
+    )
     last = finished(adapt(backbone, [scene()[0]], CLASSES, config=config))
     assert last.reason == "plateau"
-    assert last.adapter.summary["steps"] < 100
+    assert 200 * decoder_share < last.adapter.summary["steps"] < 100
 
 
 # ---------------------------------------------------------------------------- bad input

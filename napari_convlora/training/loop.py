@@ -148,8 +148,8 @@ def _adapt(run: RoundState) -> Iterator[Event]:
         if step % config.score_every == 0 and run.confusion.any():
             score = take_score(run)
             yield Scored(step, score, run.data.holds_out)
-            if score > best + _PROGRESS:
-                best, best_step = score, step
+            if score > best + _PROGRESS or (adapter and decoder_only):
+                best, best_step = max(best, score), step  # the encoder gets its chance
             elif step - best_step >= config.patience and end > step + _COOL_DOWN:
                 # Learning rates run out over a few more steps: stopping at full rate is noisy.
                 reason, end = "plateau", step + _COOL_DOWN
