@@ -62,6 +62,7 @@ class ConvLoRAWidget(QWidget):
         self.plot = TrainingPlot()
         self._untouched = True
         self._counts: dict[int, int] = {}
+        self._hint = ""
         self._status = QLabel()
         self._status.setWordWrap(True)
         self._status.setAlignment(Qt.AlignmentFlag.AlignTop)
@@ -254,7 +255,11 @@ class ConvLoRAWidget(QWidget):
 
     def _on_image(self) -> None:
         self.images.choose(self.source.image, self.source.channel_axis)
-        self._say(self.images.next_step())
+        self._suggest()
+
+    def _suggest(self) -> None:
+        self._hint = self.images.next_step()
+        self._say(self._hint)
 
     def _on_classes(self) -> None:
         self._untouched = False
@@ -276,10 +281,12 @@ class ConvLoRAWidget(QWidget):
 
     def _on_counted(self, counts: dict[int, int]) -> None:
         self.table.ensure(default_classes(counts))
-        changed, self._counts = counts != self._counts, counts
+        before, self._counts = self._counts, counts
         self.table.set_counts(counts)
-        if changed and not self.running and not self.workflow.has_adapter:
-            self._say(self.images.next_step())
+        # Counting lags behind: what a failed round said meanwhile stays, until it is remedied.
+        news = self.status == self._hint or len(before) < 2 <= len(counts)
+        if counts != before and news and not self.running and not self.workflow.has_adapter:
+            self._suggest()
 
     def _on_started(self, total_steps: int, held_out: bool) -> None:
         self.plot.restart(total_steps, held_out)

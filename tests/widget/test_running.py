@@ -130,7 +130,7 @@ def test_switching_the_image_stops_and_keeps_both_annotations(ready, paint, qtbo
     ("strokes", "sentence"), [((), "Nothing is annotated yet"), ((1,), "Only class 1 (background)")]
 )
 def test_too_few_labels_give_one_sentence(
-    make_napari_viewer_proxy, make_widget, halves, paint, wait, strokes, sentence
+    make_napari_viewer_proxy, make_widget, halves, paint, wait, qtbot, strokes, sentence
 ):
     viewer = make_napari_viewer_proxy()
     viewer.add_image(halves, name="halves")
@@ -142,6 +142,8 @@ def test_too_few_labels_give_one_sentence(
     widget.adapt()
     wait(widget)
     assert widget.status.startswith(sentence)
+    qtbot.wait(400)  # the strokes are counted now at the latest
+    assert widget.status.startswith(sentence), "a hint does not hide what went wrong"
     assert widget.status.count("\n") == 0
     assert [str(n.message) for n in notification_manager.records] == [widget.status]
     assert widget.run_bar.main_button.text() == "Adapt"
