@@ -76,6 +76,8 @@ def main() -> None:
 
     start = time.perf_counter()
     widget.adapt()
+    wait(0.3)
+    heart.report("pressing Adapt, which adds a layer")
     wait(600, until=lambda: widget.plot.losses or not widget.running)
     heart.report("loading, detail branch, first preview")
     print(f"first step after {time.perf_counter() - start:.1f} s")

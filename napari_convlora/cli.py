@@ -270,12 +270,7 @@ def _predict(options: argparse.Namespace) -> int:
     session.backbone()
     failed = 0
     control = events.RunControl()
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"Cannot create {options.out} ({error.strerror}); choose a folder you may write to."
-        ) from error
+    files.make_folder(options.out)
     with _bar("predicting", len(options.images)) as update, _interrupt(control.stop):
         for number, path in enumerate(options.images):
             update(completed=number, note=path.name)

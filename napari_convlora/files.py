@@ -125,6 +125,22 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         ) from error
 
 
+def make_folder(path: Path) -> None:
+    """Create a folder for results, and those above it, where they are absent.
+
+    Raises
+    ------
+    InputError
+        It cannot be created.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"Cannot create {path} ({error.strerror}); choose a folder you may write to."
+        ) from error
+
+
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     """Return the image in `path` as (P, H, W, C), in the dtype of the file.
 

@@ -214,12 +214,10 @@ def structure_loss(logits: Tensor, target: Tensor, edge_bce: bool = False) -> Te
     Tensor
         Scalar, mean over images; an image without labels adds nothing.
     """
-    labelled = (target != VOID).to(logits.dtype)
-    truth = target.clamp_min(0).to(logits.dtype)
+    labelled, truth, bce = _binary(logits, target)
     # Beyond the border lies background, as in the released code.
     near, void = (F.avg_pool2d(t[:, None], 31, 1, 15)[:, 0] for t in (truth, 1 - labelled))
     weight = labelled * (1 + 5 * (near + truth * void - truth).abs())
-    bce = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
     share = (weight if edge_bce else labelled).flatten(1)
     bce = (share * bce.flatten(1)).sum(1) / share.sum(1).clamp_min(1)
     p = logits.sigmoid()
@@ -245,11 +243,16 @@ def balanced_bce(logits: Tensor, target: Tensor) -> Tensor:
     Tensor
         Scalar; 0 where only one class, or none, is labelled.
     """
-    labelled = (target != VOID).to(logits.dtype)
-    truth = target.clamp_min(0).to(logits.dtype)
+    labelled, truth, bce = _binary(logits, target)
     total = labelled.sum().clamp_min(1)
     share = truth.sum() / total
     background = labelled.sum() / total - share
     weight = torch.where(truth > 0, background, share) * labelled
-    bce = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
     return (weight * bce).sum() / total
+
+
+def _binary(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Labelled pixels, truth and cross-entropy, each (B, H, W) float; void pixels have truth 0."""
+    truth = target.clamp_min(0).to(logits.dtype)
+    bce = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    return (target != VOID).to(logits.dtype), truth, bce

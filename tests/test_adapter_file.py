@@ -20,27 +20,11 @@ from napari_convlora.backbones import REGISTRY, Backbone
 from napari_convlora.backbones.sam import build_vit
 from napari_convlora.backbones.testing import random_backbone
 from napari_convlora.config import AdapterError, InputError, ModelConfig, TrainConfig
-from napari_convlora.events import Finished
 from napari_convlora.model import SemanticSAM
 from napari_convlora.prediction import Returning, predict
-from napari_convlora.training import adapt
 
 QUICK = TrainConfig(max_steps=2, views=2, detail_steps=10, device="cpu")
 LIMIT = 20_000_000
-
-
-@pytest.fixture(scope="module")
-def backbone() -> Backbone:
-    return random_backbone()
-
-
-@pytest.fixture(scope="module")
-def adapter(backbone: Backbone) -> Adapter:
-    from tests.conftest import CLASSES, make_scene
-
-    *_, last = adapt(backbone, [make_scene()[0]], CLASSES, config=QUICK)
-    assert isinstance(last, Finished)
-    return last.adapter
 
 
 @pytest.fixture(scope="module")

@@ -5,27 +5,11 @@ import pytest
 
 from napari_convlora.adapter_file import Adapter
 from napari_convlora.backbones import Backbone
-from napari_convlora.backbones.testing import random_backbone
-from napari_convlora.config import InputError, TrainConfig
+from napari_convlora.config import InputError
 from napari_convlora.data import FeatureCache, tile_starts
-from napari_convlora.events import Finished, RunControl
+from napari_convlora.events import RunControl
 from napari_convlora.prediction import Prediction, Progress, Returning, plane_logits, predict
-from napari_convlora.training import adapt
-from tests.conftest import CLASSES, make_scene
-
-CONFIG = TrainConfig(max_steps=4, views=3, detail_steps=20, device="cpu")
-
-
-@pytest.fixture(scope="module")
-def backbone() -> Backbone:
-    return random_backbone()
-
-
-@pytest.fixture(scope="module")
-def adapter(backbone: Backbone) -> Adapter:
-    *_, last = adapt(backbone, [make_scene()[0]], CLASSES, config=CONFIG)
-    assert isinstance(last, Finished)
-    return last.adapter
+from tests.conftest import make_scene
 
 
 def run(adapter: Adapter, backbone: Backbone, image: np.ndarray, **options) -> Prediction:

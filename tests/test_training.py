@@ -38,11 +38,6 @@ CLASSES = default_classes(3)
 Scene = Callable[..., tuple[LabelledImage, np.ndarray]]
 
 
-@pytest.fixture(scope="module")
-def backbone() -> Backbone:
-    return random_backbone("tiny")
-
-
 def predicted(adapter: Adapter, backbone: Backbone, image: np.ndarray) -> Prediction:
     steps = Returning(predict(adapter, backbone, image, device="cpu", probabilities=True))
     for _ in steps:

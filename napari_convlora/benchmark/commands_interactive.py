@@ -117,14 +117,10 @@ def run(options: argparse.Namespace) -> int:
             setattr(options, name, value)
     _check(options)
     from napari_convlora.benchmark.interactive import in_child, run_jobs
+    from napari_convlora.files import make_folder
 
     settings = _settings(options)
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"Cannot create {options.out} ({error.strerror}); choose a folder you may write to."
-        ) from error
+    make_folder(options.out)
     path = options.out / "results.json"
     runs: list[Run] = []
     if path.exists():

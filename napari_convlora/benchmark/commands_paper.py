@@ -74,19 +74,14 @@ def run(options: argparse.Namespace) -> int:
     from napari_convlora.backbones import load_backbone
     from napari_convlora.benchmark import paper
     from napari_convlora.devices import choose_device
-    from napari_convlora.files import atomic_write
+    from napari_convlora.files import atomic_write, make_folder
     from napari_convlora.prediction import Returning
 
     data, config = _data(options)
     model_config = _model_config(options, data)
     device = choose_device(options.device)
     backbone = load_backbone(options.backbone)
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"'{options.out}' cannot be created ({error.strerror}); choose another folder."
-        ) from error
+    make_folder(options.out)
     sizes = ("square",) if options.no_native else ("square", "native")
     results: dict[str, Any] = {
         "data": str(options.data.resolve()),

@@ -66,16 +66,12 @@ def _run(out: Path, headless: bool) -> int:
     from skimage.io import imread
 
     from napari_convlora.export import write_history
+    from napari_convlora.files import make_folder
     from napari_convlora.metrics import confusion, scores
     from napari_convlora.widget.contributions import SAMPLES, sample_classes
 
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConvLoRAError(
-            f"Cannot create {out} ({error.strerror}); choose a folder you may write to."
-        ) from error
+    make_folder(out)
     truth = imread(SAMPLES / f"{_SAMPLE}_truth.png")
     classes = sample_classes(_SAMPLE)
 

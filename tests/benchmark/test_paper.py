@@ -288,11 +288,11 @@ def test_images_are_squeezed_into_a_square_with_labels_that_stay_ids(tmp_path: P
     assert set(target.unique().tolist()) == {0, 1, 2, 3}
 
 
-@pytest.mark.parametrize("high", [1, 38, 255])
-@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+@pytest.mark.parametrize(
+    ("suffix", "high"),  # a JPEG cannot tell 0 from 1
+    [(".png", 1), (".png", 38), (".png", 255), (".jpg", 38), (".jpg", 255)],
+)
 def test_masks_of_any_brightness_and_jpegs_are_read(tmp_path: Path, high: int, suffix: str) -> None:
-    if suffix == ".jpg" and high == 1:
-        pytest.skip("a JPEG cannot tell 0 from 1")
     mask = np.zeros((40, 40), np.uint8)
     mask[8:24, 16:32] = high
     Image.fromarray(mask).save(tmp_path / f"m{suffix}", quality=90)
