@@ -16,6 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 import torch.nn.functional as F
+from joblib import parallel_config
 from skimage.feature import multiscale_basic_features
 from sklearn.ensemble import RandomForestClassifier
 from torch import Tensor, nn
@@ -248,7 +249,8 @@ def forest_opinion(
     own = [rng.permuted(np.flatnonzero(labels == c))[:_EACH_CLASS] for c in range(len(counts))]
     rows = np.unique(np.concatenate([rows, *own]))
     trees = RandomForestClassifier(_TREES, n_jobs=torch.get_num_threads(), random_state=seed)
-    trees.fit(features.cpu().numpy()[rows], labels[rows])
     opinion = np.zeros((len(elsewhere), len(counts)), np.float32)
-    opinion[:, trees.classes_] = trees.predict_proba(elsewhere.cpu().numpy())
+    with parallel_config("threading"):  # processes may be forbidden where this runs
+        trees.fit(features.cpu().numpy()[rows], labels[rows])
+        opinion[:, trees.classes_] = trees.predict_proba(elsewhere.cpu().numpy())
     return torch.from_numpy(opinion).to(elsewhere.device)

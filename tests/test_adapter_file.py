@@ -55,7 +55,7 @@ def test_the_header_tells_what_a_person_wants_to_know(content: bytes, tmp_path: 
         header = json.loads(file.metadata()["napari_convlora"])
     assert header["format"] == 1
     assert [c["name"] for c in header["classes"]] == [c.name for c in default_classes(3)]
-    assert header["summary"]["steps"] == 2
+    assert header["summary"]["steps"] == 4
     assert {"backbone", "model", "normalizer", "pixel_scale", "package"} <= set(header)
 
 

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from napari_convlora import cli
-from napari_convlora.backbones import load_backbone
-from napari_convlora.backbones.testing import random_backbone
+from napari_convlora.adapter_file import Adapter
+from napari_convlora.backbones import Backbone, load_backbone
 from tests.conftest import make_scene
 
 NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
@@ -24,9 +24,8 @@ COMMANDS = ["adapt", "predict", "evaluate", "weights", "doctor", "demo"]
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two images with strokes and truth, and a tiny random backbone under every name."""
-    backbone = random_backbone()
     monkeypatch.setattr("napari_convlora.session.load_backbone", lambda name: backbone)
     for i in range(2):
         scene, truth = make_scene(seed=i)
@@ -36,6 +35,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / "truth").mkdir(exist_ok=True)
         Image.fromarray(truth[0].astype(np.uint8)).save(tmp_path / "truth" / f"image{i}.png")
     return tmp_path
+
+
+@pytest.fixture
+def trained(folder: Path, adapter: Adapter) -> Path:
+    """The same folder with an adapter in it."""
+    adapter.save(folder / "a.safetensors")
+    return folder
 
 
 def adapt(folder: Path, *more: str) -> int:
@@ -96,10 +102,9 @@ def test_other_methods_are_selectable(folder: Path, method: str) -> None:
 
 
 def test_one_bad_image_does_not_spoil_the_others(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    adapt(folder)
-    capsys.readouterr()
+    folder = trained
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     images = [str(folder / name) for name in ("broken.png", "image1.tif")]
     command = ["predict", str(folder / "a.safetensors"), "--images", *images]
@@ -174,16 +179,15 @@ def test_a_missing_checkpoint_says_how_to_get_it(
 
 @pytest.mark.parametrize("command", ["adapt", "predict"])
 def test_a_missing_backbone_is_one_sentence(
-    folder: Path,
+    trained: Path,
     command: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert adapt(folder) == cli.DONE
+    folder = trained
     monkeypatch.setattr("napari_convlora.session.load_backbone", load_backbone)
     monkeypatch.setenv("NAPARI_CONVLORA_WEIGHTS", str(folder))
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
-    capsys.readouterr()
     image, out = ("--images", str(folder / "image0.tif")), str(folder / "masks")
     if command == "adapt":
         assert adapt(folder, "--backbone", "vit_b") == cli.FAILED
@@ -241,22 +245,19 @@ def spoil_prediction(folder: Path, what: str) -> list[str]:
     ],
 )
 def test_a_prediction_that_cannot_be_made_is_one_sentence(
-    folder: Path, what: str, capsys: pytest.CaptureFixture[str]
+    trained: Path, what: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert adapt(folder) == cli.DONE
-    capsys.readouterr()
-    assert cli.main(spoil_prediction(folder, what)) == cli.FAILED
+    assert cli.main(spoil_prediction(trained, what)) == cli.FAILED
     assert what in one_line(capsys)
 
 
 @pytest.mark.parametrize("name", ["a[red]b", "c[/d]e"])
 def test_brackets_in_names_are_printed_as_they_are(
-    folder: Path, name: str, capsys: pytest.CaptureFixture[str]
+    trained: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert adapt(folder) == cli.DONE
-    image = ("--images", str(folder / "image0.tif"))
-    out = folder / name
-    assert cli.main(["predict", str(folder / "a.safetensors"), *image, "--out", str(out)]) == 0
+    image = ("--images", str(trained / "image0.tif"))
+    out = trained / name
+    assert cli.main(["predict", str(trained / "a.safetensors"), *image, "--out", str(out)]) == 0
     assert str(out) in capsys.readouterr().out
 
 

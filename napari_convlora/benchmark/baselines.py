@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from joblib import parallel_config
 
 from napari_convlora.annotations import LabelledImage
 from napari_convlora.config import UNLABELLED, DeviceName
@@ -38,11 +39,14 @@ def forest(images: Sequence[LabelledImage], seed: int) -> Predict:
 
     normalizer = Normalizer.fit([image.image for image in images])
     features, labels, _ = _labelled_pixels(images, normalizer, _FOREST_PIXELS, seed)
-    trees = RandomForestClassifier(100, n_jobs=-1, random_state=seed).fit(features, labels)
+    trees = RandomForestClassifier(100, n_jobs=-1, random_state=seed)
+    with parallel_config("threading"):  # a run's process may have none of its own
+        trees.fit(features, labels)
 
     def predict(image: np.ndarray) -> np.ndarray:
         planes = [filter_bank(normalizer(plane)) for plane in image]
-        found = [trees.predict(p.reshape(-1, p.shape[-1])).reshape(p.shape[:2]) for p in planes]
+        with parallel_config("threading"):
+            found = [trees.predict(p.reshape(-1, p.shape[-1])).reshape(p.shape[:2]) for p in planes]
         return np.stack(found).astype(np.uint8)
 
     return predict
