@@ -34,7 +34,7 @@ class Heart:
     def report(self, what: str) -> None:
         """Print the gaps since the last report."""
         gaps = 1000 * np.diff(self.times)
-        self.times = []
+        self.times = self.times[-1:]  # the next phase may begin with a gap
         if len(gaps):
             late = int((gaps > 100).sum())
             print(
@@ -91,7 +91,7 @@ def main() -> None:
         if options.during and len(widget.plot.losses) >= options.steps // 2:
             shoot(viewer, options.during)
             options.during = None
-            heart.times = []
+            heart.times = []  # what the picture took
     heart.report("training")
     print(f"{(len(widget.plot.losses) - 1) / (time.perf_counter() - start):.2f} steps/s")
     wait(600, until=lambda: not widget.running)

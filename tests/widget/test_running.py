@@ -211,3 +211,24 @@ def test_the_window_answers_while_a_round_trains(ready, qtbot, wait):
     gaps = 1000 * np.diff(beats)
     print(f"longest gap {gaps.max():.0f} ms, 99 % {np.percentile(gaps, 99):.0f} ms")
     assert gaps.max() < 200
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_the_first_backbone_is_loaded_before_anybody_asks(monkeypatch, damaged):
+    from napari_convlora import backbones
+    from napari_convlora.backbones.testing import random_backbone
+    from napari_convlora.config import WeightsError
+    from napari_convlora.session import Session
+    from napari_convlora.widget import jobs
+
+    def load(name):
+        if damaged:
+            raise WeightsError("The checkpoint is damaged; fetch it again.")
+        return random_backbone()
+
+    monkeypatch.setattr("napari_convlora.session.load_backbone", load)
+    monkeypatch.setattr(backbones, "available_backbones", lambda: {"litemedsam": "x"})
+    session = Session()
+    *_, ready = jobs.warm_up(lambda: session, None)
+    assert list(ready.backbones) == ["litemedsam"]
+    assert (session._backbone is None) == damaged
