@@ -40,8 +40,8 @@ class TokenDecoder(nn.Module):
 
     The transformer, the upscaling and the first mask's hypernetwork start from the pretrained
     decoder. All tokens start near the pretrained single-mask token; a little noise tells them
-    apart, as they share one hypernetwork. Each mask also has a linear probe of the upscaled map.
-    A plain start does without the noise, the damping and the probe.
+    apart, as they share one hypernetwork. Each mask also has a gain and a linear probe of the
+    upscaled map. A plain start does without noise, gain and probe.
 
     Parameters
     ----------
@@ -54,18 +54,23 @@ class TokenDecoder(nn.Module):
         one SAM returns for an image without prompts.
     """
 
+    first: Tensor
+
     def __init__(self, pretrained: Any, n_tokens: int, plain: bool = False) -> None:
         super().__init__()
         self.transformer = copy.deepcopy(pretrained.transformer)
         self.output_upscaling = copy.deepcopy(pretrained.output_upscaling)
         self.hypernetwork = copy.deepcopy(pretrained.output_hypernetworks_mlps[0])
         self.iou_token = nn.Parameter(pretrained.iou_token.weight.detach().clone())
-        first = pretrained.mask_tokens.weight.detach()[:1]
+        first = pretrained.mask_tokens.weight.detach()[:1].clone()
+        self.register_buffer("first", first, persistent=False)
         noise = torch.randn(n_tokens, first.shape[1], device=first.device) * first.std()
         self.mask_tokens = nn.Parameter(first + (0.0 if plain else _TOKEN_NOISE) * noise)
         channels = self.hypernetwork.layers[-1].out_features
-        probe = nn.Parameter(torch.zeros(n_tokens, channels, device=first.device))
-        self.probe = None if plain else probe
+        self.gain = self.probe = None
+        if not plain:
+            self.gain = nn.Parameter(torch.full((n_tokens, 1), _HYPER_GAIN, device=first.device))
+            self.probe = nn.Parameter(torch.zeros(n_tokens, channels, device=first.device))
         self.requires_grad_(True)
 
     def forward(self, embedding: Tensor, image_pe: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,19 +88,23 @@ class TokenDecoder(nn.Module):
         masks, tokens : Tensor
             Mask logits (B, n_tokens, 4h, 4w) and the decoded mask tokens (B, n_tokens, C).
         """
+        upscaled, kernels, decoded = self.decode(embedding, image_pe, dense, self.mask_tokens)
+        if self.gain is not None and self.probe is not None:
+            kernels = self.gain * kernels + _PROBE_GAIN * self.probe
+        return torch.einsum("bnc,bchw->bnhw", kernels, upscaled), decoded
+
+    def decode(
+        self, embedding: Tensor, image_pe: Tensor, dense: Tensor, mask_tokens: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Upscaled map (B, D, 4h, 4w), SAM's kernels on it (B, n_tokens, D), decoded tokens."""
         batch, channels, height, width = embedding.shape
-        tokens = torch.cat([self.iou_token, self.mask_tokens]).expand(batch, -1, -1)
+        tokens = torch.cat([self.iou_token, mask_tokens]).expand(batch, -1, -1)
         decoded, source = self.transformer(
             embedding + dense, image_pe.expand(batch, -1, -1, -1), tokens
         )
         source = source.transpose(1, 2).reshape(batch, channels, height, width)
         upscaled = self.output_upscaling(source)
-        mask_tokens = decoded[:, 1:]
-        kernels = self.hypernetwork(mask_tokens)
-        if self.probe is not None:
-            kernels = _HYPER_GAIN * kernels + _PROBE_GAIN * self.probe
-        masks = torch.einsum("bnc,bchw->bnhw", kernels, upscaled)
-        return masks, mask_tokens
+        return upscaled, self.hypernetwork(decoded[:, 1:]), decoded[:, 1:]
 
 
 class ClassTokens(nn.Module):
@@ -115,6 +124,38 @@ class ClassTokens(nn.Module):
         super().__init__()
         self.decoder = TokenDecoder(pretrained, n_classes, plain)
         self.bias = nn.Parameter(torch.zeros(n_classes))
+
+    @torch.no_grad()
+    def evidence(self, embedding: Tensor, image_pe: Tensor, dense: Tensor) -> Tensor:
+        """Return what classes can be read from at the start: SAM's mask, and the upscaled map.
+
+        Returns
+        -------
+        Tensor
+            (B, 1 + D, 4h, 4w).
+        """
+        first = self.decoder.first.expand_as(self.decoder.mask_tokens)
+        upscaled, kernels, _ = self.decoder.decode(embedding, image_pe, dense, first)
+        mask = torch.einsum("bc,bchw->bhw", kernels[:, 0], upscaled)
+        return torch.cat([mask[:, None], upscaled], dim=1)
+
+    @torch.no_grad()
+    def begin(self, weights: Tensor, bias: Tensor) -> None:
+        """Start from a linear reading of `evidence`: logits are ``weights @ evidence + bias``.
+
+        Parameters
+        ----------
+        weights
+            (K, 1 + D).
+        bias
+            (K,).
+        """
+        assert self.decoder.gain is not None
+        assert self.decoder.probe is not None
+        self.decoder.mask_tokens.copy_(self.decoder.first.expand_as(self.decoder.mask_tokens))
+        self.decoder.gain.copy_(weights[:, :1])
+        self.decoder.probe.copy_(weights[:, 1:] / _PROBE_GAIN)
+        self.bias.copy_(bias)
 
     def forward(self, embedding: Tensor, image_pe: Tensor, dense: Tensor) -> HeadOutput:
         """Score an embedding (B, C, h, w); logits are (B, K, 4h, 4w)."""

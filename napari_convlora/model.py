@@ -105,8 +105,11 @@ class SemanticSAM(nn.Module):
 
     def decode(self, embedding: Tensor) -> HeadOutput:
         """Score image embeddings (B, C, h, w) with decoder and head."""
-        image_pe, dense = self.backbone.no_prompt((embedding.shape[-2], embedding.shape[-1]))
-        return self.head(embedding, image_pe, dense)
+        return self.head(embedding, *self.no_prompt(embedding))
+
+    def no_prompt(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """Positional encoding and no-mask embedding for an embedding (B, C, h, w)."""
+        return self.backbone.no_prompt((embedding.shape[-2], embedding.shape[-1]))
 
     def forward(self, images: Tensor) -> Tensor:
         """Score `images` (B, 3, H, W), float32 in [0, 1]; logits are (B, K, H, W)."""

@@ -19,6 +19,7 @@ _BLOCK = 32
 
 _HELD_SHARE = 0.12
 _MIN_BLOCKS = 8
+_MOST_FOLDS = 4
 _PIXELS_PER_CLASS = 30_000
 _REGION = 512
 _SURROUNDINGS = 4096
@@ -37,7 +38,7 @@ class TrainingSet:
     target, held
         Per image (P, H, W) int16: class index of a training or held-out pixel, else -1.
     fold
-        Per image (P, H, W) bool: which of two halves a pixel belongs to.
+        Per image (P, H, W) uint8: which of `n_folds` parts a pixel belongs to.
     positions
         Per class, per image: training pixels (N, 3) as plane, row, column.
     """
@@ -54,6 +55,11 @@ class TrainingSet:
         """Whether any label is kept out of training."""
         return any((held != VOID).any() for held in self.held)
 
+    @property
+    def n_folds(self) -> int:
+        """Number of folds, 2 to 4."""
+        return 1 + max(int(fold.max()) for fold in self.fold)
+
     def counts(self) -> Tensor:
         """Training pixels per class (K,) int64."""
         return torch.tensor([sum(map(len, arrays)) for arrays in self.positions])
@@ -62,7 +68,7 @@ class TrainingSet:
 def training_set(
     images: Sequence[LabelledImage], class_ids: Sequence[int], seed: int
 ) -> TrainingSet:
-    """Turn annotations into targets, hold out blocks where labels abound, and make two folds.
+    """Turn annotations into targets, hold out blocks where labels abound, and make folds.
 
     About a tenth of the annotated blocks is held out for an honest score, of the classes that cover
     at least eight of them, where there are two such classes; otherwise all labels train.
@@ -120,15 +126,11 @@ def _folds(
     positions: Sequence[Sequence[np.ndarray]],
     rng: np.random.Generator,
 ) -> list[np.ndarray]:
-    """Halves by image where both then hold every class, else by block, each class dealt evenly."""
-    half = np.arange(len(train)) % 2 == 1
-    by_image = all(
-        any(len(a) for a in np.array(arrays, object)[half == side])
-        for arrays in positions
-        for side in (False, True)
-    )
-    if by_image:
-        return [np.full(t.shape, h) for t, h in zip(train, half, strict=True)]
+    """Folds by image where each can be spared, else halves by block, each class dealt evenly."""
+    dealt = np.arange(len(train)) % _MOST_FOLDS
+    n_pixels = np.array([[len(a) for a in arrays] for arrays in positions])
+    if all((n_pixels[:, dealt != fold].sum(1) > 0).all() for fold in range(dealt.max() + 1)):
+        return [np.full(t.shape, f, np.uint8) for t, f in zip(train, dealt, strict=True)]
     covered = [
         np.unique(np.concatenate([b[t == c] for t, b in zip(train, blocks, strict=True)]))
         for c in range(len(positions))
@@ -140,7 +142,7 @@ def _folds(
             second[block] = balance < 0
             balance += 1 if second[block] else -1
     chosen = [block for block, inside in second.items() if inside]
-    fold = [np.isin(b, chosen) for b in blocks]
+    fold = [np.isin(b, chosen).astype(np.uint8) for b in blocks]
     for c, own in enumerate(covered):
         if len(own) == 1:  # both halves must know the class: every other of its pixels
             for f, pixels in zip(fold, positions[c], strict=True):
@@ -158,7 +160,7 @@ def pixel_samples(
     Yields
     ------
     features, target, fold, surroundings : ndarray
-        (N, F) float32, (N,) int64, (N,) bool, and (M, F) float32 of random pixels of the region.
+        (N, F) float32, (N,) int64, (N,) uint8, and (M, F) float32 of random pixels of the region.
     """
     rng = np.random.default_rng(seed)
     for i, image in enumerate(data.images):
@@ -200,20 +202,20 @@ def detail_block(
     where: tuple[int, int, int, int],
     normalizer: Normalizer,
     whole: DetailBranch,
-    halves: Sequence[DetailBranch],
+    blind: Sequence[DetailBranch],
 ) -> np.ndarray:
     """Detail logits of a 512 px block, each pixel scored by a branch that never saw it.
 
-    On labelled pixels that is one of the halves: its scores are as wrong there as the branch will
-    be on new pixels, or on new images where halves are images. So the adapted SAM learns to
-    correct what the branch really gets wrong, and both can be compared.
+    Where it was fitted, the branch looks better than it is. The one that is blind to a fold is as
+    wrong there as the branch will be on new pixels, or on new images where folds are images. So the
+    adapted SAM learns to correct what the branch really gets wrong, and both can be compared.
 
     Parameters
     ----------
     where
         Image, plane, and the block's row and column.
-    whole, halves
-        The branch, and those fitted on one fold each.
+    whole, blind
+        The branch, and those that were fitted on all folds but one, in the order of the folds.
 
     Returns
     -------
@@ -225,9 +227,12 @@ def detail_block(
     features = region_features(data.images[image].image[plane], normalizer, *block)
     fold = data.fold[image][plane][block]
     known = np.maximum(data.target[image][plane][block], data.held[image][plane][block]) != VOID
-    first, second = (half.logits(features) for half in halves)
-    # A half was fitted on its own fold, so each pixel takes the other one's score.
-    return np.where(known, np.where(fold, first, second), whole.logits(features))
+    logits = whole.logits(features)
+    for i, branch in enumerate(blind):
+        inside = known & (fold == i)
+        if inside.any():
+            logits[:, inside] = branch.logits(features[inside][:, None])[..., 0]
+    return logits
 
 
 def view_detail(

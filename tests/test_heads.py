@@ -230,3 +230,16 @@ def test_matched_loss_falls_when_masks_and_classes_are_right() -> None:
     assert right < 0.05
     wrong = query_loss(HeadOutput(masks, -masks, queries), target)
     assert wrong > 10 * right
+
+
+def test_class_tokens_begin_at_a_linear_reading_of_what_sam_sees(decoder: torch.nn.Module) -> None:
+    head, embedding = ClassTokens(decoder, 3), torch.randn(2, 32, 4, 5)
+    evidence = head.evidence(embedding, *constants(4, 5))
+    upscaled = evidence[:, 1:]
+    assert upscaled.shape[-2:] == (16, 20)
+    weights, bias = torch.randn(3, evidence.shape[1]), torch.randn(3)
+    head.begin(weights, bias)
+    logits = head(embedding, *constants(4, 5)).logits
+    expected = torch.einsum("kc,bchw->bkhw", weights, evidence) + bias[:, None, None]
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+    assert all(p.requires_grad for p in head.parameters())

@@ -142,7 +142,7 @@ def test_a_class_of_two_blocks_is_in_both_halves() -> None:
     for seed in range(10):
         data = training_set([picture(annotations)], [1, 2, 3], seed)
         fold = data.fold[0][data.target[0] == 2]
-        assert sorted(fold) == [False, True]
+        assert sorted(fold) == [0, 1]
 
 
 def test_a_class_of_one_spot_is_in_both_halves() -> None:
@@ -152,9 +152,19 @@ def test_a_class_of_one_spot_is_in_both_halves() -> None:
     assert data.fold[0][data.target[0] == 2].mean() == 0.5
 
 
-def test_images_are_the_halves_where_each_shows_every_class() -> None:
-    data = training_set([picture(dense(40, 40)) for _ in range(4)], [1, 2], 0)
-    assert [fold.mean() for fold in data.fold] == [0, 1, 0, 1]
+def test_images_are_the_folds_where_each_can_be_spared() -> None:
+    data = training_set([picture(dense(40, 40)) for _ in range(5)], [1, 2], 0)
+    assert [fold.mean() for fold in data.fold] == [0, 1, 2, 3, 0]
+    assert data.n_folds == 4
+
+
+def test_blocks_are_dealt_where_one_image_alone_shows_a_class() -> None:
+    other = dense(40, 40).copy()
+    other[other == 2] = 1
+    data = training_set([picture(dense(100, 100)), picture(other)], [1, 2], 0)
+    assert data.n_folds == 2
+    second = data.fold[0][data.target[0] == 1]
+    assert 0 < second.mean() < 1
 
 
 def test_the_split_depends_on_the_seed_alone() -> None:
@@ -205,15 +215,15 @@ class Memory:
         return np.isin(features[..., 0], self.seen)[None].astype(np.float32)
 
 
-def cut_detail(data: TrainingSet, view: View, whole: Any, halves: list[Any]) -> torch.Tensor:
+def cut_detail(data: TrainingSet, view: View, whole: Any, blind: list[Any]) -> torch.Tensor:
     def block(where: tuple[int, int, int, int]) -> np.ndarray:
-        return detail_block(data, where, UNIT, whole, halves)
+        return detail_block(data, where, UNIT, whole, blind)
 
     return view_detail(view, data.target[view.image].shape[1:], 64, block)
 
 
 @pytest.mark.parametrize("turns", [0, 1])
-def test_detail_logits_come_from_the_half_that_did_not_see_the_pixel(
+def test_detail_logits_come_from_the_branch_that_did_not_see_the_pixel(
     monkeypatch: pytest.MonkeyPatch, turns: int
 ) -> None:
     monkeypatch.setattr("napari_convlora.detail.filter_bank", lambda array: array)
@@ -224,15 +234,15 @@ def test_detail_logits_come_from_the_half_that_did_not_see_the_pixel(
     features, _, fold, _ = (
         np.concatenate(part) for part in zip(*pixel_samples(data, UNIT, 0), strict=True)
     )
-    halves = [Memory(features[~fold, 0]), Memory(features[fold, 0])]
+    blind = [Memory(features[fold != i, 0]) for i in range(2)]
     view = View(0, 0, 10, 20, 64, turns=turns, flip=True)
     whole = Memory(image.image)  # knows every pixel, labelled or not
-    scores = cut_detail(data, view, whole, halves)
+    scores = cut_detail(data, view, whole, blind)
     labelled = view_target(data, view, 64) != VOID
     assert labelled.any()
     assert not scores[0][labelled].any()
     assert scores[0][~labelled].all(), "where nobody labelled, the whole branch answers"
-    swapped = cut_detail(data, view, whole, halves[::-1])
+    swapped = cut_detail(data, view, whole, blind[::-1])
     assert swapped[0][labelled].all()
 
 

@@ -27,6 +27,7 @@ from napari_convlora.events import (
 )
 from napari_convlora.prediction import Returning, detail_logits, plane_logits
 from napari_convlora.sampling import pixel_samples, view_pool
+from napari_convlora.training.start import begin_head
 from napari_convlora.training.state import RoundState
 from napari_convlora.training.step import take_score, train_step
 
@@ -94,6 +95,7 @@ def _adapt(run: RoundState) -> Iterator[Event]:
     yield Started(config.max_steps, run.pixels, run.data.holds_out, str(run.device))
     if run.model.detail is not None:
         yield from _fit_detail(run, run.model.detail)
+    begin_head(run)
     parameters = [p for n, p in run.model.trained().items() if not n.startswith("detail.")]
     adapter = {p for n, p in run.model.backbone.named_parameters() if p.requires_grad}
     optimiser = torch.optim.AdamW(
@@ -173,20 +175,20 @@ def _take_over(run: RoundState, images: Sequence[LabelledImage]) -> Iterator[Eve
     if all(np.array_equal(a, b) for a, b in zip(before, run.data.target, strict=True)):
         return
     run.views = view_pool(run.data, run.side, run.config.views, run.config.seed)
-    run.forget_details()
     if run.model.detail is not None:
         yield from _fit_detail(run, run.model.detail)
 
 
 def _fit_detail(run: RoundState, detail: DetailBranch) -> Iterator[Preview]:
-    """Fit the detail branch on all labelled pixels, show it, then one branch on each half."""
+    """Fit the detail branch on all labelled pixels, show it, then one blind to each fold."""
     parts = list(pixel_samples(run.data, run.normalizer, run.config.seed))
     features, target, fold, surroundings = (
         torch.from_numpy(np.concatenate(part)).to(run.device) for part in zip(*parts, strict=True)
     )
-    chosen = [torch.ones_like(fold), ~fold, fold]
-    for branch, keep in zip([detail, *run.halves], chosen, strict=True):
-        # The halves only serve the loss: a third of the steps will do for them.
+    run.renew_blind(detail)
+    for i, branch in enumerate([detail, *run.blind]):
+        keep = fold != i - 1
+        # The blind ones only serve loss and score: a third of the steps will do for them.
         n_steps = run.config.detail_steps // (1 if branch is detail else 3)
         steps = fit(
             branch,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Sequence
@@ -80,12 +79,9 @@ class RoundState:
                 len(self.classes),
                 len(self.normalizer.low),
             ).to(self.device)
-        self.halves: list[DetailBranch] = []
         self.shares = (0.0,) if self.model.detail is None else SHARES
-        if self.model.detail is not None:
-            self.halves = [copy.deepcopy(self.model.detail) for _ in range(2)]
         self.views = view_pool(self.data, self.side, config.views, config.seed)
-        self.forget_details()
+        self.details, self.blind = FeatureCache(_DETAIL_BYTES), list[DetailBranch]()
         self.embeddings: dict[View, Tensor] = {}
         self.start = time.monotonic()
 
@@ -144,14 +140,20 @@ class RoundState:
         logits = self.details.get(where)
         if logits is None:
             assert self.model.detail is not None
-            block = detail_block(self.data, where, self.normalizer, self.model.detail, self.halves)
+            block = detail_block(self.data, where, self.normalizer, self.model.detail, self.blind)
             logits = torch.from_numpy(block)
             self.details.put(where, logits)
         return logits.numpy()
 
-    def forget_details(self) -> None:
-        """Compute detail logits anew, as the branch has changed."""
+    def renew_blind(self, detail: DetailBranch) -> None:
+        """Make untrained branches like `detail`, to be blind to one fold each."""
         self.details = FeatureCache(_DETAIL_BYTES)
+        with torch.random.fork_rng():
+            torch.manual_seed(self.config.seed)
+            self.blind = [
+                DetailBranch(len(detail.mean), detail.n_classes).to(self.device)
+                for _ in range(self.data.n_folds)
+            ]
 
     def adapter(self, steps: int, reason: str, score: float | None) -> Adapter:
         """Return what was learnt so far."""
