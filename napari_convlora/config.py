@@ -187,7 +187,7 @@ class TrainConfig:
     views: int = 24
     decoder_share: float = 0.4
     decoder_batch: int = 2
-    adapter_lr: float = 2e-3
+    adapter_lr: float = 1e-3
     decoder_lr: float = 1e-3
     warmup: int = 5
     detail_steps: int = 600

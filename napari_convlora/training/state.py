@@ -32,9 +32,10 @@ from napari_convlora.sampling import (
     view_pool,
 )
 
-SHARES = (2 / 3, 1 / 2, 1 / 3, 1 / 6, 0.0)
+SHARES = (2 / 3, 1 / 2, 1 / 3)
 """Shares of the detail branch in the mixture. The first, with which a sure detail branch cannot be
-overruled, holds unless held-out labels clearly speak for another one."""
+overruled, holds unless held-out labels clearly speak for another one. They lie in images that SAM
+has learnt from and flatter it, so that it never gets more than two thirds."""
 
 _DETAIL_BYTES = 1024**3
 """Detail logits kept, beyond which those of large images are computed again."""
