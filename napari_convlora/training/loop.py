@@ -95,6 +95,7 @@ def _adapt(run: RoundState) -> Iterator[Event]:
     yield Started(config.max_steps, run.pixels, run.data.holds_out, str(run.device))
     if run.model.detail is not None:
         yield from _fit_detail(run, run.model.detail)
+    run.model.eval()
     begin_head(run)
     parameters = [p for n, p in run.model.trained().items() if not n.startswith("detail.")]
     adapter = {p for n, p in run.model.backbone.named_parameters() if p.requires_grad}
@@ -106,7 +107,6 @@ def _adapt(run: RoundState) -> Iterator[Event]:
         weight_decay=1e-4,
     )
     peak = [group["lr"] for group in optimiser.param_groups]
-    run.model.eval()
     rng = np.random.default_rng(config.seed)
     reason, step, score = "steps", 0, None
     begun, alone = 0, config.decoder_share if adapter else 0.0

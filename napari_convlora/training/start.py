@@ -22,8 +22,8 @@ def begin_head(run: RoundState) -> None:
     """Start class tokens from a logistic regression on SAM's own mask and upscaled map.
 
     SAM's mask without prompts often shows the very object that is asked for, or its opposite; how
-    much it says of each class is read from the labelled pixels of some views. Other heads, and
-    labels of a single class in these views, leave the start as it is.
+    much it says of each class is read from the labelled pixels of some views. Other heads, labels
+    of a single class in these views, and a backbone that overflows leave the start as it is.
     """
     head = run.model.head
     if not isinstance(head, ClassTokens) or head.decoder.probe is None:
@@ -44,7 +44,7 @@ def begin_head(run: RoundState) -> None:
     drawn = np.random.default_rng(run.config.seed).permutation(len(index))[:_PIXELS]
     known, index = known[drawn], index[drawn]
     present = np.unique(index)
-    if len(present) < 2:
+    if len(present) < 2 or not np.isfinite(known).all():
         return
     mean, std = known.mean(0), known.std(0) + 1e-6
     fitted = LogisticRegression(C=_INVERSE_PENALTY, max_iter=300).fit(

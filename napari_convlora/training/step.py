@@ -61,11 +61,10 @@ def train_step(
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
+        inputs = [run.embedding(view) if decoder_only else run.features(view) for view in views]
         run.model.train()
-        if decoder_only:
-            output = run.model.decode(torch.stack([run.embedding(view) for view in views]))
-        else:
-            output = run.model.suffix(torch.stack([run.features(view) for view in views]))
+        forward = run.model.decode if decoder_only else run.model.suffix
+        output = forward(torch.stack(inputs))
         target, held = (
             torch.stack([view_target(run.data, v, run.tile, held=out) for v in views])
             for out in (False, True)

@@ -58,6 +58,16 @@ def test_a_class_that_the_views_lack_is_no_obstacle(litemedsam: Backbone) -> Non
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
+def test_a_backbone_that_overflows_is_no_obstacle(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = new_round(backbone, make_scene()[0])
+    honest = run.model.head.evidence
+    monkeypatch.setattr(run.model.head, "evidence", lambda *maps: honest(*maps) / 0)
+    begin_head(run)
+    assert all(p.isfinite().all() for p in run.model.head.parameters())
+
+
 @pytest.mark.parametrize(
     "model", [{"head": "classification_branch"}, {"plain_start": True}], ids=str
 )
