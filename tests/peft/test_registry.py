@@ -41,7 +41,7 @@ ALL_EXPERTS = MethodConfig(top_k=4)
 """Every expert acts, so every one gets a gradient."""
 
 # Random weights need larger steps than a pretrained backbone.
-LEARNING = TrainConfig("full", 20, views=1, device="cpu", adapter_lr=0.01, decoder_lr=0.01)
+LEARNING = TrainConfig("full", 40, views=1, device="cpu", adapter_lr=0.01, decoder_lr=0.01)
 
 PAPER = MethodConfig(rank=3, alpha=32, scales=tuple(range(1, 9)), prompts=1)
 COUNTS = {
@@ -177,7 +177,7 @@ def test_a_round_learns_and_its_adapter_predicts_the_same_after_loading(
         )
     )
     losses = [event.loss for event in events if isinstance(event, Step)]
-    assert np.mean(losses[-4:]) < 0.5 * np.mean(losses[:4])
+    assert np.mean(losses[-4:]) < 0.35 * np.mean(losses[:4])
     last = events[-1]
     assert isinstance(last, Finished), last
     adapter = last.adapter
