@@ -15,10 +15,10 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from napari_convlora.backbones.attention import MapAttention
 from napari_convlora.backbones.base import Encoder, Layout, SamParts
 
 _ALIAS = "_napari_convlora_sam_modeling"
@@ -99,6 +99,8 @@ class ViTEncoder(Encoder):
     def __init__(self, vit: Any, patch_size: int) -> None:
         super().__init__()
         self.vit = vit
+        for block in vit.blocks:
+            _fuse(block)
         self.stride = self.stem_stride = patch_size
 
     @property
@@ -122,9 +124,9 @@ class ViTEncoder(Encoder):
         return x + position
 
     def add_prompts(self, index: int, prompts: nn.Parameter) -> None:
-        """Put a `PromptedAttention` around the block's attention; see `Encoder.add_prompts`."""
+        """Give the block's attention further keys; see `Encoder.add_prompts`."""
         block = self.vit.blocks[index]
-        block.attn = PromptedAttention(block.attn, block.norm1, prompts)
+        block.attn.prompts, block.attn.prompt_norm = prompts, block.norm1
 
     def narrow_block(self, index: int, reduction: int) -> nn.Module:
         """Return a narrower, new block; see `Encoder.narrow_block`."""
@@ -132,58 +134,23 @@ class ViTEncoder(Encoder):
         attn = block.attn
         # a table of relative positions has 2 n - 1 rows for n tokens
         rows, columns = ((len(table) + 1) // 2 for table in (attn.rel_pos_h, attn.rel_pos_w))
-        narrow: nn.Module = modeling().image_encoder.Block(
+        narrow = modeling().image_encoder.Block(
             dim=attn.num_heads * max(1, attn.proj.in_features // attn.num_heads // reduction),
             num_heads=attn.num_heads,
             norm_layer=partial(nn.LayerNorm, eps=1e-6),
             use_rel_pos=True,
-            window_size=block.window_size,
+            window_size=attn.window,
             input_size=(rows, columns),
         )
-        return narrow
+        return _fuse(narrow)
 
 
-class PromptedAttention(nn.Module):
-    """SAM's attention with further keys and values that have no position.
-
-    Parameters
-    ----------
-    base
-        `Attention` of `segment_anything`; its layers are shared.
-    norm
-        What the block applies before its attention.
-    prompts
-        Tokens (p, C) before `norm`.
-    """
-
-    def __init__(self, base: Any, norm: nn.Module, prompts: nn.Parameter) -> None:
-        super().__init__()
-        self.base = base
-        self.norm = norm
-        self.prompts = prompts
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, h, w, C), already normalised, to the same shape."""
-        base, (n, h, w, c) = self.base, x.shape
-        q, k, v = self._project(x)
-        _, more_k, more_v = self._project(self.norm(self.prompts)[None, None])
-        scores = base.scale * q @ k.transpose(-2, -1)
-        add_bias = modeling().image_encoder.add_decomposed_rel_pos  # of (N * heads, tokens, d)
-        biased = add_bias(
-            scores.flatten(0, 1), q.flatten(0, 1), base.rel_pos_h, base.rel_pos_w, (h, w), (h, w)
-        )
-        more_scores = base.scale * q @ more_k.transpose(-2, -1)
-        scores = torch.cat([biased.view_as(scores), more_scores], dim=-1)
-        values = torch.cat([v, more_v.expand(n, -1, -1, -1)], dim=2)
-        attended = (scores.softmax(-1) @ values).transpose(1, 2).reshape(n, h, w, c)
-        out: Tensor = base.proj(attended)
-        return out
-
-    def _project(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Return queries, keys and values of (N, h, w, C), (N, heads, h * w, d) each."""
-        n, h, w, _ = x.shape
-        qkv = self.base.qkv(x).reshape(n, h * w, 3, self.base.num_heads, -1)
-        return qkv.permute(2, 0, 3, 1, 4).unbind(0)
+def _fuse(block: Any) -> Any:
+    """Let a block of `segment_anything` attend by `MapAttention`, in place."""
+    interpolate = modeling().image_encoder.get_rel_pos
+    block.attn = MapAttention(block.attn, block.window_size, interpolate)
+    block.window_size = 0  # the attention makes the windows now
+    return block
 
 
 def build_vit(size: Literal["vit_b", "vit_l", "vit_h"] | ViTSize) -> SamParts:

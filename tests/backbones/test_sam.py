@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -10,10 +11,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from napari_convlora.backbones.sam import VIT_SIZES, build_vit, modeling
 from napari_convlora.backbones.testing import random_backbone
 from napari_convlora.config import InputError
+from napari_convlora.peft.lora import LoRALinear
 
 
 @pytest.fixture
@@ -49,15 +52,27 @@ def test_names_and_shapes_are_the_official_ones(official_builders: ModuleType, a
             found[prefix + name.removeprefix("vit.")] = tuple(value.shape)
     assert found == expected
     for ours_block, block in zip(ours.encoder.blocks, official.image_encoder.blocks, strict=True):
-        assert ours_block.window_size == block.window_size
+        assert ours_block.attn.window == block.window_size
         assert ours_block.attn.num_heads == block.attn.num_heads
         assert ours_block.norm1.eps == block.norm1.eps
 
 
 def test_native_size_agrees_with_segment_anything() -> None:
     encoder = random_backbone("vit").encoder
+    official = modeling().ImageEncoderViT(
+        img_size=128,
+        embed_dim=32,
+        depth=4,
+        num_heads=2,
+        out_chans=32,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        use_rel_pos=True,
+        window_size=4,
+        global_attn_indexes=(1, 3),
+    )
+    official.load_state_dict(encoder.vit.state_dict())
     images = torch.rand(2, 3, 128, 128)
-    torch.testing.assert_close(encoder(images), encoder.vit(images), rtol=0, atol=0)
+    torch.testing.assert_close(encoder(images), official(images), rtol=0, atol=1e-5)
 
 
 @settings(max_examples=8, deadline=None)
@@ -77,10 +92,11 @@ def test_sides_must_be_multiples_of_the_patch() -> None:
         random_backbone("vit").encoder(torch.rand(1, 3, 100, 64))
 
 
-def test_qkv_sees_channel_last_maps() -> None:
+def test_an_adapted_qkv_sees_channel_last_windows() -> None:
     encoder = random_backbone("vit").encoder
     shapes = []
     for block in encoder.blocks:
+        block.attn.qkv = LoRALinear(block.attn.qkv, 1, 1)  # type: ignore[union-attr]
         block.attn.qkv.register_forward_pre_hook(lambda _, args: shapes.append(args[0].shape))  # type: ignore[union-attr]
     encoder(torch.rand(1, 3, 96, 128))
     # windows of 4 x 4 tokens in blocks 0 and 2, the whole 6 x 8 map in blocks 1 and 3

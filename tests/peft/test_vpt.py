@@ -43,7 +43,7 @@ def test_prompts_are_keys_without_position_that_ask_nothing(backbone: Backbone) 
     side, heads, norm = (
         (block.window, attn.heads, attn.norm)
         if tiny
-        else (block.window_size, attn.num_heads, block.norm1)
+        else (attn.window, attn.num_heads, block.norm1)
     )
     dim = prompts.shape[1]
     x = torch.randn(2, side, side, dim)
