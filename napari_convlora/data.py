@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -175,40 +175,33 @@ def resize(tensor: Tensor, size: int | tuple[int, int]) -> Tensor:
 
 
 def draw_view(
-    target: Sequence[np.ndarray],
+    image: int,
+    pixel: tuple[int, int, int],
+    shape: tuple[int, int],
     side: int,
     rng: np.random.Generator,
-    positions: Sequence[Sequence[np.ndarray]],
-    augment: bool = True,
 ) -> View:
-    """Draw a square around a labelled pixel: first a class, then one of its pixels.
+    """Draw a square that holds a pixel, turned, flipped, and jittered in scale and intensity.
 
     Parameters
     ----------
-    target
-        One (P, H, W) array per image; only its shape is read.
+    image, pixel
+        Index of the image; plane, row and column.
+    shape
+        Height and width of the plane.
     side
         Side of the square in image pixels before scale jitter.
     rng
         Source of randomness.
-    positions
-        Per class, per image: labelled pixels (N, 3) as plane, row, column.
-    augment
-        Whether to turn, flip and jitter scale and intensity.
     """
-    filled = [c for c, arrays in enumerate(positions) if sum(map(len, arrays))]
-    arrays = positions[rng.choice(filled)]
-    image = rng.choice([i for i, a in enumerate(arrays) if len(a)])
-    plane, row, column = arrays[image][rng.integers(len(arrays[image]))]
-    size = round(side * math.exp(rng.uniform(-0.2, 0.2))) if augment else side
-    _, height, width = target[image].shape
-    top = _place(int(row), size, height, rng)
-    left = _place(int(column), size, width, rng)
-    view = View(int(image), int(plane), top, left, size)
-    if not augment:
-        return view
-    return replace(
-        view,
+    plane, row, column = pixel
+    size = round(side * math.exp(rng.uniform(-0.2, 0.2)))
+    return View(
+        image,
+        plane,
+        _place(row, size, shape[0], rng),
+        _place(column, size, shape[1], rng),
+        size,
         turns=int(rng.integers(4)),
         flip=bool(rng.integers(2)),
         gain=float(rng.uniform(0.9, 1.1)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Hashable
 
 import torch
 import torch.nn.functional as F
@@ -86,13 +87,30 @@ class SemanticSAM(nn.Module):
         device = self.image_mean.device
         if cache is None or self.split is None:
             return self.prefix(pixels[None].to(device))[0]
-        digest = hashlib.blake2b(pixels.contiguous().numpy().data, digest_size=16).digest()
-        key = (self.backbone.spec.name, self.backbone.checkpoint_sha256, self.split, digest)
+        key = self._key(pixels, self.split)
         features = cache.get(key)
         if features is None:
             features = self.prefix(pixels[None].to(device))[0]
             cache.put(key, features)
         return features.to(device)
+
+    @torch.no_grad()
+    def cached_embedding(self, pixels: Tensor, cache: FeatureCache, seed: int) -> Tensor:
+        """Embedding (without batch axis) of `pixels` (3, H, W) by a model that has not trained.
+
+        `seed` is what the method's weights were drawn with: some change the embedding from the
+        start.
+        """
+        key = self._key(pixels, (self.config, seed))
+        embedding = cache.get(key)
+        if embedding is None:
+            embedding = self.embed(self.cached_prefix(pixels, cache)[None])[0]
+            cache.put(key, embedding)
+        return embedding.to(self.image_mean.device)
+
+    def _key(self, pixels: Tensor, what: Hashable) -> Hashable:
+        digest = hashlib.blake2b(pixels.contiguous().numpy().data, digest_size=16).digest()
+        return self.backbone.spec.name, self.backbone.checkpoint_sha256, what, digest
 
     def suffix(self, features: Tensor) -> HeadOutput:
         """Score what `prefix` returned; logits are (B, K, h, w) at the head's resolution."""

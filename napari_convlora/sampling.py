@@ -279,6 +279,35 @@ def view_target(data: TrainingSet, view: View, tile: int, held: bool = False) ->
 
 
 def view_pool(data: TrainingSet, side: int, size: int, seed: int) -> list[View]:
-    """Draw `size` augmented views around labelled pixels, balanced by class."""
-    rng = np.random.default_rng(seed)
-    return [draw_view(data.target, side, rng, data.positions) for _ in range(size)]
+    """Draw `size` views around labelled pixels, the classes in turn.
+
+    Every pixel has a fixed random rank, and what its view looks like depends on nothing else: when
+    labels are added, most views stay the same, and so do their frozen features.
+    """
+    ranked = []
+    for arrays in data.positions:
+        pixels = np.concatenate([np.insert(a, 0, i, axis=1) for i, a in enumerate(arrays)])
+        rank = _scramble(pixels, seed)
+        first = np.argpartition(rank, size)[:size] if len(rank) > size else np.arange(len(rank))
+        if len(first):
+            ranked.append(pixels[first[np.argsort(rank[first])]])
+    views = []
+    for number in range(size):
+        turn, c = divmod(number, len(ranked))
+        again, place = divmod(turn, len(ranked[c]))
+        image, *pixel = map(int, ranked[c][place])
+        rng = np.random.default_rng([seed, again, image, *pixel])
+        shape = data.target[image].shape[1:]
+        views.append(draw_view(image, (pixel[0], pixel[1], pixel[2]), shape, side, rng))
+    return views
+
+
+def _scramble(pixels: np.ndarray, seed: int) -> np.ndarray:
+    """Pseudo-random number (N,) uint64 of each row of `pixels` (N, 4), by multiply and shift."""
+    found = np.full(len(pixels), seed, np.uint64)
+    for column in pixels.T:
+        found = (found ^ column.astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+        found ^= found >> np.uint64(29)
+        found *= np.uint64(0xBF58476D1CE4E5B9)
+        found ^= found >> np.uint64(32)
+    return found

@@ -290,3 +290,23 @@ def test_pool_covers_every_class_and_image(scene: Callable) -> None:
     assert seen >= {0, 1, 2}
     assert pool == view_pool(data, 32, 40, seed=0)
     assert pool != view_pool(data, 32, 40, seed=1)
+
+
+def test_views_are_balanced_by_class_not_by_pixel() -> None:
+    annotations = np.ones((1, 40, 80), np.int32)
+    annotations[0, 0, 0] = 2
+    data = training_set([picture(annotations)], [1, 2], 0)
+    pool = view_pool(data, 5, 40, 0)
+    assert sum((view_target(data, view, 5) == 1).any() for view in pool) >= 20
+    assert len(set(pool)) > 30, "a single pixel is shown in many ways"
+
+
+def test_most_views_stay_when_a_stroke_is_added() -> None:
+    annotations = np.zeros((1, 2000, 2000), np.int32)
+    annotations[0, 100:110, 100:600] = 1
+    annotations[0, 900:910, 900:1400] = 2
+    before = view_pool(training_set([picture(annotations)], [1, 2], 0), 256, 24, 0)
+    annotations[0, 1500:1510, 100:200] = 1
+    after = view_pool(training_set([picture(annotations)], [1, 2], 0), 256, 24, 0)
+    assert after != before
+    assert len(set(before) & set(after)) >= 15

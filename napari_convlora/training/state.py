@@ -83,7 +83,6 @@ class RoundState:
         self.shares = (0.0,) if self.model.detail is None else SHARES
         self.views = view_pool(self.data, self.side, config.views, config.seed)
         self.details, self.blind = FeatureCache(_DETAIL_BYTES), list[DetailBranch]()
-        self.embeddings: dict[View, Tensor] = {}
         self.start = time.monotonic()
 
     def set_annotations(self, images: Sequence[LabelledImage]) -> None:
@@ -121,15 +120,14 @@ class RoundState:
 
     def features(self, view: View) -> Tensor:
         """Frozen features (without batch axis) of a view."""
-        pixels = view_image(self.data, view, self.normalizer, self.tile)
-        return self.model.cached_prefix(pixels, self.cache)
+        return self.model.cached_prefix(self._pixels(view), self.cache)
 
-    @torch.no_grad()
     def embedding(self, view: View) -> Tensor:
-        """Embedding (without batch axis) of a view by the backbone as it came."""
-        if view not in self.embeddings:
-            self.embeddings[view] = self.model.embed(self.features(view)[None])[0].cpu()
-        return self.embeddings[view].to(self.device)
+        """Embedding (without batch axis) of a view, before the encoder has trained."""
+        return self.model.cached_embedding(self._pixels(view), self.cache, self.config.seed)
+
+    def _pixels(self, view: View) -> Tensor:
+        return view_image(self.data, view, self.normalizer, self.tile)
 
     def detail(self, view: View) -> Tensor:
         """Out-of-fold detail logits (K, tile, tile) of a view."""

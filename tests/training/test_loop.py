@@ -2,15 +2,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from napari_convlora.annotations import LabelledImage
 from napari_convlora.backbones import Backbone
+from napari_convlora.data import FeatureCache
 from napari_convlora.events import (
     Event,
     Failed,
@@ -375,3 +377,24 @@ def test_running_out_of_memory_fails_with_one_sentence(
     assert isinstance(events[-1], Failed)
     assert "memory" in events[-1].message
     assert "Tried to allocate" not in events[-1].message
+
+
+def test_a_second_round_looks_at_views_it_knows(backbone: Backbone, scene: Scene) -> None:
+    class Counting(FeatureCache):
+        computed = 0
+
+        def put(self, key: Hashable, features: Tensor) -> None:
+            self.computed += 1
+            super().put(key, features)
+
+    cache, config = Counting(), replace(QUICK, views=12)
+    labelled, _ = scene(300, 300)
+
+    def computed() -> int:
+        before = cache.computed
+        finished(adapt(backbone, [labelled], CLASSES, config=config, cache=cache))
+        return cache.computed - before
+
+    first = computed()
+    labelled.annotations[0, 3:5, 10:40] = 1
+    assert computed() <= first / 2
