@@ -18,6 +18,7 @@ from napari_convlora.events import (
     Event,
     Failed,
     Finished,
+    Interim,
     Paused,
     Preview,
     RunControl,
@@ -114,7 +115,11 @@ def _adapt(run: RoundState) -> Iterator[Event]:
     unstable = 0
     end = config.max_steps
     next_preview = run.next_preview(time.monotonic())
+    kept = -math.inf
     while step < end:
+        if control.keep_every is not None and time.monotonic() - kept >= control.keep_every:
+            yield Interim(step, run.adapter(step, "failure", score))
+            kept = time.monotonic()
         if control.paused and not control.stopping:
             yield Paused(step)
             began = time.monotonic()

@@ -24,6 +24,7 @@ _HOW = {
     "stopped": "was stopped",
     "time": "used up its time",
     "plateau": "had no more to gain and is done",
+    "terminated": "did not stop in time, so its process was ended; Predict shows what it learnt",
 }
 _LOADED = "The adapter is loaded; press Predict to use it on an image."
 _PREDICTED = (
