@@ -284,11 +284,11 @@ def _write(stream: IO[bytes], kind: str, content: Any) -> None:
 
 def _portable(error: Exception) -> Exception:
     """Make `error` fit to travel, with its traceback as a note."""
-    import torch
+    from napari_convlora.devices import is_out_of_memory
 
     if isinstance(error, ConvLoRAError):
         return error
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+    if is_out_of_memory(error):
         return ConvLoRAError(_OUT_OF_MEMORY)
     text = traceback.format_exc()
     try:

@@ -14,6 +14,7 @@ from napari_convlora.backbones import Backbone
 from napari_convlora.config import ClassInfo, ConvLoRAError, ModelConfig, TrainConfig
 from napari_convlora.data import FeatureCache
 from napari_convlora.detail import DetailBranch, fit
+from napari_convlora.devices import is_out_of_memory
 from napari_convlora.events import (
     Event,
     Failed,
@@ -85,7 +86,9 @@ def adapt(
         yield from _adapt(run)
     except ConvLoRAError as error:
         yield Failed(str(error))
-    except (torch.OutOfMemoryError, MemoryError):
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         yield Failed(
             "The device ran out of memory; choose the fast preset, a smaller backbone or the CPU."
         )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cloudpickle
 import numpy as np
 
 from napari_convlora.annotations import LabelledImage
@@ -44,6 +45,16 @@ class Snapshot:
     rgb: bool
     channel_axis: int | None
     annotations: np.ndarray
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave a lazy array to the process it is sent to, unless it hangs on an open file."""
+        pixels = self.pixels
+        if not isinstance(pixels, np.ndarray):
+            try:
+                cloudpickle.dumps(pixels)
+            except Exception:  # pickle raises whatever the object does
+                pixels = np.asarray(pixels)
+        return self.__dict__ | {"pixels": pixels}
 
     def planes(self) -> np.ndarray:
         """Return the pixels as (P, H, W, C)."""
