@@ -22,6 +22,7 @@ import traceback
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import cloudpickle
@@ -43,8 +44,8 @@ SECONDS_TO_STOP = 5.0
 _POLL = 0.02
 _NICENESS = 5
 _MEMORY = "choose the fast preset or a smaller backbone, or close other programs"
-_KILLED = f"The training process was killed, most likely as memory ran out; {_MEMORY}"
-_OUT_OF_MEMORY = f"The training process ran out of memory; {_MEMORY}."
+_KILLED = f"The background process was killed, most likely as memory ran out; {_MEMORY}"
+_OUT_OF_MEMORY = f"The background process ran out of memory; {_MEMORY}."
 
 
 class Child:
@@ -122,17 +123,15 @@ class Child:
                         case Finished():
                             training = False
                         case Failed(sentence, None):
-                            message, training = _broken_off(sentence, interim), False
+                            training = False
+                            message = _broken_off(sentence, interim, controls)
                     news.append(message)
                 if news:
                     yield news
         except EOFError as error:
-            if controls.training.stopping:
-                if training and interim is not None:
-                    yield [Finished(interim.adapter, "terminated")]
-            elif training:
-                yield [_broken_off(str(error), interim)]
-            else:
+            if training:
+                yield [_broken_off(str(error), interim, controls)]
+            elif not (controls.training.stopping or controls.predicting.stopping):
                 raise ConvLoRAError(f"{error}.") from None
         except GeneratorExit:
             self.close()  # nobody waits for the end of the job
@@ -200,10 +199,14 @@ def _end(process: subprocess.Popen) -> None:
 def _why(code: int) -> str:
     if code == -getattr(signal, "SIGKILL", 9):
         return _KILLED
-    return f"The training process ended by itself (code {code}); see the terminal, and try again"
+    return f"The background process ended (code {code}); see the terminal for why, and try again"
 
 
-def _broken_off(sentence: str, interim: Interim | None) -> Failed:
+def _broken_off(sentence: str, interim: Interim | None, controls: Controls) -> Finished | Failed:
+    """Return how a round ends of which there is no more than the last snapshot."""
+    if controls.training.stopping:
+        nothing = Failed("Stopped before anything was learnt; nothing has changed.")
+        return nothing if interim is None else Finished(interim.adapter, "terminated")
     if interim is None:
         return Failed(f"{sentence.rstrip('.')}.")
     kept = f"what was learnt by step {interim.step} is kept"
@@ -219,6 +222,9 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the terminal is meant for napari
     if hasattr(os, "nice"):
         os.nice(_NICENESS)
+    if sys.platform == "linux":
+        with suppress(OSError):  # where memory runs out, napari is the last to go
+            Path("/proc/self/oom_score_adj").write_text("1000")
     # Whatever prints must not write into the messages.
     outbox = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)

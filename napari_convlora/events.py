@@ -93,7 +93,7 @@ class Finished:
     """The round ended with a usable adapter.
 
     `reason` is ``"steps"``, ``"time"``, ``"plateau"``, ``"stopped"``, or ``"terminated"`` if it did
-    not stop in time and its process was ended.
+    not stop in time, so that the adapter is what it had learnt shortly before.
     """
 
     adapter: Adapter

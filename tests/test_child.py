@@ -213,7 +213,9 @@ def test_a_killed_round_ends_in_one_sentence_with_what_it_had_learnt(mortal: Chi
             os.kill(mortal.pid, signal.SIGKILL)
     last = events[-1]
     assert isinstance(last, Failed)
-    assert last.message.startswith("The training process was killed, most likely as memory ran out")
+    assert last.message.startswith(
+        "The background process was killed, most likely as memory ran out"
+    )
     assert last.message.endswith("; what was learnt by step 0 is kept.")
     assert last.message.count(". ") == 0
     assert last.adapter is not None
@@ -227,7 +229,7 @@ def test_a_process_that_ends_outside_a_round_is_a_sentence(mortal: Child) -> Non
         yield 1
         os._exit(3)
 
-    with pytest.raises(ConvLoRAError, match=r"ended by itself \(code 3\); see the terminal"):
+    with pytest.raises(ConvLoRAError, match=r"process ended \(code 3\); see the terminal"):
         run(mortal, vanish)
 
 
