@@ -329,6 +329,23 @@ def test_wishes_reach_the_round_at_once(child: Child) -> None:
     assert sum(pixels.values()) == (latest.annotations > 0).sum()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="asks glibc")
+def test_memory_goes_back_to_the_system_after_a_job(mortal: Child) -> None:
+    def greedy(session: Get, controls: Controls) -> Iterator[Any]:
+        pieces = [np.ones(4000) for _ in range(10_000)]
+        session().keeps_the_heap_from_shrinking = np.ones(4000)  # type: ignore[attr-defined]
+        yield len(pieces)
+
+    run(mortal, surroundings)  # torch is imported
+    process = psutil.Process(mortal.pid)
+    before = process.memory_info().rss
+    peak = 0
+    for _ in mortal.run(greedy, Controls()):
+        peak = max(peak, process.memory_info().rss)
+    assert peak - before > 200e6
+    assert process.memory_info().rss - before < 50e6
+
+
 def test_leaving_a_job_in_the_middle_ends_the_process(mortal: Child) -> None:
     messages = mortal.run(a_round(LONG), Controls())
     next(iter(messages))
