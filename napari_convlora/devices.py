@@ -31,3 +31,10 @@ def choose_device(name: DeviceName = "auto") -> torch.device:
 def leave_a_core() -> None:
     """Limit torch to all cores but one, so that a window beside it keeps answering."""
     torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether `error` says that memory ran out; for a CPU's torch has no exception of its own."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from napari_convlora.annotations import LabelledImage
 
 if TYPE_CHECKING:
     from napari_convlora.adapter_file import Adapter
+
+SECONDS_BETWEEN_REPORTS = 0.1
+"""Ten reports a second read as live; one at every step would take time from the window."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +81,19 @@ class Paused:
 
 
 @dataclass(frozen=True)
+class Interim:
+    """What was learnt by `step`, in case the round is broken off; only where it is asked for."""
+
+    step: int
+    adapter: Adapter
+
+
+@dataclass(frozen=True)
 class Finished:
     """The round ended with a usable adapter.
 
-    `reason` is ``"steps"``, ``"time"``, ``"plateau"`` or ``"stopped"``.
+    `reason` is ``"steps"``, ``"time"``, ``"plateau"``, ``"stopped"``, or ``"terminated"`` if it did
+    not stop in time, so that the adapter is what it had learnt shortly before.
     """
 
     adapter: Adapter
@@ -89,12 +102,38 @@ class Finished:
 
 @dataclass(frozen=True)
 class Failed:
-    """The round ended without an adapter; `message` is one sentence for the user."""
+    """The round broke off; `message` is one sentence for the user.
+
+    `adapter` is what it had learnt shortly before, None if that is nothing.
+    """
 
     message: str
+    adapter: Adapter | None = None
 
 
-Event = Started | Step | Scored | Preview | Paused | Finished | Failed
+Event = Started | Step | Scored | Preview | Paused | Interim | Finished | Failed
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """`done` of `total` tiles of a prediction."""
+
+    done: int
+    total: int
+
+
+def batched(messages: Iterable[Any]) -> Iterator[list[Any]]:
+    """Hand messages on, steps and tiles at most ten times a second, anything else at once."""
+    waiting: list[Any] = []
+    last = 0.0
+    for message in messages:
+        waiting.append(message)
+        often = isinstance(message, Step | Tiles)
+        if not often or time.monotonic() - last >= SECONDS_BETWEEN_REPORTS:
+            yield waiting
+            waiting, last = [], time.monotonic()
+    if waiting:
+        yield waiting
 
 
 class RunControl:
@@ -104,6 +143,8 @@ class RunControl:
     ----------
     visible
         Image and plane index that previews show; assign to look elsewhere.
+    keep_every
+        Seconds between `Interim` events; None asks for none.
     """
 
     def __init__(self) -> None:
@@ -113,6 +154,7 @@ class RunControl:
         self._lock = threading.Lock()
         self._images: Sequence[LabelledImage] | None = None
         self.visible: tuple[int, int] = (0, 0)
+        self.keep_every: float | None = None
 
     def stop(self) -> None:
         """End the round after the current step, keeping what it has learnt."""
@@ -155,3 +197,16 @@ class RunControl:
     def wait(self) -> None:
         """Block while paused."""
         self._running.wait()
+
+
+@dataclass(frozen=True)
+class Controls:
+    """Training and the prediction that follows it end apart: Stop keeps what was learnt."""
+
+    training: RunControl = field(default_factory=RunControl)
+    predicting: RunControl = field(default_factory=RunControl)
+
+    def stop(self) -> None:
+        """End both as soon as possible."""
+        self.training.stop()
+        self.predicting.stop()

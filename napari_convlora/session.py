@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -20,7 +19,7 @@ from napari_convlora.annotations import LabelledImage
 from napari_convlora.backbones import Backbone, load_backbone
 from napari_convlora.config import ClassInfo, ConvLoRAError, ModelConfig, TrainConfig
 from napari_convlora.data import FeatureCache
-from napari_convlora.events import Event, Failed, Finished, RunControl
+from napari_convlora.events import Event, Failed, Finished, RunControl, Started
 from napari_convlora.prediction import Prediction, Progress, predict
 from napari_convlora.training import adapt
 
@@ -36,7 +35,7 @@ class State(Enum):
 
 @dataclass(frozen=True)
 class Round:
-    """One finished round: its number from 1, adapter, how it ended, and seconds it took."""
+    """One finished round: its number from 1, adapter, how it ended, and seconds it trained."""
 
     number: int
     adapter: Adapter
@@ -87,7 +86,6 @@ class Session:
         Event
             Those of `adapt`; a backbone that cannot be loaded is a `Failed` too.
         """
-        start = time.monotonic()
         self.state = State.TRAINING
         ended = False
         try:
@@ -107,19 +105,29 @@ class Session:
                 cache=self.cache,
             )
             for event in events:
-                if isinstance(event, Finished):
-                    self.install(event.adapter)
-                    seconds = time.monotonic() - start
-                    self.rounds.append(
-                        Round(len(self.rounds) + 1, event.adapter, event.reason, seconds)
-                    )
-                    ended = True
-                elif isinstance(event, Failed):
-                    ended, self.state = True, State.FAILED
+                self.record(event)
+                ended = isinstance(event, Finished | Failed)
                 yield event
         finally:
             if not ended:
                 self.state = State.FAILED
+
+    def record(self, event: Event) -> None:
+        """Keep account of what a round reports, wherever it runs."""
+        match event:
+            case Started():
+                self.state = State.TRAINING
+            case Finished(adapter, reason):
+                self._keep(adapter, reason)
+            case Failed(_, Adapter() as adapter):
+                self._keep(adapter, "failed")
+            case Failed():
+                self.state = State.FAILED
+
+    def _keep(self, adapter: Adapter, reason: str) -> None:
+        seconds = adapter.summary["seconds"]
+        self.rounds.append(Round(len(self.rounds) + 1, adapter, reason, seconds))
+        self.install(adapter)
 
     def install(self, adapter: Adapter) -> None:
         """Make `adapter` the one that predicts."""

@@ -82,3 +82,18 @@ def test_frozen_features_serve_the_next_round(
     session.train_config = replace(QUICK)
     list(session.run_round([image], CLASSES))
     assert len(session.cache) == known > 0
+
+
+def test_a_round_that_ran_elsewhere_is_accounted_for(session: Session) -> None:
+    started, *_, finished = session.run_round([make_scene()[0]], CLASSES)
+    assert isinstance(finished, Finished)
+    elsewhere = Session()
+    elsewhere.record(started)
+    assert elsewhere.state is State.TRAINING
+    elsewhere.record(Failed("It broke off."))
+    assert elsewhere.state is State.FAILED
+    assert elsewhere.rounds == []
+    elsewhere.record(Failed("It broke off; what was learnt by step 1 is kept.", finished.adapter))
+    assert elsewhere.state is State.READY
+    assert elsewhere.installed is elsewhere.rounds[0].adapter is finished.adapter
+    assert elsewhere.rounds[0].reason == "failed"

@@ -14,10 +14,12 @@ from napari_convlora.backbones import Backbone
 from napari_convlora.config import ClassInfo, ConvLoRAError, ModelConfig, TrainConfig
 from napari_convlora.data import FeatureCache
 from napari_convlora.detail import DetailBranch, fit
+from napari_convlora.devices import is_out_of_memory
 from napari_convlora.events import (
     Event,
     Failed,
     Finished,
+    Interim,
     Paused,
     Preview,
     RunControl,
@@ -84,7 +86,9 @@ def adapt(
         yield from _adapt(run)
     except ConvLoRAError as error:
         yield Failed(str(error))
-    except (torch.OutOfMemoryError, MemoryError):
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         yield Failed(
             "The device ran out of memory; choose the fast preset, a smaller backbone or the CPU."
         )
@@ -114,7 +118,11 @@ def _adapt(run: RoundState) -> Iterator[Event]:
     unstable = 0
     end = config.max_steps
     next_preview = run.next_preview(time.monotonic())
+    kept = -math.inf
     while step < end:
+        if control.keep_every is not None and time.monotonic() - kept >= control.keep_every:
+            yield Interim(step, run.adapter(step, "failure", score))
+            kept = time.monotonic()
         if control.paused and not control.stopping:
             yield Paused(step)
             began = time.monotonic()

@@ -1,34 +1,28 @@
-"""What the background thread runs: generators of messages, free of Qt and napari."""
+"""What the child process runs: generators of messages, free of Qt and napari."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cloudpickle
 import numpy as np
 
 from napari_convlora.annotations import LabelledImage
-from napari_convlora.config import AdapterError, ClassInfo, ConvLoRAError, ModelConfig, TrainConfig
-from napari_convlora.events import Finished, Step
+from napari_convlora.child import Job
+from napari_convlora.config import ClassInfo, ConvLoRAError, ModelConfig, TrainConfig
+from napari_convlora.events import Controls, Finished, Tiles
 from napari_convlora.planes import drop_alpha, to_planes
 
 if TYPE_CHECKING:
     from napari_convlora.adapter_file import Adapter
-    from napari_convlora.events import RunControl
     from napari_convlora.session import Session
 
-SECONDS_BETWEEN_REPORTS = 0.1
-"""Ten reports a second read as live; one at every step would take time from the window."""
-
 SessionGetter = Callable[[], "Session"]
-"""Returns the session, importing torch (seconds) when first called, in the thread."""
-
-Job = Callable[[SessionGetter, "Controls"], Iterator[Any]]
-"""A job takes the session and its controls, and yields messages."""
+"""Returns the session of the process that runs the job."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +46,16 @@ class Snapshot:
     channel_axis: int | None
     annotations: np.ndarray
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave a lazy array to the process it is sent to, unless it hangs on an open file."""
+        pixels = self.pixels
+        if not isinstance(pixels, np.ndarray):
+            try:
+                cloudpickle.dumps(pixels)
+            except Exception:  # pickle raises whatever the object does
+                pixels = np.asarray(pixels)
+        return self.__dict__ | {"pixels": pixels}
+
     def planes(self) -> np.ndarray:
         """Return the pixels as (P, H, W, C)."""
         planes = to_planes(np.asarray(self.pixels), rgb=self.rgb, channel_axis=self.channel_axis)
@@ -72,19 +76,6 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Controls:
-    """Training and the prediction that follows it end apart: Stop keeps what was learnt."""
-
-    training: RunControl
-    predicting: RunControl
-
-    def stop(self) -> None:
-        """End both as soon as possible."""
-        self.training.stop()
-        self.predicting.stop()
-
-
-@dataclass(frozen=True)
 class Ready:
     """The engine is imported; titles of the backbones on this computer, by name."""
 
@@ -96,14 +87,6 @@ class Loaded:
     """An adapter was read from a file."""
 
     adapter: Adapter
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """`done` of `total` tiles of a prediction."""
-
-    done: int
-    total: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,40 +144,20 @@ def load(path: Path, snapshot: Snapshot | None, recipe: Recipe) -> Job:
 
         state = _prepare(session, recipe)
         adapter = Adapter.load(path)
-        previous, backbone = state.installed, state.backbone_name
         if adapter.backbone_name in _available():
             state.backbone_name = adapter.backbone_name
+        if snapshot is not None:
+            adapter.build(state.backbone())  # of another backbone: nothing has changed yet
         state.install(adapter)
-        try:
-            yield Loaded(adapter)
-            if snapshot is not None:
-                yield from _predict(state, snapshot.planes(), controls)
-        except AdapterError:  # of another backbone: what worked before goes on working
-            state.installed, state.backbone_name = previous, backbone
-            raise
+        yield Loaded(adapter)
+        if snapshot is not None:
+            yield from _predict(state, snapshot.planes(), controls)
 
     return job
 
 
-def batched(messages: Iterator[Any]) -> Generator[list[Any], None, None]:
-    """Hand messages on, steps and tiles at most ten times a second, anything else at once."""
-    waiting: list[Any] = []
-    last = 0.0
-    for message in messages:
-        waiting.append(message)
-        often = isinstance(message, Step | Tiles)
-        if not often or time.monotonic() - last >= SECONDS_BETWEEN_REPORTS:
-            yield waiting
-            waiting, last = [], time.monotonic()
-    if waiting:
-        yield waiting
-
-
 def _prepare(session: SessionGetter, recipe: Recipe) -> Session:
     state = session()
-    from napari_convlora.devices import leave_a_core
-
-    leave_a_core()
     state.model_config, state.train_config = recipe.model, recipe.train
     state.backbone_name = recipe.backbone
     return state

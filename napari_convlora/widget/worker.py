@@ -1,18 +1,19 @@
-"""The only file that starts threads: one job at a time, its messages in the main thread."""
+"""One job at a time in a thread that drives the child process; messages in the main thread."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
 from napari.qt.threading import create_worker
 
+from napari_convlora.child import Child, Job
 from napari_convlora.config import ConvLoRAError
-from napari_convlora.events import RunControl
-from napari_convlora.widget.jobs import Controls, Job, batched, warm_up
+from napari_convlora.events import Controls, batched
+from napari_convlora.widget.jobs import Loaded, warm_up
 
 if TYPE_CHECKING:
     from napari_convlora.session import Session
@@ -25,12 +26,13 @@ class JobError(ConvLoRAError):
 
 
 class Runner:
-    """Runs one job at a time in a thread; no Qt object, so it outlives the widget.
+    """Runs one job at a time in a child process; no Qt object, so it outlives the widget.
 
     Parameters
     ----------
     session
-        Made in the thread when first needed if None, as importing torch takes seconds.
+        Run the jobs on this one in the thread itself. If None they run in a child process, which
+        owns backbone and features, while rounds and installed adapter are kept here.
 
     Attributes
     ----------
@@ -45,6 +47,8 @@ class Runner:
         self.on_end: Callable[[], None] = _ignore
         self.controls: Controls | None = None
         self._session = session
+        self._in_thread = session is not None
+        self._child: Child | None = None
         self._worker: Any = None
         self._job: Job | None = None
         self._running: Job | None = None
@@ -66,7 +70,7 @@ class Runner:
         """Run `job` in the thread, after the warm-up if that is still going on."""
         if self.busy or self._closed:
             raise ConvLoRAError("Something is running already; wait for it or press Stop.")
-        self._job, self.controls = job, _controls()
+        self._job, self.controls = job, Controls()
         self._idle.clear()
         if self._worker is None:
             self._launch(job, self.controls)
@@ -75,7 +79,7 @@ class Runner:
         """Import the engine in the thread, so that the first job begins at once."""
         if self._worker is None:
             self._idle.clear()
-            self._launch(warm_up, _controls())
+            self._launch(warm_up, Controls())
 
     def stop(self) -> None:
         """End the job as soon as possible; what it has learnt is kept."""
@@ -99,6 +103,8 @@ class Runner:
         self._closed = True
         self.on_messages = self.on_error = self.on_end = _ignore
         self.stop()
+        if self._child is not None:
+            self._child.close()
         return self.wait(seconds)
 
     def _launch(self, job: Job, controls: Controls) -> None:
@@ -112,22 +118,41 @@ class Runner:
         self._running = job
         self._worker.start()
 
-    def _get_session(self) -> Session:
-        if self._session is None:
-            from napari_convlora.session import Session
-
-            self._session = Session()
-        return self._session
-
     def _steps(self, job: Job, controls: Controls) -> Generator[list[Any], None, None]:
         try:
-            yield from batched(job(self._get_session, controls))
+            yield from (
+                self._in_this_thread(job, controls)
+                if self._in_thread
+                else self._in_child(job, controls)
+            )
         except RuntimeError as error:
             # superqt takes a RuntimeError for a deleted worker and says nothing at all, and
             # torch's are RuntimeErrors.
             raise JobError(str(error)) from error
         finally:
+            if self._closed and self._child is not None:
+                self._child.close()
             self._idle.set()
+
+    def _in_this_thread(self, job: Job, controls: Controls) -> Iterator[list[Any]]:
+        assert self._session is not None
+        session = self._session
+        yield from batched(job(lambda: session, controls))
+
+    def _in_child(self, job: Job, controls: Controls) -> Iterator[list[Any]]:
+        if self._child is None or not self._child.alive:
+            self._child = Child()
+        if self._session is None:
+            from napari_convlora.session import Session  # takes seconds, as the child does
+
+            self._session = Session()
+        for messages in self._child.run(job, controls, self._session.installed):
+            for message in messages:
+                if isinstance(message, Loaded):
+                    self._session.install(message.adapter)
+                else:
+                    self._session.record(message)
+            yield messages
 
     def _on_yielded(self, messages: list[Any]) -> None:
         self.on_messages(messages)
@@ -145,10 +170,6 @@ class Runner:
             return
         self._job = None
         self.on_end()
-
-
-def _controls() -> Controls:
-    return Controls(RunControl(), RunControl())
 
 
 def _ignore(*_: Any) -> None:

@@ -24,6 +24,7 @@ _HOW = {
     "stopped": "was stopped",
     "time": "used up its time",
     "plateau": "had no more to gain and is done",
+    "terminated": "was stopped in the middle of a step; press Predict to see what it learnt",
 }
 _LOADED = "The adapter is loaded; press Predict to use it on an image."
 _PREDICTED = (
@@ -263,6 +264,9 @@ class Workflow(QObject):
 
     def _on_end(self) -> None:
         self.phase, self._target = "idle", None
+        controls = self.runner.controls
+        if not self._outcome and controls is not None and controls.training.stopping:
+            self._outcome = "Stopped; nothing has changed."
         self.said.emit(self._outcome)
         self._outcome = ""
         self.changed.emit()

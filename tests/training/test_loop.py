@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +17,7 @@ from napari_convlora.events import (
     Event,
     Failed,
     Finished,
+    Interim,
     Paused,
     Preview,
     RunControl,
@@ -365,18 +366,36 @@ def test_an_absent_device_fails_with_one_sentence(backbone: Backbone, scene: Sce
     assert "cuda" in the_failure(adapt(backbone, [scene()[0]], CLASSES, config=config))
 
 
+def allocate_on_the_gpu() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nMore text.")
+
+
+def allocate_with_numpy() -> None:
+    np.ones(2**50)
+
+
+def allocate_with_torch() -> None:
+    torch.empty(2**50)
+
+
+@pytest.mark.parametrize(
+    "allocate", [allocate_on_the_gpu, allocate_with_numpy, allocate_with_torch]
+)
 def test_running_out_of_memory_fails_with_one_sentence(
-    backbone: Backbone, scene: Scene, monkeypatch: pytest.MonkeyPatch
+    backbone: Backbone,
+    scene: Scene,
+    monkeypatch: pytest.MonkeyPatch,
+    allocate: Callable[[], None],
 ) -> None:
     def explode(*_: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nMore text.")
+        allocate()
 
     monkeypatch.setattr("napari_convlora.model.SemanticSAM.suffix", explode)
     events = list(adapt(backbone, [scene()[0]], CLASSES, config=QUICK))
     assert isinstance(events[0], Started)
     assert isinstance(events[-1], Failed)
     assert "memory" in events[-1].message
-    assert "Tried to allocate" not in events[-1].message
+    assert "allocate" not in events[-1].message
 
 
 def test_a_second_round_looks_at_views_it_knows(backbone: Backbone, scene: Scene) -> None:
@@ -398,3 +417,30 @@ def test_a_second_round_looks_at_views_it_knows(backbone: Backbone, scene: Scene
     first = computed()
     labelled.annotations[0, 3:5, 10:40] = 1
     assert computed() <= first / 2
+
+def test_a_runtime_error_that_is_no_lack_of_memory_is_not_hidden(
+    backbone: Backbone, scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def explode(*_: object) -> None:
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr("napari_convlora.model.SemanticSAM.suffix", explode)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        list(adapt(backbone, [scene()[0]], CLASSES, config=QUICK))
+
+
+def test_what_was_learnt_so_far_comes_where_it_is_asked_for(
+    backbone: Backbone, scene: Scene
+) -> None:
+    control = RunControl()
+    control.keep_every = 0
+    image, _ = scene()
+    events = list(adapt(backbone, [image], CLASSES, config=QUICK, control=control))
+    kept = [event for event in events if isinstance(event, Interim)]
+    assert [event.step for event in kept] == list(range(QUICK.max_steps))
+    assert [event.adapter.summary["steps"] for event in kept] == list(range(QUICK.max_steps))
+    for event in kept:
+        assert set(np.unique(predicted(event.adapter, backbone, image.image).labels)) <= {1, 2, 3}
+    last = finished(events).adapter.state
+    early = kept[1].adapter.state
+    assert any(not torch.equal(early[name], last[name]) for name in last), "copies, not views"

@@ -1,0 +1,238 @@
+"""The real path: the window on one side, the engine in a process of its own on the other."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import napari
+import numpy as np
+import psutil
+import pytest
+from napari.utils.notifications import notification_manager
+
+from napari_convlora.config import TrainConfig
+from napari_convlora.widget import ConvLoRAWidget
+
+LONG = 100_000
+# Read by every Python that starts; the window's own session never loads a backbone.
+SITE = """
+import napari_convlora.session
+from napari_convlora.backbones.testing import random_backbone
+
+backbone = random_backbone()
+napari_convlora.session.load_backbone = lambda name: backbone
+"""
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    """Child processes have a tiny backbone of random weights."""
+    (tmp_path / "sitecustomize.py").write_text(SITE)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+@pytest.fixture
+def begin(tiny, halves, paint, qtbot):
+    """Dock a widget that has no session of its own, with a stroke in each half."""
+    widgets = []
+
+    def make(viewer, max_steps=LONG, preview_seconds=0):
+        viewer.add_image(halves, name="halves")
+        widget = ConvLoRAWidget(viewer)
+        widgets.append(widget)
+        viewer.window.add_dock_widget(widget, name="Conv-LoRA")
+        widget.settings.train = TrainConfig(
+            views=2, detail_steps=5, score_every=2, patience=LONG, device="cpu"
+        )
+        widget.settings.max_steps.value = max_steps
+        widget.settings.preview_seconds.value = preview_seconds
+        widget.settings.device.value = "cpu"
+        layer = widget.start_annotating()
+        paint(layer, 1, 10)
+        paint(layer, 2, 70)
+        qtbot.waitUntil(lambda: len(widget.images.counts) == 2)
+        return widget
+
+    yield make
+    for widget in widgets:
+        assert widget.workflow.runner.close(20)
+
+
+@pytest.fixture
+def training(begin, make_napari_viewer_proxy, qtbot):
+    """Viewer and widget in the middle of a round."""
+
+    def make(**settings):
+        viewer = make_napari_viewer_proxy()
+        widget = begin(viewer, **settings)
+        widget.adapt()
+        qtbot.waitUntil(lambda: len(widget.plot.losses) > 1, timeout=60_000)
+        return viewer, widget
+
+    return make
+
+
+def processes() -> set[int]:
+    """Python processes below this one."""
+    return {p.pid for p in psutil.Process().children(recursive=True) if "python" in p.name()}
+
+
+def test_rounds_predictions_and_loading_in_one_process(
+    begin, make_napari_viewer_proxy, wait, tmp_path, qtbot
+):
+    viewer = make_napari_viewer_proxy()
+    widget = begin(viewer, max_steps=3)
+    widget.adapt()
+    wait(widget, 60_000)
+    assert widget.status.startswith("Round 1 is done")
+    assert [step for step, _ in widget.plot.losses] == [1, 2, 3]
+    prediction = viewer.layers["prediction"]
+    assert set(np.unique(prediction.data)) <= {1, 2}
+    assert prediction.data.all()
+    (pid,) = processes()
+    widget.adapt()
+    wait(widget)
+    assert widget.status.startswith("Round 2 is done")
+    assert [r.number for r in widget.session.rounds] == [1, 2]
+    expected = prediction.data.copy()
+    widget.export_adapter(tmp_path / "a.safetensors")
+    prediction.data[:] = 0
+    widget.predict()
+    wait(widget)
+    assert (prediction.data == expected).all()
+
+    before = widget.session.installed
+    prediction.data[:] = 0
+    widget.load_adapter(tmp_path / "a.safetensors")
+    wait(widget)
+    assert widget.session.installed is not before
+    assert (prediction.data == expected).all()
+    (tmp_path / "b.safetensors").write_bytes(b"no adapter")
+    widget.load_adapter(tmp_path / "b.safetensors")
+    wait(widget)
+    assert "b.safetensors" in widget.status
+    assert processes() == {pid}
+
+
+def test_stop_pause_and_resume_act_at_once(training, qtbot, wait):
+    viewer, widget = training()
+    widget.run_bar.pause_button.click()
+    qtbot.waitUntil(lambda: widget.status.startswith("Paused after step"), timeout=3000)
+    steps = len(widget.plot.losses)
+    qtbot.wait(300)
+    assert len(widget.plot.losses) == steps
+    widget.run_bar.pause_button.click()
+    qtbot.waitUntil(lambda: len(widget.plot.losses) > steps, timeout=3000)
+    widget.run_bar.main_button.click()
+    wait(widget, 5000)
+    assert widget.status.startswith("Round 1 was stopped")
+    assert viewer.layers["prediction"].data.all()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs signals")
+def test_a_killed_trainer_leaves_the_window_the_strokes_and_what_was_learnt(
+    training, paint, qtbot, wait
+):
+    viewer, widget = training()
+    painted = viewer.layers["annotations"].data.copy()
+    notification_manager.records.clear()
+    (pid,) = processes()
+    os.kill(pid, signal.SIGKILL)
+    wait(widget, 5000)
+    assert "was killed" in widget.status
+    assert widget.status.endswith("what was learnt by step 0 is kept.")
+    assert [str(n.message) for n in notification_manager.records] == [widget.status]
+    assert (viewer.layers["annotations"].data == painted).all()
+    assert widget.session.installed is not None
+    assert widget.run_bar.main_button.text() == "Adapt"
+    widget.predict()  # with what was learnt, in a new process
+    wait(widget, 60_000)
+    assert viewer.layers["prediction"].data.all()
+    widget.settings.max_steps.value = 2
+    widget.adapt()
+    wait(widget)
+    assert widget.status.startswith("Round 2 is done")
+    (other,) = processes()
+    assert other != pid
+
+
+def test_a_process_killed_while_it_starts_is_replaced(begin, make_napari_viewer_proxy, wait, qtbot):
+    widget = begin(make_napari_viewer_proxy(), max_steps=2)
+    widget.adapt()
+    qtbot.waitUntil(lambda: len(processes()) == 1)
+    (pid,) = processes()
+    os.kill(pid, signal.SIGKILL)
+    wait(widget, 60_000)
+    assert widget.status.startswith("Round 1 is done")
+
+
+def test_switching_the_image_stops_the_round_and_keeps_the_process(training, halves, wait):
+    viewer, widget = training()
+    (pid,) = processes()
+    viewer.add_image(halves + 1, name="other")
+    widget.source.image_combo.value = viewer.layers["other"]
+    wait(widget, 10_000)
+    assert "another image was chosen" in widget.status
+    assert len(widget.session.rounds) == 1
+    assert processes() == {pid}
+
+
+def test_closing_the_viewer_leaves_no_process_behind(begin, qtbot):
+    viewer = napari.Viewer(show=False)
+    widget = begin(viewer)
+    widget.adapt()
+    qtbot.waitUntil(lambda: len(widget.plot.losses) > 1, timeout=60_000)
+    painted = viewer.layers["annotations"].data.copy()
+    layer, runner = viewer.layers["annotations"], widget.workflow.runner
+    viewer.close()
+    qtbot.waitUntil(lambda: not processes(), timeout=5000)
+    assert runner.wait(5)
+    assert (layer.data == painted).all()
+
+
+NAPARI = """
+    import sys
+    import napari
+    from qtpy.QtCore import QTimer
+    from napari_convlora.widget import ConvLoRAWidget
+
+    print("top", flush=True)
+    viewer = napari.Viewer(show=True)
+    widget = ConvLoRAWidget(viewer)
+    viewer.window.add_dock_widget(widget)
+
+    def look():
+        child = widget.workflow.runner._child
+        if child is not None:
+            print(child.pid, flush=True)
+            timer.stop()
+            {then}
+
+    timer = QTimer()
+    timer.timeout.connect(look)
+    timer.start(10)
+    napari.run()
+"""
+
+
+@pytest.mark.parametrize(
+    "then", ["viewer.close()", "sys.exit(3)", "import os; os.kill(os.getpid(), 9)"]
+)
+def test_no_process_is_left_however_napari_ends(then, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(NAPARI.format(then=then)))
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=120
+    )
+    top, pid = done.stdout.split()
+    assert top == "top", "the script ran once"
+    try:
+        psutil.Process(int(pid)).wait(10)
+    except psutil.NoSuchProcess:
+        pass
+    except psutil.TimeoutExpired:
+        assert psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE
