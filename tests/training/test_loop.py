@@ -418,6 +418,7 @@ def test_a_second_round_looks_at_views_it_knows(backbone: Backbone, scene: Scene
     labelled.annotations[0, 3:5, 10:40] = 1
     assert computed() <= first / 2
 
+
 def test_a_runtime_error_that_is_no_lack_of_memory_is_not_hidden(
     backbone: Backbone, scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
