@@ -191,7 +191,8 @@ def _bar(what: str, total: float | None) -> Iterator[Callable[..., None]]:
 
 
 def _adapt(options: argparse.Namespace) -> int:
-    from napari_convlora import annotations, events, export, files
+    from napari_convlora import annotations, events, export, files, stores
+    from napari_convlora.sampling import labelled_parts
     from napari_convlora.session import Session
 
     if len(options.images) != len(options.labels):
@@ -200,9 +201,9 @@ def _adapt(options: argparse.Namespace) -> int:
         )
     images = []
     for image_path, label_path in zip(options.images, options.labels, strict=True):
-        image = files.read_image(image_path)
+        image = stores.open_image(image_path)
         labels = files.read_labels(label_path, image.shape[:3])
-        images.append(annotations.LabelledImage(image, labels, name=image_path.stem))
+        images += [part for _, part in labelled_parts(image, labels, image_path.stem)]
     if options.classes:
         classes = annotations.read_classes(options.classes)
     else:

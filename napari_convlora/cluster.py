@@ -15,10 +15,11 @@ import numpy as np
 
 from napari_convlora.adapter_file import Adapter
 from napari_convlora.backbones import load_backbone
-from napari_convlora.blocks import Block, Progress, Scorer
+from napari_convlora.blocks import Block
 from napari_convlora.config import ConvLoRAError, DeviceName, InputError
 from napari_convlora.events import RunControl
 from napari_convlora.prediction import BlockPrediction, predict_blocks, prepare
+from napari_convlora.scorer import Progress, Scorer
 from napari_convlora.stores import open_image
 
 _LOOK_SECONDS = 0.2

@@ -11,13 +11,14 @@ from pathlib import Path
 from napari_convlora import __version__, stores
 from napari_convlora.adapter_file import Adapter
 from napari_convlora.backbones import Backbone
-from napari_convlora.blocks import BLOCK, Progress, plan
+from napari_convlora.blocks import BLOCK, plan
 from napari_convlora.cluster import Task, predict_on
 from napari_convlora.config import DeviceName
 from napari_convlora.events import RunControl
 from napari_convlora.export import write_table_beside
 from napari_convlora.planes import Planes
 from napari_convlora.prediction import predict_blocks, prepare
+from napari_convlora.scorer import Progress
 
 
 def task(adapter: Path, image: Path, backbone: str, device: DeviceName = "auto") -> Task:

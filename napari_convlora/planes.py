@@ -136,6 +136,8 @@ class LazyPlanes:
         return window.reshape(*window.shape[len(self.leading) :][:2], self.n_channels)
 
 
+_BAND = 1024
+
 Planes = np.ndarray | LazyPlanes
 """An image (P, H, W, C), in memory or not."""
 
@@ -213,17 +215,25 @@ def check_pixels(planes: Planes, name: str = "The image") -> None:
         raise InputError(f"{name} has no pixels; open an image that has some.")
     if isinstance(planes, LazyPlanes):
         return
-    # Plane by plane, as the temporary mask of a whole stack may not fit in memory.
-    bad = sum(int(np.count_nonzero(~np.isfinite(plane))) for plane in planes)
+    bad = 0
+    if planes.dtype.kind == "f":
+        bad = sum(int(np.count_nonzero(~np.isfinite(band))) for band in _bands(planes))
     if bad:
         raise InputError(_NOT_FINITE.format(name, bad))
     value = planes.flat[0]
-    if all((plane == value).all() for plane in planes):
+    if all((band == value).all() for band in _bands(planes)):
         size = size_text(planes.shape[:3])
         raise InputError(
             f"{name} ({size}) has the value {value} in every pixel, so nothing can be told "
             "apart in it; open an image with contrast."
         )
+
+
+def _bands(planes: np.ndarray) -> Iterator[np.ndarray]:
+    """Cut planes into bands of rows, as a temporary mask of the whole may not fit in memory."""
+    for plane in planes:
+        for top in range(0, len(plane), _BAND):
+            yield plane[top : top + _BAND]
 
 
 def check_finite(window: np.ndarray, name: str = "The image") -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import numpy as np
 import tifffile
 import zarr
 
-from napari_convlora.blocks import BLOCK, LARGE, Block, is_large
+from napari_convlora.blocks import BLOCK, Block, is_large
 from napari_convlora.config import ClassInfo, InputError
 from napari_convlora.files import atomic_write, is_whole, read_image
 from napari_convlora.planes import LazyPlanes, Planes, lazy_planes
@@ -80,8 +81,8 @@ def _open_zarr(path: Path) -> LazyPlanes:
 
 
 def _open_npy(path: Path) -> LazyPlanes | None:
-    mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-    return lazy_planes(mapped) if mapped.size > LARGE else None
+    planes = lazy_planes(np.load(path, mmap_mode="r", allow_pickle=False))
+    return planes if is_large(planes.shape) else None
 
 
 def _open_tiff(path: Path) -> LazyPlanes | None:
@@ -93,14 +94,14 @@ def _open_tiff(path: Path) -> LazyPlanes | None:
     series = tif.series[0]
     page = series.keyframe
     palette = page.photometric == tifffile.PHOTOMETRIC.PALETTE and not tif.is_imagej
-    if palette or np.prod(series.shape, dtype=np.int64) <= LARGE or not is_whole(tif, series):
+    if palette or not is_large([math.prod(series.shape)]) or not is_whole(tif, series):
         tif.close()
         return None
     if series.dataoffset is not None:
         array: Any = tifffile.memmap(path, mode="r")
     else:
         array = zarr.open_array(series.aszarr(level=0), mode="r")
-        if np.prod(array.chunks, dtype=np.int64) * array.dtype.itemsize > _MAX_CHUNK:
+        if math.prod(array.chunks) * array.dtype.itemsize > _MAX_CHUNK:
             tif.close()
             return None
     extra = page.extrasamples

@@ -13,6 +13,7 @@ import numpy as np
 from napari.layers import Image, Labels
 
 from napari_convlora.annotations import merge_corrections, protect
+from napari_convlora.blocks import Block
 from napari_convlora.config import ClassInfo, InputError
 from napari_convlora.widget import class_colours
 from napari_convlora.widget.jobs import Snapshot
@@ -57,6 +58,7 @@ class ImageLayers:
         self.prediction: Labels | None = None
         self._written = np.empty(0, np.uint8)
         self._edited = False
+        self._late: list[tuple[Block, np.ndarray]] = []
         self._stroke: StrokeWatch | None = None
 
     @property
@@ -183,7 +185,24 @@ class ImageLayers:
         """Return a copy that includes the corrections made on the prediction."""
         self.collect_corrections()
         painted = self.painted().copy()
-        return Snapshot(self.image.name, self.pixels, self.image.rgb, self.channel_axis, painted)
+        return Snapshot(
+            self.image.name,
+            self.pixels,
+            self.image.rgb,
+            self.channel_axis,
+            painted,
+            self.seen(),
+        )
+
+    def seen(self) -> Block:
+        """Return the part of the image that the viewer shows."""
+        image = self.image
+        corners = image.corner_pixels
+        if image.multiscale:
+            corners = corners * image.downsample_factors[image.data_level]
+        spatial = [a for a in range(len(self.shape)) if a != self.channel_axis][-2:]
+        (top, left), (bottom, right) = corners[:, spatial].round().astype(int).tolist()
+        return Block(self.plane(), top, left, bottom - top + 1, right - left + 1)
 
     def collect_corrections(self) -> int:
         """Turn edits of the prediction into annotations; returns how many pixels changed.
@@ -262,6 +281,22 @@ class ImageLayers:
         part = np.s_[:] if plane is None else np.s_[plane : plane + 1]
         self._put(part, protect(labels.reshape(self._written[part].shape), self.painted()[part]))
         return True
+
+    def show_parts(self, parts: Sequence[tuple[Block, np.ndarray]]) -> None:
+        """Write class ids (h, w) of parts of the image into the prediction layer, as `show`."""
+        self._late.extend(parts)
+        if self._stroke is not None and self._stroke.active:
+            self._stroke.afterwards(lambda: self.show_parts(()))
+            return
+        self.prepare_prediction()
+        self.collect_corrections()
+        painted, late, self._late = self.painted(), self._late, []
+        for block, labels in late:
+            at = block.plane, block.rows, block.columns
+            self._view()[at] = self._written[at] = protect(labels, painted[at])
+        self._forget_undo()
+        assert self.prediction is not None
+        self.prediction.refresh()
 
     def _new(self, role: str) -> Labels:
         taken = any(layer.name == role for layer in self.viewer.layers)
