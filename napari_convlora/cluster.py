@@ -22,6 +22,7 @@ from napari_convlora.prediction import BlockPrediction, predict_blocks, prepare
 from napari_convlora.scorer import Progress, Scorer
 from napari_convlora.stores import open_image
 
+_CONNECT_SECONDS = 10
 _LOOK_SECONDS = 0.2
 _one_at_a_time = threading.Lock()
 
@@ -112,7 +113,7 @@ def _connect(address: str) -> Any:
             "--scheduler needs dask.distributed; run: pip install 'napari-convlora[distributed]'."
         ) from error
     try:
-        return distributed.Client(address, timeout=10, set_as_default=False)
+        return distributed.Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:  # timeouts are OSErrors
         raise InputError(
             f"No dask scheduler answers at {address}; start one with: dask scheduler."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -34,7 +35,7 @@ def test_blocks_cover_every_pixel_once(n_planes: int, height: int, width: int) -
 def test_neighbours_follow_one_another() -> None:
     """Else tiles that they share would be forgotten in between."""
     blocks = plan((1, 20480, 20480))
-    steps = [math.dist((a.top, a.left), (b.top, b.left)) for a, b in zip(blocks, blocks[1:])]
+    steps = [math.dist((a.top, a.left), (b.top, b.left)) for a, b in itertools.pairwise(blocks)]
     assert np.mean(steps) < 2 * BLOCK
 
 

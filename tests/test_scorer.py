@@ -28,7 +28,7 @@ slow = settings(max_examples=5, deadline=None, phases=(Phase.explicit, Phase.gen
 
 @torch.no_grad()
 def whole_plane(scorer: Scorer, plane: np.ndarray) -> np.ndarray:
-    """Logits (K, H, W) the plain way: every tile enlarged and added to a sum of the plane's size."""
+    """Logits (K, H, W) the plain way: every tile enlarged and added to a sum."""
     model, side = scorer.model, scorer.side
     height, width = plane.shape[:2]
     total = np.zeros((len(model.detail.layers[-1].bias), height, width))
