@@ -12,6 +12,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
+import torch
 
 from napari_convlora.adapter_file import Adapter
 from napari_convlora.backbones import load_backbone
@@ -56,7 +57,7 @@ def predict_on(
     """Predict `blocks` on a cluster; yields each as it arrives, in any order.
 
     The blocks of a worker that is lost are predicted by others. Labels are the same bit for bit as
-    those of `predict_blocks` where processor, torch and its number of threads are the same.
+    those of one process on such a machine with as many threads as a worker.
 
     Parameters
     ----------
@@ -143,6 +144,9 @@ def _predict_block(task: Task, block: Block) -> np.ndarray:
 
 @functools.lru_cache(maxsize=1)
 def _load(task: Task) -> tuple[Scorer, Adapter]:
+    # One block at a time takes all threads of the worker, and as many everywhere: another number
+    # of threads adds in another order.
+    torch.set_num_threads(importlib.import_module("distributed").get_worker().state.nthreads)
     adapter = Adapter.load(task.adapter)
     image = open_image(task.image)
     return prepare(adapter, load_backbone(task.backbone), image, device=task.device), adapter

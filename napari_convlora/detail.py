@@ -65,6 +65,7 @@ def filter_bank(image: np.ndarray) -> np.ndarray:
         sigma_min=0.5,
         sigma_max=SIGMA_MAX,
         channel_axis=-1,
+        workers=torch.get_num_threads(),
     )
     return np.ascontiguousarray(features[:height, :width], dtype=np.float32)
 

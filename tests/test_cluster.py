@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import zarr
 from distributed import Client, LocalCluster, WorkerPlugin
