@@ -98,6 +98,7 @@ def _open_tiff(path: Path) -> LazyPlanes | None:
         tif.close()
         return None
     if series.dataoffset is not None:
+        tif.close()
         array: Any = tifffile.memmap(path, mode="r")
     else:
         array = zarr.open_array(series.aszarr(level=0), mode="r")

@@ -196,10 +196,11 @@ class ImageLayers:
 
     def seen(self) -> Block:
         """Return the part of the image that the viewer shows."""
-        image = self.image
-        corners = image.corner_pixels
-        if image.multiscale:
-            corners = corners * image.downsample_factors[image.data_level]
+        ours = (self.prediction, self.annotations)
+        layer = next((one for one in ours if one in self.viewer.layers), self.image)
+        corners = layer.corner_pixels
+        if layer.multiscale:  # what napari has loaded, which may be more than it shows
+            corners = corners * layer.downsample_factors[layer.data_level]
         spatial = [a for a in range(len(self.shape)) if a != self.channel_axis][-2:]
         (top, left), (bottom, right) = corners[:, spatial].round().astype(int).tolist()
         return Block(self.plane(), top, left, bottom - top + 1, right - left + 1)
