@@ -26,7 +26,7 @@ _MOST_FOLDS = 4
 _PIXELS_PER_CLASS = 30_000
 _REGION = 512
 _SURROUNDINGS = 4096
-_CELL = 1024
+_CELL = 512
 """Pixels around labels of a large image that are read at least."""
 
 
@@ -73,7 +73,7 @@ def labelled_parts(
 
 
 def _labelled_cells(annotations: np.ndarray) -> np.ndarray:
-    """Tell which cells of 1,024 px of (H, W) annotations hold labels."""
+    """Tell which cells of 512 px of (H, W) annotations hold labels."""
     starts = range(0, annotations.shape[1], _CELL)
     rows = [
         np.logical_or.reduceat(annotations[top : top + _CELL].any(0), starts)

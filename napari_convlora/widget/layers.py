@@ -312,7 +312,8 @@ class ImageLayers:
     def _watch(self, layer: Labels) -> None:
         self.prediction = layer
         self._written = np.zeros(self.planes_shape, np.uint8)
-        np.copyto(self._written, self._view(), casting="unsafe")
+        if self._view().any():  # memory of zeros is not taken before it is written to
+            np.copyto(self._written, self._view(), casting="unsafe")
         self._stroke = StrokeWatch(layer)
         layer.events.paint.connect(self._on_edit)
 
