@@ -137,7 +137,7 @@ def _predict_block(task: Task, block: Block) -> np.ndarray:
     """Labels (h, w) uint8 of a block; runs on a worker."""
     with _one_at_a_time:  # torch has threads of its own
         scorer, adapter = _load(task)
-        *_, last = predict_blocks(scorer, adapter, [block])
+        *_, last = predict_blocks(scorer, adapter, [block], keep_tiles=True)
     assert isinstance(last, BlockPrediction)
     return last.labels
 

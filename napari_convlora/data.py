@@ -292,3 +292,9 @@ class FeatureCache:
         self._entries[key] = features
         while self.nbytes > self.max_bytes:
             self.nbytes -= self._entries.popitem(last=False)[1].nbytes
+
+    def drop(self, key: Hashable) -> None:
+        """Forget what `key` holds, if anything."""
+        features = self._entries.pop(key, None)
+        if features is not None:
+            self.nbytes -= features.nbytes

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
 import numpy as np
 from scipy.special import softmax
@@ -20,21 +19,7 @@ from napari_convlora.events import RunControl
 from napari_convlora.model import SemanticSAM
 from napari_convlora.planes import LazyPlane, Planes, check_pixels
 from napari_convlora.scorer import Progress, Scorer
-
-Y = TypeVar("Y")
-R = TypeVar("R")
-
-
-class Returning(Generic[Y, R]):
-    """Iterate over a generator and keep what it returns in `value`."""
-
-    value: R
-
-    def __init__(self, generator: Generator[Y, None, R]) -> None:
-        self._generator = generator
-
-    def __iter__(self) -> Iterator[Y]:
-        self.value = yield from self._generator
+from napari_convlora.scorer import Returning as Returning
 
 
 @dataclass(frozen=True)
@@ -151,6 +136,7 @@ def predict_blocks(
     *,
     probabilities: bool = False,
     control: RunControl | None = None,
+    keep_tiles: bool = False,
 ) -> Iterator[Progress | BlockPrediction]:
     """Predict `blocks` of an image of any size; yields progress, and every block once it is done.
 
@@ -164,9 +150,11 @@ def predict_blocks(
         Whether to return class probabilities as well.
     control
         Its `stop` ends the generator.
+    keep_tiles
+        Whether further calls will ask for the neighbours of `blocks`.
     """
     ids = np.array([c.id for c in adapter.classes], np.uint8)
-    for step in scorer.score(blocks):
+    for step in scorer.score(blocks, keep_tiles):
         if control is not None and control.stopping:
             return
         if isinstance(step, Progress):

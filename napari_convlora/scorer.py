@@ -7,8 +7,10 @@ blocks share are kept for a while: in the order of `plan` few are computed twice
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +31,8 @@ from napari_convlora.model import SemanticSAM
 from napari_convlora.planes import LazyPlane, Planes, check_finite
 
 OVERLAP = 0.25
+Y = TypeVar("Y")
+R = TypeVar("R")
 _TILE_BYTES = 512 * 1024**2
 
 
@@ -46,6 +50,18 @@ class BlockLogits:
 
     block: Block
     logits: np.ndarray
+
+
+class Returning(Generic[Y, R]):
+    """Iterate over a generator and keep what it returns in `value`."""
+
+    value: R
+
+    def __init__(self, generator: Generator[Y, None, R]) -> None:
+        self._generator = generator
+
+    def __iter__(self) -> Iterator[Y]:
+        self.value = yield from self._generator
 
 
 @dataclass(frozen=True)
@@ -86,19 +102,27 @@ class Scorer:
             for left in _overlapping(self.image.shape[2], self.side, block.columns)
         ]
 
-    def score(self, blocks: Sequence[Block]) -> Iterator[Progress | BlockLogits]:
-        """Score `blocks`; yields progress after every tile, and every block once it is done."""
-        total = len({(b.plane, *corner) for b in blocks for corner in self.corners(b)})
+    def score(
+        self, blocks: Sequence[Block], keep_tiles: bool = False
+    ) -> Iterator[Progress | BlockLogits]:
+        """Score `blocks`; yields progress after every tile, and every block once it is done.
+
+        Tiles are forgotten once all `blocks` that they overlap are scored, unless `keep_tiles`.
+        """
+        uses = Counter((b.plane, *corner) for b in blocks for corner in self.corners(b))
+        total = len(uses)
         done: set[tuple[int, int, int]] = set()
         for block in blocks:
-            steps = self._logits(block)
-            while True:
-                try:
-                    done.add(next(steps))
-                except StopIteration as end:
-                    yield BlockLogits(block, end.value)
-                    break
+            steps = Returning(self._logits(block))
+            for where in steps:
+                done.add(where)
                 yield Progress(len(done), total)
+            yield BlockLogits(block, steps.value)
+            for corner in () if keep_tiles else self.corners(block):
+                where = (block.plane, *corner)
+                uses[where] -= 1
+                if not uses[where]:
+                    self.tiles.drop(where)
 
     def _logits(self, block: Block) -> Generator[tuple[int, int, int], None, np.ndarray]:
         """Logits of a block; yields plane and corner of every tile that had to be computed."""

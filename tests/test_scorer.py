@@ -96,6 +96,20 @@ def test_tiles_that_blocks_share_are_computed_once(adapter: Adapter, backbone: B
     tiles = len(tile_starts(1100, 256, 0.25)) * len(tile_starts(600, 256, 0.25))
     assert [p.done for p in progress] == list(range(1, tiles + 1))
     assert progress[-1].total == tiles
+    assert scorer.tiles.nbytes == len(scorer.tiles) == 0  # and forgotten when all is done
+
+
+def test_a_worker_keeps_the_tiles_that_its_next_block_shares(
+    adapter: Adapter, backbone: Backbone
+) -> None:
+    image = make_scene(600, 1100)[0].image
+    scorer = prepare(replace(adapter, pixel_scale=0.25), backbone, image, device="cpu")
+    first, second, *_ = plan(image.shape)
+    list(scorer.score([first], keep_tiles=True))
+    computed = [s for s in scorer.score([second], keep_tiles=True) if isinstance(s, Progress)]
+    shared = set(scorer.corners(first)) & set(scorer.corners(second))
+    assert len(computed) == len(scorer.corners(second)) - len(shared)
+    assert shared
 
 
 def test_only_windows_of_a_lazy_image_are_read(adapter: Adapter, backbone: Backbone) -> None:
