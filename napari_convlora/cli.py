@@ -30,6 +30,12 @@ from napari_convlora.config import (
 
 DONE, FAILED, BAD_USAGE = 0, 1, 2
 
+_LARGE = (
+    "Images of more than 67 megapixels, zarr images, and all with --format zarr or --scheduler, "
+    "are read, predicted and written in blocks: memory stays bounded, masks are tiled TIFFs or "
+    "OME-Zarrs, and after Ctrl-C or a crash the same command goes on where it was."
+)
+
 # No markup: a file may be called "[red]cells.tif".
 _out = Console(soft_wrap=True, markup=False)
 _err = Console(stderr=True, soft_wrap=True, markup=False)
@@ -55,8 +61,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     defaults = TrainConfig()
 
-    def command(name: str, run: Callable[[Any], int], help_: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=help_, description=help_)
+    def command(
+        name: str, run: Callable[[Any], int], help_: str, more: str = ""
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help_, description=help_, epilog=more)
         sub.set_defaults(run=run, parser=sub)
         return sub
 
@@ -84,10 +92,23 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--history", type=Path, metavar="history.csv", help="loss and score by step")
     device(sub)
 
-    sub = command("predict", _predict, "Predict images with an adapter.")
+    sub = command("predict", _predict, "Predict images with an adapter.", _LARGE)
     sub.add_argument("adapter", type=Path, metavar="A.safetensors")
-    sub.add_argument("--images", nargs="+", required=True, type=Path, metavar="IMG")
+    sub.add_argument(
+        "--images",
+        nargs="+",
+        required=True,
+        type=Path,
+        metavar="IMG",
+        help="image files, zarr arrays or OME-Zarr folders",
+    )
     sub.add_argument("--out", required=True, type=Path, metavar="DIR")
+    sub.add_argument(
+        "--format", choices=("tif", "zarr"), default="tif", help="masks as TIFF or as OME-Zarr"
+    )
+    sub.add_argument(
+        "--scheduler", metavar="ADDRESS", help="predict on the workers of this dask scheduler"
+    )
     sub.add_argument("--probabilities", action="store_true", help="also write class probabilities")
     sub.add_argument(
         "--backbone", metavar="NAME|PATH", help="where the adapter's backbone is, if not installed"
@@ -170,7 +191,8 @@ def _bar(what: str, total: float | None) -> Iterator[Callable[..., None]]:
 
 
 def _adapt(options: argparse.Namespace) -> int:
-    from napari_convlora import annotations, events, export, files
+    from napari_convlora import annotations, events, export, files, stores
+    from napari_convlora.sampling import labelled_parts
     from napari_convlora.session import Session
 
     if len(options.images) != len(options.labels):
@@ -179,9 +201,9 @@ def _adapt(options: argparse.Namespace) -> int:
         )
     images = []
     for image_path, label_path in zip(options.images, options.labels, strict=True):
-        image = files.read_image(image_path)
+        image = stores.open_image(image_path)
         labels = files.read_labels(label_path, image.shape[:3])
-        images.append(annotations.LabelledImage(image, labels, name=image_path.stem))
+        images += [part for _, part in labelled_parts(image, labels, image_path.stem)]
     if options.classes:
         classes = annotations.read_classes(options.classes)
     else:
@@ -254,8 +276,9 @@ def _interrupt(stop: Callable[[], None]) -> Iterator[None]:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from napari_convlora import events, export, files
+    from napari_convlora import events, export, files, large, stores
     from napari_convlora.adapter_file import Adapter
+    from napari_convlora.planes import LazyPlanes
     from napari_convlora.prediction import Returning
     from napari_convlora.session import Session
 
@@ -267,7 +290,9 @@ def _predict(options: argparse.Namespace) -> int:
     adapter = Adapter.load(options.adapter)
     session.install(adapter)
     session.backbone_name = options.backbone or adapter.backbone_name
-    session.backbone()
+    if not options.scheduler:
+        session.backbone()
+    blockwise = options.scheduler or options.format == "zarr"
     failed = 0
     control = events.RunControl()
     files.make_folder(options.out)
@@ -275,7 +300,20 @@ def _predict(options: argparse.Namespace) -> int:
         for number, path in enumerate(options.images):
             update(completed=number, note=path.name)
             try:
-                image = files.read_image(path)
+                image = stores.open_image(path)
+                if blockwise or isinstance(image, LazyPlanes):
+                    if options.probabilities:
+                        raise InputError("--probabilities is for small images; leave it out.")
+                    task = large.task(options.adapter, path, session.backbone_name, options.device)
+                    out = options.out / f"{path.stem}.{options.format}"
+                    backbone = None if options.scheduler else session.backbone()
+                    for step in large.predict_file(
+                        task, adapter, backbone, image, out, control, options.scheduler
+                    ):
+                        update(completed=number + step.done / step.total)
+                    if control.stopping:
+                        break
+                    continue
                 steps = Returning(
                     session.predict(image, control, probabilities=options.probabilities)
                 )
@@ -298,7 +336,10 @@ def _predict(options: argparse.Namespace) -> int:
                 failed += 1
                 _err.print(f"{path}: {error}", style="red", markup=False, highlight=False)
     if control.stopping:
-        raise ConvLoRAError(f"Stopped; masks finished so far are in {options.out}.")
+        raise ConvLoRAError(
+            f"Stopped; masks finished so far are in {options.out}, and of a large image the same "
+            "command goes on where it was."
+        )
     done = len(options.images) - failed
     _out.print(f"{done} of {len(options.images)} images predicted into {options.out}.")
     return FAILED if failed else DONE

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from napari_convlora.config import InputError
+from napari_convlora.planes import LazyPlane
 
 _PERCENTILES = (0.1, 99.9)
 _FIT_PIXELS = 1_000_000
@@ -91,7 +92,9 @@ def auto_pixel_scale(shapes: Sequence[tuple[int, int]], tile: int) -> float:
     return min(_MAX_ENLARGEMENT, max(_MAX_REDUCTION, tile / float(np.median(extents))))
 
 
-def crop(array: np.ndarray, top: int, left: int, size: int, fill: float | None = None):
+def crop(
+    array: np.ndarray | LazyPlane, top: int, left: int, size: int, fill: float | None = None
+) -> np.ndarray:
     """Cut a square out of `array` (H, W, ...); what lies outside is mirrored, or `fill`.
 
     Parameters
@@ -233,10 +236,18 @@ def tile_starts(extent: int, tile: int, overlap: float) -> list[int]:
     return [round(i * (extent - tile) / (count - 1)) for i in range(count)]
 
 
-def blend_window(size: int) -> np.ndarray:
-    """Weight (size, size) float32 of a tile's pixels: a raised cosine that never reaches zero."""
+def blend_window(size: int, rows: slice, columns: slice) -> np.ndarray:
+    """Weight of a part of a tile's pixels: a raised cosine that never reaches zero.
+
+    Parameters
+    ----------
+    size
+        Side of the tile.
+    rows, columns
+        The part (h, w); weights are float32.
+    """
     ramp = np.sin(np.pi * (np.arange(size) + 0.5) / size) ** 2 + 1e-3
-    return np.outer(ramp, ramp).astype(np.float32)
+    return np.outer(ramp[rows], ramp[columns]).astype(np.float32)
 
 
 class FeatureCache:
@@ -274,3 +285,9 @@ class FeatureCache:
         self._entries[key] = features
         while self.nbytes > self.max_bytes:
             self.nbytes -= self._entries.popitem(last=False)[1].nbytes
+
+    def drop(self, key: Hashable) -> None:
+        """Forget what `key` holds, if anything."""
+        features = self._entries.pop(key, None)
+        if features is not None:
+            self.nbytes -= features.nbytes

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from napari_convlora.data import Normalizer
 from napari_convlora.losses import class_weights
+from napari_convlora.planes import LazyPlane, check_finite
 
 SIGMA_MAX = 16.0
 HALO = 48
@@ -64,18 +65,19 @@ def filter_bank(image: np.ndarray) -> np.ndarray:
         sigma_min=0.5,
         sigma_max=SIGMA_MAX,
         channel_axis=-1,
+        workers=torch.get_num_threads(),
     )
     return np.ascontiguousarray(features[:height, :width], dtype=np.float32)
 
 
 def region_features(
-    plane: np.ndarray, normalizer: Normalizer, rows: slice, columns: slice
+    plane: np.ndarray | LazyPlane, normalizer: Normalizer, rows: slice, columns: slice
 ) -> np.ndarray:
     """Filter responses (h, w, F) of a region, seen with the surroundings its filters reach."""
     height, width = plane.shape[:2]
     y0, y1 = max(rows.start - HALO, 0), min(rows.stop + HALO, height)
     x0, x1 = max(columns.start - HALO, 0), min(columns.stop + HALO, width)
-    features = filter_bank(normalizer(np.asarray(plane[y0:y1, x0:x1])))
+    features = filter_bank(normalizer(check_finite(np.asarray(plane[y0:y1, x0:x1]))))
     return features[
         rows.start - y0 : min(rows.stop, height) - y0,
         columns.start - x0 : min(columns.stop, width) - x0,

@@ -61,7 +61,7 @@ def save_masks(
             f"The masks use the ids {unknown[:10].tolist()}, not in the class table; "
             "add them to the table or erase those pixels."
         )
-    _write_table_beside(path, classes)
+    write_table_beside(path, classes)
     ids = labels.astype(np.uint8)
     if suffix == ".png":
         _write_palette_png(path, ids.reshape(ids.shape[-2:]), classes)
@@ -96,7 +96,7 @@ def save_probabilities(
             f"Probabilities of shape {shape} do not fit {len(classes)} classes; "
             "give (K, H, W) or (P, K, H, W) with one channel per class."
         )
-    _write_table_beside(path, classes)
+    write_table_beside(path, classes)
     _write_tiff(path, probabilities.astype(np.float32), "CYX" if len(shape) == 3 else "ZCYX")
 
 
@@ -106,7 +106,14 @@ def _suffix(path: Path, allowed: tuple[str, ...]) -> str:
     return path.suffix.lower()
 
 
-def _write_table_beside(path: Path, classes: Sequence[ClassInfo]) -> None:
+def write_table_beside(path: Path, classes: Sequence[ClassInfo]) -> None:
+    """Write the class table as ``classes.json`` into the folder of `path`.
+
+    Raises
+    ------
+    InputError
+        A file of that name is there and is no class table, or it cannot be written.
+    """
     beside = path.parent / CLASSES_FILE
     if beside.exists():
         try:

@@ -296,7 +296,7 @@ def _read_tiff(path: Path, *, labels: bool) -> np.ndarray:
         _check_bytes(path, math.prod(series.shape) * np.dtype(series.dtype).itemsize)
         if labels and page.compression in (6, 7):
             _refuse_lossy(path)
-        if not _is_whole(tif, series):
+        if not is_whole(tif, series):
             raise _damaged(path)
         array, axes = series.asarray(), series.axes
         colormap = None if labels or tif.is_imagej or page.photometric != 3 else page.colormap
@@ -308,7 +308,7 @@ def _read_tiff(path: Path, *, labels: bool) -> np.ndarray:
     return planes[..., :-1] if alpha and planes.shape[-1] > 1 else planes
 
 
-def _is_whole(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> bool:
+def is_whole(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> bool:
     """Return False where tifffile would only log that pages or pixels lie beyond the end."""
     handle = tif.filehandle
     last = tif.pages.next_page_offset

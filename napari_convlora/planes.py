@@ -1,8 +1,11 @@
-"""The canonical layout of an image in memory: planes, height, width, channels (P, H, W, C)."""
+"""The canonical layout of an image: planes, height, width, channels (P, H, W, C)."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -40,11 +43,145 @@ def to_planes(
     elif not (_last_axis_is_channels(array.shape) if rgb is None else rgb):
         array = array[..., None]
     if array.ndim < 3:
-        raise InputError(
-            f"An image needs height and width, but these pixels have {array.ndim - 1} "
-            "axes besides the channels; open a 2-D image or a stack of them."
-        )
+        raise InputError(_FLAT.format(array.ndim - 1))
     return array.reshape(math.prod(array.shape[:-3]), *array.shape[-3:])
+
+
+@dataclass(frozen=True)
+class LazyPlane:
+    """One plane (H, W, C) of a `LazyPlanes`; slicing rows and columns reads them.
+
+    Parameters
+    ----------
+    planes
+        Where it is from.
+    index
+        Which plane.
+    """
+
+    planes: LazyPlanes
+    index: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C)."""
+        return self.planes.shape[1:]
+
+    @property
+    def ndim(self) -> int:
+        """3."""
+        return len(self.shape)
+
+    def __getitem__(self, window: tuple[slice, slice]) -> np.ndarray:
+        """Read ``[rows, columns]`` as (h, w, C)."""
+        return self.planes.read(self.index, *window)
+
+
+@dataclass(frozen=True, eq=False)
+class LazyPlanes:
+    """An image (P, H, W, C) of which only the windows asked for are read.
+
+    Parameters
+    ----------
+    source
+        Anything with shape, dtype and slicing: a dask or zarr array, a memory map.
+    leading
+        Axes of `source` that together count the planes.
+    y, x, channel
+        Its other axes; `channel` is None for a single channel.
+    n_channels
+        How many channels to keep; the rest is alpha.
+    """
+
+    source: Any
+    leading: tuple[int, ...]
+    y: int
+    x: int
+    channel: int | None
+    n_channels: int
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(P, H, W, C)."""
+        size = self.source.shape
+        return math.prod(size[a] for a in self.leading), size[self.y], size[self.x], self.n_channels
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the pixels."""
+        return np.dtype(self.source.dtype)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: int) -> LazyPlane:
+        """Return one plane without reading it."""
+        return LazyPlane(self, range(len(self))[index])
+
+    def __iter__(self) -> Iterator[LazyPlane]:
+        return (self[i] for i in range(len(self)))
+
+    def read(self, index: int, rows: slice, columns: slice) -> np.ndarray:
+        """Read a window (h, w, C) of plane `index`."""
+        key: list[Any] = [slice(None)] * len(self.source.shape)
+        at = np.unravel_index(index, [self.source.shape[a] for a in self.leading] or [1])
+        for axis, i in zip(self.leading, at, strict=False):
+            key[axis] = slice(int(i), int(i) + 1)
+        key[self.y], key[self.x] = rows, columns
+        if self.channel is not None:
+            key[self.channel] = slice(0, self.n_channels)
+        window = np.asarray(self.source[tuple(key)])
+        last = () if self.channel is None else (self.channel,)
+        window = window.transpose(*self.leading, self.y, self.x, *last)
+        return window.reshape(*window.shape[len(self.leading) :][:2], self.n_channels)
+
+
+_BAND = 1024
+
+Planes = np.ndarray | LazyPlanes
+"""An image (P, H, W, C), in memory or not."""
+
+
+def lazy_planes(
+    source: Any, *, rgb: bool | None = None, channel_axis: int | None = None, alpha: bool = False
+) -> LazyPlanes:
+    """Read `source` as `to_planes` would, but not before its pixels are asked for.
+
+    Parameters
+    ----------
+    source : (H, W), (..., H, W) or (..., H, W, C)
+        Anything with shape, dtype and slicing.
+    rgb, channel_axis
+        As for `to_planes`.
+    alpha
+        Whether a fourth channel is alpha, to be left out.
+
+    Raises
+    ------
+    InputError
+        As `to_planes`.
+    """
+    shape = tuple(source.shape)
+    if channel_axis is not None:
+        channel: int | None = range(len(shape))[channel_axis]
+    elif _last_axis_is_channels(shape) if rgb is None else rgb:
+        channel = len(shape) - 1
+    else:
+        channel = None
+    axes = [a for a in range(len(shape)) if a != channel]
+    if len(axes) < 2:
+        raise InputError(_FLAT.format(len(axes)))
+    n_channels = 1 if channel is None else shape[channel]
+    *leading, y, x = axes
+    return LazyPlanes(
+        source, tuple(leading), y, x, channel, min(3, n_channels) if alpha else n_channels
+    )
+
+
+_FLAT = (
+    "An image needs height and width, but these pixels have {} axes besides the channels; "
+    "open a 2-D image or a stack of them."
+)
 
 
 def drop_alpha(planes: np.ndarray) -> np.ndarray:
@@ -56,8 +193,10 @@ def drop_alpha(planes: np.ndarray) -> np.ndarray:
     return planes[..., :3] if planes.shape[-1] == 4 else planes
 
 
-def check_pixels(planes: np.ndarray, name: str = "The image") -> None:
+def check_pixels(planes: Planes, name: str = "The image") -> None:
     """Raise unless `planes` holds pixels from which something can be learnt.
+
+    Of an image that is not in memory no pixel is read; `check_finite` then looks at every window.
 
     Parameters
     ----------
@@ -72,22 +211,44 @@ def check_pixels(planes: np.ndarray, name: str = "The image") -> None:
     """
     if planes.dtype.kind not in "biuf":
         raise InputError(f"{name} holds {planes.dtype} values; convert it to integers or floats.")
-    if planes.size == 0:
+    if 0 in planes.shape:
         raise InputError(f"{name} has no pixels; open an image that has some.")
-    # Plane by plane, as the temporary mask of a whole stack may not fit in memory.
-    bad = sum(int(np.count_nonzero(~np.isfinite(plane))) for plane in planes)
+    if isinstance(planes, LazyPlanes):
+        return
+    bad = 0
+    if planes.dtype.kind == "f":
+        bad = sum(int(np.count_nonzero(~np.isfinite(band))) for band in _bands(planes))
     if bad:
-        raise InputError(
-            f"{name} has {bad} NaN or infinite values; replace them with numbers, "
-            "for example with numpy.nan_to_num, and open it again."
-        )
+        raise InputError(_NOT_FINITE.format(name, bad))
     value = planes.flat[0]
-    if all((plane == value).all() for plane in planes):
+    if all((band == value).all() for band in _bands(planes)):
         size = size_text(planes.shape[:3])
         raise InputError(
             f"{name} ({size}) has the value {value} in every pixel, so nothing can be told "
             "apart in it; open an image with contrast."
         )
+
+
+def _bands(planes: np.ndarray) -> Iterator[np.ndarray]:
+    """Cut planes into bands of rows, as a temporary mask of the whole may not fit in memory."""
+    for plane in planes:
+        for top in range(0, len(plane), _BAND):
+            yield plane[top : top + _BAND]
+
+
+def check_finite(window: np.ndarray, name: str = "The image") -> np.ndarray:
+    """Return a window of an image, or raise an `InputError` if it has NaN or infinite values."""
+    if window.dtype.kind == "f":
+        bad = int(np.count_nonzero(~np.isfinite(window)))
+        if bad:
+            raise InputError(_NOT_FINITE.format(name, bad))
+    return window
+
+
+_NOT_FINITE = (
+    "{} has {} NaN or infinite values; replace them with numbers, "
+    "for example with numpy.nan_to_num, and open it again."
+)
 
 
 def size_text(shape: tuple[int, ...]) -> str:

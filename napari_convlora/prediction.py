@@ -1,57 +1,25 @@
-"""Tiled prediction: overlapping tiles, logits blended with a smooth window."""
+"""What a model says about an image: class ids and probabilities, whole or block by block."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
 import numpy as np
-import torch
 from scipy.special import softmax
 
 from napari_convlora.adapter_file import Adapter
 from napari_convlora.backbones import Backbone
+from napari_convlora.blocks import BLOCK, Block, is_large, plan
 from napari_convlora.config import DeviceName
-from napari_convlora.data import (
-    FeatureCache,
-    Normalizer,
-    blend_window,
-    crop,
-    resize,
-    tile_starts,
-    to_rgb,
-)
-from napari_convlora.detail import DetailBranch, mix, region_features
+from napari_convlora.data import FeatureCache, Normalizer
+from napari_convlora.detail import DetailBranch, region_features
 from napari_convlora.devices import choose_device
 from napari_convlora.events import RunControl
 from napari_convlora.model import SemanticSAM
-from napari_convlora.planes import check_pixels
-
-OVERLAP = 0.25
-Y = TypeVar("Y")
-R = TypeVar("R")
-_DETAIL_BLOCK = 512
-
-
-@dataclass(frozen=True)
-class Progress:
-    """`done` of `total` tiles."""
-
-    done: int
-    total: int
-
-
-class Returning(Generic[Y, R]):
-    """Iterate over a generator and keep what it returns in `value`."""
-
-    value: R
-
-    def __init__(self, generator: Generator[Y, None, R]) -> None:
-        self._generator = generator
-
-    def __iter__(self) -> Iterator[Y]:
-        self.value = yield from self._generator
+from napari_convlora.planes import LazyPlane, Planes, check_pixels
+from napari_convlora.scorer import Progress, Scorer
+from napari_convlora.scorer import Returning as Returning
 
 
 @dataclass(frozen=True)
@@ -71,17 +39,36 @@ class Prediction:
     probabilities: np.ndarray | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class BlockPrediction:
+    """What a model says about a block.
+
+    Parameters
+    ----------
+    block
+        Where it lies.
+    labels
+        (h, w) uint8 class ids.
+    probabilities
+        (K, h, w) float32; None unless asked for.
+    """
+
+    block: Block
+    labels: np.ndarray
+    probabilities: np.ndarray | None = None
+
+
 def predict(
     adapter: Adapter,
     backbone: Backbone,
-    image: np.ndarray,
+    image: Planes,
     *,
     probabilities: bool = False,
     device: DeviceName = "auto",
     control: RunControl | None = None,
     cache: FeatureCache | None = None,
 ) -> Generator[Progress, None, Prediction | None]:
-    """Predict one image plane by plane; yields progress and returns the result.
+    """Predict one image; yields progress and returns the result.
 
     Parameters
     ----------
@@ -105,30 +92,76 @@ def predict(
     InputError
         If the image cannot be used.
     """
+    labels = np.zeros(image.shape[:3], np.uint8)
+    n_planes, *size = image.shape[:3]
+    shares = np.empty((n_planes, len(adapter.classes), *size) if probabilities else 0, np.float32)
+    scorer = prepare(adapter, backbone, image, device=device, cache=cache)
+    for step in predict_blocks(
+        scorer, adapter, plan(image.shape), probabilities=probabilities, control=control
+    ):
+        if isinstance(step, Progress):
+            yield step
+            continue
+        at = step.block
+        labels[at.plane, at.rows, at.columns] = step.labels
+        if step.probabilities is not None:
+            shares[at.plane, :, at.rows, at.columns] = step.probabilities
+    if control is not None and control.stopping:
+        return None
+    return Prediction(labels, shares if probabilities else None)
+
+
+def prepare(
+    adapter: Adapter,
+    backbone: Backbone,
+    image: Planes,
+    *,
+    device: DeviceName = "auto",
+    cache: FeatureCache | None = None,
+) -> Scorer:
+    """Check `image` and bring it together with the model; parameters and errors as `predict`.
+
+    A large image leaves `cache` alone, which could not hold its features anyway.
+    """
     check_pixels(image)
     model = adapter.build(backbone, choose_device(device))
+    features = None if is_large(image.shape) else cache
+    return Scorer(model, image, adapter.normalizer, adapter.pixel_scale, features)
+
+
+def predict_blocks(
+    scorer: Scorer,
+    adapter: Adapter,
+    blocks: Sequence[Block],
+    *,
+    probabilities: bool = False,
+    control: RunControl | None = None,
+    keep_tiles: bool = False,
+) -> Iterator[Progress | BlockPrediction]:
+    """Predict `blocks` of an image of any size; yields progress, and every block once it is done.
+
+    Parameters
+    ----------
+    scorer, adapter
+        What `prepare` returned, and what it was made from.
+    blocks
+        Those to predict, in this order; see `blocks.plan`.
+    probabilities
+        Whether to return class probabilities as well.
+    control
+        Its `stop` ends the generator.
+    keep_tiles
+        Whether further calls will ask for the neighbours of `blocks`.
+    """
     ids = np.array([c.id for c in adapter.classes], np.uint8)
-    labels = np.empty(image.shape[:3], np.uint8)
-    shares = []
-    for index, plane in enumerate(image):
-        steps = Returning(
-            plane_logits(model, plane, adapter.normalizer, adapter.pixel_scale, cache=cache)
-        )
-        for step in steps:
-            if control is not None and control.stopping:
-                return None
-            yield Progress(index * step.total + step.done, len(image) * step.total)
-        logits = steps.value
-        labels[index] = ids[logits.argmax(0)]
-        if probabilities:
-            shares.append(softmax(logits, axis=0))
-    return Prediction(labels, np.stack(shares) if probabilities else None)
-
-
-def sam_tiles(shape: tuple[int, int], side: int, overlap: float = OVERLAP) -> list[tuple[int, int]]:
-    """Corners (top, left) of the tiles that cover an image of `shape`."""
-    rows, columns = (tile_starts(extent, side, overlap) for extent in shape)
-    return [(top, left) for top in rows for left in columns]
+    for step in scorer.score(blocks, keep_tiles):
+        if control is not None and control.stopping:
+            return
+        if isinstance(step, Progress):
+            yield step
+        else:
+            shares = softmax(step.logits, axis=0) if probabilities else None
+            yield BlockPrediction(step.block, ids[step.logits.argmax(0)], shares)
 
 
 def plane_logits(
@@ -152,51 +185,29 @@ def plane_logits(
     cache
         Where the frozen features of the tiles are kept between calls.
     """
-    height, width = plane.shape[:2]
-    tile = model.backbone.spec.image_size
-    side = max(1, round(tile / pixel_scale))
-    corners = sam_tiles((height, width), side)
-    window = blend_window(side)
-    total: np.ndarray | None = None
-    weight = np.zeros((height, width), np.float32)
-    for done, (top, left) in enumerate(corners, 1):
-        square = normalizer(np.asarray(crop(plane, top, left, side)))
-        logits = _tile_logits(model, square, side, tile, cache)
-        if total is None:
-            total = np.zeros((len(logits), height, width), np.float32)
-        y0, y1 = max(top, 0), min(top + side, height)
-        x0, x1 = max(left, 0), min(left + side, width)
-        inside = np.s_[y0 - top : y1 - top, x0 - left : x1 - left]
-        total[:, y0:y1, x0:x1] += logits[:, *inside] * window[inside]
-        weight[y0:y1, x0:x1] += window[inside]
-        yield Progress(done, len(corners))
-    assert total is not None
-    total /= weight
-    if model.detail is not None:
-        detail = detail_logits(model.detail, plane, normalizer)
-        share = float(model.detail.share)
-        total = mix(torch.from_numpy(total), torch.from_numpy(detail), share).numpy()
+    scorer = Scorer(model, plane[None], normalizer, pixel_scale, cache)
+    total = np.empty(0, np.float32)
+    for step in scorer.score(plan((1, *plane.shape))):
+        if isinstance(step, Progress):
+            yield step
+            continue
+        at = step.block
+        if not total.size:
+            total = np.empty((len(step.logits), *plane.shape[:2]), np.float32)
+        total[:, at.rows, at.columns] = step.logits
     return total
 
 
-@torch.no_grad()
-def _tile_logits(
-    model: SemanticSAM, square: np.ndarray, side: int, tile: int, cache: FeatureCache | None
+def detail_logits(
+    branch: DetailBranch, plane: np.ndarray | LazyPlane, normalizer: Normalizer
 ) -> np.ndarray:
-    rgb = torch.from_numpy(np.ascontiguousarray(to_rgb(square))).movedim(-1, 0)
-    features = model.cached_prefix(resize(rgb, tile), cache)
-    logits = model.suffix(features[None]).logits[0]
-    return resize(logits.float(), side).cpu().numpy()
-
-
-def detail_logits(branch: DetailBranch, plane: np.ndarray, normalizer: Normalizer) -> np.ndarray:
     """Score one plane (H, W, C) with the detail branch alone; logits are (K, H, W) float32."""
     height, width = plane.shape[:2]
     rows = []
-    for top in range(0, height, _DETAIL_BLOCK):
+    for top in range(0, height, BLOCK):
         row = []
-        for left in range(0, width, _DETAIL_BLOCK):
-            region = np.s_[top : top + _DETAIL_BLOCK, left : left + _DETAIL_BLOCK]
+        for left in range(0, width, BLOCK):
+            region = np.s_[top : top + BLOCK, left : left + BLOCK]
             row.append(branch.logits(region_features(plane, normalizer, *region)))
         rows.append(np.concatenate(row, axis=2))
     return np.concatenate(rows, axis=1)

@@ -8,19 +8,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-
-import numpy as np
 
 from napari_convlora.adapter_file import Adapter
 from napari_convlora.annotations import LabelledImage
 from napari_convlora.backbones import Backbone, load_backbone
+from napari_convlora.blocks import Block
 from napari_convlora.config import ClassInfo, ConvLoRAError, ModelConfig, TrainConfig
 from napari_convlora.data import FeatureCache
 from napari_convlora.events import Event, Failed, Finished, RunControl, Started
-from napari_convlora.prediction import Prediction, Progress, predict
+from napari_convlora.planes import Planes
+from napari_convlora.prediction import (
+    BlockPrediction,
+    Prediction,
+    predict,
+    predict_blocks,
+    prepare,
+)
+from napari_convlora.scorer import Progress
 from napari_convlora.training import adapt
 
 
@@ -136,7 +143,7 @@ class Session:
 
     def predict(
         self,
-        image: np.ndarray,
+        image: Planes,
         control: RunControl | None = None,
         *,
         probabilities: bool = False,
@@ -148,11 +155,9 @@ class Session:
         ConvLoRAError
             If no adapter is installed, or it belongs to another backbone.
         """
-        if self.installed is None:
-            raise ConvLoRAError("There is no adapter yet; press Adapt or load an adapter first.")
         return (
             yield from predict(
-                self.installed,
+                self._adapter(),
                 self.backbone(),
                 image,
                 probabilities=probabilities,
@@ -161,3 +166,23 @@ class Session:
                 cache=self.cache,
             )
         )
+
+    def predict_blocks(
+        self, image: Planes, blocks: Sequence[Block], control: RunControl
+    ) -> Iterator[Progress | BlockPrediction]:
+        """Predict parts of a large image (P, H, W, C) with the installed adapter, in this order.
+
+        Raises
+        ------
+        ConvLoRAError
+            As `predict`.
+        """
+        adapter = self._adapter()
+        device = self.train_config.device
+        scorer = prepare(adapter, self.backbone(), image, device=device)
+        return predict_blocks(scorer, adapter, blocks, control=control)
+
+    def _adapter(self) -> Adapter:
+        if self.installed is None:
+            raise ConvLoRAError("There is no adapter yet; press Adapt or load an adapter first.")
+        return self.installed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import metadata
 
 import numpy as np
@@ -45,6 +46,16 @@ def adapter(backbone: Backbone) -> Adapter:
     *_, last = adapt(backbone, [make_scene()[0]], CLASSES, config=config)
     assert isinstance(last, Finished)
     return last.adapter
+
+
+@pytest.fixture(scope="module")
+def sparse(backbone: Backbone) -> Adapter:
+    """An adapter with few and large tiles that tells the classes of `make_scene`."""
+    config = TrainConfig(max_steps=4, views=3, detail_steps=150, device="cpu")
+    *_, last = adapt(backbone, [make_scene()[0]], CLASSES, config=config)
+    assert isinstance(last, Finished)
+    state = last.adapter.state | {"detail.share": torch.tensor(0.6)}
+    return replace(last.adapter, pixel_scale=0.25, state=state)
 
 
 @pytest.fixture

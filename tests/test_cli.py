@@ -12,6 +12,7 @@ import pytest
 import safetensors.numpy
 import tifffile
 import torch
+import zarr
 from PIL import Image
 
 from napari_convlora import cli
@@ -60,6 +61,21 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
     assert "Traceback" not in text
     assert len(text.splitlines()) == 1, text
     return text
+
+
+def test_zarr_images_are_learnt_from_and_predicted(folder: Path) -> None:
+    grey = tifffile.imread(folder / "image0.tif")
+    zarr.create_array(folder / "image0.zarr", data=grey, chunks=(40, 40))
+    images = ["--images", str(folder / "image0.zarr")]
+    assert adapt(folder, *images) == cli.DONE
+    out = folder / "masks"
+    command = ["predict", str(folder / "a.safetensors"), "--out", str(out), "--device", "cpu"]
+    assert cli.main([*command, *images]) == cli.DONE
+    from_zarr = tifffile.imread(out / "image0.tif")
+    assert cli.main([*command, "--images", str(folder / "image0.tif")]) == cli.DONE
+    np.testing.assert_array_equal(tifffile.imread(out / "image0.tif"), from_zarr)
+    assert cli.main([*command, *images, "--format", "zarr"]) == cli.DONE
+    np.testing.assert_array_equal(zarr.open_group(out / "image0.zarr")["0"][...], from_zarr)
 
 
 def test_adapt_predict_evaluate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -252,7 +252,7 @@ def test_tiles_cover_the_extent_with_overlap(extent: int, tile: int, overlap: fl
 
 @pytest.mark.parametrize("size", [1, 2, 7, 64, 1000])
 def test_blend_window_is_positive_symmetric_and_low_at_the_edge(size: int) -> None:
-    window = blend_window(size)
+    window = blend_window(size, slice(None), slice(None))
     assert window.shape == (size, size)
     assert window.dtype == np.float32
     assert (window > 0).all()

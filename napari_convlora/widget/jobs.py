@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -12,14 +13,18 @@ import cloudpickle
 import numpy as np
 
 from napari_convlora.annotations import LabelledImage
+from napari_convlora.blocks import Block, is_large, plan
 from napari_convlora.child import Job
 from napari_convlora.config import ClassInfo, ConvLoRAError, ModelConfig, TrainConfig
-from napari_convlora.events import Controls, Finished, Tiles
-from napari_convlora.planes import drop_alpha, to_planes
+from napari_convlora.events import Controls, Event, Finished, Preview, Tiles
+from napari_convlora.planes import Planes, drop_alpha, lazy_planes, to_planes
 
 if TYPE_CHECKING:
     from napari_convlora.adapter_file import Adapter
     from napari_convlora.session import Session
+
+SECONDS_BETWEEN_PARTS = 2.0
+"""napari takes a while to show a large layer anew."""
 
 SessionGetter = Callable[[], "Session"]
 """Returns the session of the process that runs the job."""
@@ -38,6 +43,8 @@ class Snapshot:
     rgb, channel_axis
         How to read `pixels`; see `to_planes`.
     annotations : (P, H, W) int
+    seen
+        What the viewer shows; a large image is predicted there first.
     """
 
     name: str
@@ -45,6 +52,7 @@ class Snapshot:
     rgb: bool
     channel_axis: int | None
     annotations: np.ndarray
+    seen: Block | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave a lazy array to the process it is sent to, unless it hangs on an open file."""
@@ -56,14 +64,22 @@ class Snapshot:
                 pixels = np.asarray(pixels)
         return self.__dict__ | {"pixels": pixels}
 
-    def planes(self) -> np.ndarray:
-        """Return the pixels as (P, H, W, C)."""
+    def planes(self) -> Planes:
+        """Return the pixels as (P, H, W, C); a large lazy array stays lazy."""
+        if not isinstance(self.pixels, np.ndarray):
+            lazy = lazy_planes(
+                self.pixels, rgb=self.rgb, channel_axis=self.channel_axis, alpha=self.rgb
+            )
+            if is_large(lazy.shape):
+                return lazy
         planes = to_planes(np.asarray(self.pixels), rgb=self.rgb, channel_axis=self.channel_axis)
         return drop_alpha(planes) if self.rgb else planes
 
-    def labelled(self) -> LabelledImage:
-        """Return what the engine learns from."""
-        return LabelledImage(self.planes(), self.annotations, name=self.name)
+    def labelled(self) -> list[tuple[Block, LabelledImage]]:
+        """Return what the engine learns from, and where it lies; see `labelled_parts`."""
+        from napari_convlora.sampling import labelled_parts
+
+        return labelled_parts(self.planes(), self.annotations, self.name)
 
 
 @dataclass(frozen=True)
@@ -96,6 +112,18 @@ class Predicted:
     labels: np.ndarray | None
 
 
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """Class ids (h, w) of parts of a large image, as they come."""
+
+    parts: Sequence[tuple[Block, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class AllParts:
+    """All parts of a large image have come."""
+
+
 def warm_up(session: SessionGetter, controls: Controls) -> Iterator[Any]:
     """Import the engine, look for checkpoints, and load the backbone that is chosen first.
 
@@ -117,12 +145,13 @@ def adapt(snapshots: Sequence[Snapshot], classes: Sequence[ClassInfo], recipe: R
 
     def job(session: SessionGetter, controls: Controls) -> Iterator[Any]:
         state = _prepare(session, recipe)
-        images = [snapshot.labelled() for snapshot in snapshots]
+        first, *others = (snapshot.labelled() for snapshot in snapshots)
+        images = [part for _, part in sum(others, first)]
         event = None
         for event in state.run_round(images, classes, controls.training):
-            yield event
+            yield _in_place(event, snapshots[0], [where for where, _ in first])
         if isinstance(event, Finished):
-            yield from _predict(state, images[0].image, controls)
+            yield from _predict(state, snapshots[0], controls)
 
     return job
 
@@ -131,7 +160,7 @@ def predict(snapshot: Snapshot, recipe: Recipe) -> Job:
     """Predict one image with the installed adapter."""
 
     def job(session: SessionGetter, controls: Controls) -> Iterator[Any]:
-        yield from _predict(_prepare(session, recipe), snapshot.planes(), controls)
+        yield from _predict(_prepare(session, recipe), snapshot, controls)
 
     return job
 
@@ -151,7 +180,7 @@ def load(path: Path, snapshot: Snapshot | None, recipe: Recipe) -> Job:
         state.install(adapter)
         yield Loaded(adapter)
         if snapshot is not None:
-            yield from _predict(state, snapshot.planes(), controls)
+            yield from _predict(state, snapshot, controls)
 
     return job
 
@@ -169,10 +198,42 @@ def _available() -> list[str]:
     return [name for name, path in available_backbones().items() if path is not None]
 
 
-def _predict(state: Session, planes: np.ndarray, controls: Controls) -> Iterator[Any]:
+def _in_place(event: Event, snapshot: Snapshot, places: Sequence[Block]) -> Event | Parts:
+    """Turn the preview of a part of a large image into what it shows of the image."""
+    if not isinstance(event, Preview) or not is_large(snapshot.annotations.shape):
+        return event
+    here = [places[event.image]] if event.image < len(places) else []
+    return Parts([(where, event.labels) for where in here])
+
+
+def _predict(state: Session, snapshot: Snapshot, controls: Controls) -> Iterator[Any]:
     from napari_convlora.prediction import Returning
 
+    planes = snapshot.planes()
+    if is_large(planes.shape):
+        yield from _predict_large(state, planes, snapshot.seen, controls)
+        return
     steps = Returning(state.predict(planes, controls.predicting))
     for tile in steps:
         yield Tiles(tile.done, tile.total)
     yield Predicted(None if steps.value is None else steps.value.labels)
+
+
+def _predict_large(
+    state: Session, planes: Planes, seen: Block | None, controls: Controls
+) -> Iterator[Any]:
+    """Predict block by block, what the viewer shows first."""
+    from napari_convlora.scorer import Progress
+
+    waiting: list[tuple[Block, np.ndarray]] = []
+    last = 0.0
+    for step in state.predict_blocks(planes, plan(planes.shape, seen), controls.predicting):
+        if isinstance(step, Progress):
+            yield Tiles(step.done, step.total)
+            continue
+        waiting.append((step.block, step.labels))
+        if time.monotonic() - last >= SECONDS_BETWEEN_PARTS:
+            yield Parts(waiting)
+            waiting, last = [], time.monotonic()
+    yield Parts(waiting)
+    yield Predicted(None) if controls.predicting.stopping else AllParts()

@@ -13,6 +13,7 @@ import numpy as np
 from napari.layers import Image, Labels
 
 from napari_convlora.annotations import merge_corrections, protect
+from napari_convlora.blocks import Block
 from napari_convlora.config import ClassInfo, InputError
 from napari_convlora.widget import class_colours
 from napari_convlora.widget.jobs import Snapshot
@@ -57,6 +58,7 @@ class ImageLayers:
         self.prediction: Labels | None = None
         self._written = np.empty(0, np.uint8)
         self._edited = False
+        self._late: list[tuple[Block, np.ndarray]] = []
         self._stroke: StrokeWatch | None = None
 
     @property
@@ -183,7 +185,25 @@ class ImageLayers:
         """Return a copy that includes the corrections made on the prediction."""
         self.collect_corrections()
         painted = self.painted().copy()
-        return Snapshot(self.image.name, self.pixels, self.image.rgb, self.channel_axis, painted)
+        return Snapshot(
+            self.image.name,
+            self.pixels,
+            self.image.rgb,
+            self.channel_axis,
+            painted,
+            self.seen(),
+        )
+
+    def seen(self) -> Block:
+        """Return the part of the image that the viewer shows."""
+        ours = (self.prediction, self.annotations)
+        layer = next((one for one in ours if one in self.viewer.layers), self.image)
+        corners = layer.corner_pixels
+        if layer.multiscale:  # what napari has loaded, which may be more than it shows
+            corners = corners * layer.downsample_factors[layer.data_level]
+        spatial = [a for a in range(len(self.shape)) if a != self.channel_axis][-2:]
+        (top, left), (bottom, right) = corners[:, spatial].round().astype(int).tolist()
+        return Block(self.plane(), top, left, bottom - top + 1, right - left + 1)
 
     def collect_corrections(self) -> int:
         """Turn edits of the prediction into annotations; returns how many pixels changed.
@@ -263,6 +283,22 @@ class ImageLayers:
         self._put(part, protect(labels.reshape(self._written[part].shape), self.painted()[part]))
         return True
 
+    def show_parts(self, parts: Sequence[tuple[Block, np.ndarray]]) -> None:
+        """Write class ids (h, w) of parts of the image into the prediction layer, as `show`."""
+        self._late.extend(parts)
+        if self._stroke is not None and self._stroke.active:
+            self._stroke.afterwards(lambda: self.show_parts(()))
+            return
+        self.prepare_prediction()
+        self.collect_corrections()
+        painted, late, self._late = self.painted(), self._late, []
+        for block, labels in late:
+            at = block.plane, block.rows, block.columns
+            self._view()[at] = self._written[at] = protect(labels, painted[at])
+        self._forget_undo()
+        assert self.prediction is not None
+        self.prediction.refresh()
+
     def _new(self, role: str) -> Labels:
         taken = any(layer.name == role for layer in self.viewer.layers)
         name = f"{role} of {self.image.name}" if taken else role
@@ -276,7 +312,8 @@ class ImageLayers:
     def _watch(self, layer: Labels) -> None:
         self.prediction = layer
         self._written = np.zeros(self.planes_shape, np.uint8)
-        np.copyto(self._written, self._view(), casting="unsafe")
+        if self._view().any():  # memory of zeros is not taken before it is written to
+            np.copyto(self._written, self._view(), casting="unsafe")
         self._stroke = StrokeWatch(layer)
         layer.events.paint.connect(self._on_edit)
 

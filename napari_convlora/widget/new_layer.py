@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from napari.layers import Image, Labels
 
+from napari_convlora.blocks import is_large
 from napari_convlora.config import ClassInfo
 from napari_convlora.widget import class_colours
 
@@ -46,7 +48,7 @@ def labels_like(
         translate[channel_axis] += scale[channel_axis] * (n - 1) / 2
         scale[channel_axis] *= n
     return Labels(
-        np.zeros(shape, np.int32),
+        np.zeros(shape, np.uint8 if is_large([math.prod(shape)]) else np.int32),  # ids end at 255
         name=name,
         scale=scale,
         translate=translate,

@@ -230,6 +230,11 @@ class Workflow(QObject):
                 self.tiled.emit(message)
             case jobs.Predicted():
                 self._install(message.labels)
+            case jobs.Parts() if self._target is not None:
+                self._target.show_parts(message.parts)
+                self.changed.emit()
+            case jobs.AllParts() if self._outcome in ("", _LOADED):
+                self._outcome = _PREDICTED
 
     def _learning_from(self, message: events.Started) -> str:
         names = {info.id: info.name for info in self.images.classes}

@@ -1,0 +1,103 @@
+"""Memory and time per pixel of predicting images of growing size, with a tiny random backbone.
+
+    python benchmarks/large_images.py --sizes 5120 10240 20480
+
+Every image is a zarr of random uint8, predicted in a process of its own into a tiled TIFF. Memory
+is the peak above what that process held before, with everything imported and the model loaded.
+The floor is the time that the tiles and the filter responses take that no way of cutting the image
+into blocks can do without, measured on a sample: each tile once, each pixel's filters once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import torch
+from common_large import save_adapter, save_image
+
+from napari_convlora import large
+from napari_convlora.adapter_file import Adapter
+from napari_convlora.backbones.testing import random_backbone
+from napari_convlora.blocks import plan
+from napari_convlora.detail import filter_bank
+from napari_convlora.events import RunControl
+from napari_convlora.prediction import prepare
+from napari_convlora.scorer import Scorer
+from napari_convlora.stores import open_image
+
+
+def floor_seconds(scorer: Scorer) -> float:
+    """Seconds that the necessary tiles and filters of the whole image take."""
+    blocks = plan(scorer.image.shape)
+    corners = sorted({corner for b in blocks for corner in scorer.corners(b)})
+    plane = scorer.image[0]
+    start = time.perf_counter()
+    sample = corners[:: max(1, len(corners) // 40)]
+    for top, left in sample:
+        scorer._tile(plane, top, left)
+    tiles = (time.perf_counter() - start) / len(sample) * len(corners)
+    assert scorer.model.detail is not None
+    start = time.perf_counter()
+    sample_blocks = blocks[:: max(1, len(blocks) // 8)]
+    for block in sample_blocks:
+        features = filter_bank(scorer.normalizer(plane[block.rows, block.columns]))
+        scorer.model.detail.logits(features)
+    return tiles + (time.perf_counter() - start) / len(sample_blocks) * len(blocks)
+
+
+def measure(folder: Path, side: int) -> None:
+    """Predict one image and print what it took as JSON; runs in a process of its own."""
+    torch.set_num_threads(1)
+    paths = folder / "a.safetensors", folder / f"{side}.zarr"
+    adapter, backbone, image = Adapter.load(paths[0]), random_backbone(), open_image(paths[1])
+    task = large.task(*paths, "random_tiny", "cpu")
+    scorer = prepare(adapter, backbone, image, device="cpu")
+    necessary = len({c for b in plan(image.shape) for c in scorer.corners(b)})
+    idle = psutil.Process().memory_info().rss
+    start = time.perf_counter()
+    steps = large.predict_file(task, adapter, backbone, image, folder / "out.tif", RunControl())
+    computed = sum(1 for _ in steps)
+    seconds = time.perf_counter() - start
+    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - idle
+    floor = floor_seconds(scorer)
+    print(json.dumps([seconds, floor, peak / 1e6, computed / necessary]))
+
+
+def main() -> None:
+    """Measure every size and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[5120, 10240, 20480])
+    parser.add_argument("--measure", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        measure(options.folder, options.measure)
+        return
+    print("| side | s | s per Mpx | floor, s per Mpx | MB above idle | tiles / necessary |")
+    print("|---|---|---|---|---|---|", flush=True)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save_adapter(folder / "a.safetensors")
+        for side in options.sizes:
+            save_image(folder / f"{side}.zarr", side)
+            command = [sys.executable, __file__, "--measure", str(side), "--folder", name]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            seconds, floor, peak, ratio = json.loads(done.stdout)
+            mega = side**2 / 1e6
+            print(
+                f"| {side} | {seconds:.0f} | {seconds / mega:.2f} | {floor / mega:.2f} "
+                f"| {peak:.0f} | {ratio:.3f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Blocks predicted by the workers of a dask cluster, each of which loads the model once."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import numpy as np
+import torch
+
+from napari_convlora.adapter_file import Adapter
+from napari_convlora.backbones import load_backbone
+from napari_convlora.blocks import Block
+from napari_convlora.config import ConvLoRAError, DeviceName, InputError
+from napari_convlora.events import RunControl
+from napari_convlora.prediction import BlockPrediction, predict_blocks, prepare
+from napari_convlora.scorer import Progress, Scorer
+from napari_convlora.stores import open_image
+
+_CONNECT_SECONDS = 10
+_LOOK_SECONDS = 0.2
+_one_at_a_time = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker predicts; every worker must find the files under the same paths.
+
+    Parameters
+    ----------
+    adapter, image
+        Absolute paths.
+    backbone
+        Name or path of the adapter's backbone.
+    device
+        Where each worker computes.
+    version
+        Differs when the files have changed, so that they are read again.
+    """
+
+    adapter: Path
+    image: Path
+    backbone: str
+    device: DeviceName
+    version: str
+
+
+def predict_on(
+    address: str, task: Task, blocks: Sequence[Block], control: RunControl
+) -> Iterator[Progress | BlockPrediction]:
+    """Predict `blocks` on a cluster; yields each as it arrives, in any order.
+
+    The blocks of a worker that is lost are predicted by others. Labels are the same bit for bit as
+    those of one process on such a machine with as many threads as a worker.
+
+    Parameters
+    ----------
+    address
+        Of the scheduler, such as ``tcp://host:8786``.
+    task
+        What to predict.
+    blocks
+        Which parts, neighbours one after another.
+    control
+        Its `stop` ends the generator and cancels what has not begun.
+
+    Raises
+    ------
+    ConvLoRAError
+        dask.distributed is not installed, no scheduler answers, it has no workers, or a worker
+        cannot predict.
+    """
+    if not blocks:
+        return
+    with _connect(address) as client:
+        workers = sorted(client.nthreads())
+        if not workers:
+            raise InputError(f"{address} has no workers; start some with: dask worker {address}.")
+        finished: SimpleQueue[Any] = SimpleQueue()
+        waiting = {}
+        for i, block in enumerate(blocks):
+            # Neighbours share tiles, so each worker gets a stretch of them; others may help.
+            worker = workers[i * len(workers) // len(blocks)]
+            future = client.submit(
+                _predict_block, task, block, workers=[worker], allow_other_workers=True, pure=False
+            )
+            future.add_done_callback(finished.put)
+            waiting[future] = block
+        while waiting:
+            try:
+                future = finished.get(timeout=_LOOK_SECONDS)
+            except Empty:
+                future = None
+            if control.stopping:
+                client.cancel(list(waiting), force=True)
+                return
+            if future is not None:
+                block = waiting.pop(future)
+                yield BlockPrediction(block, _result(future))
+                yield Progress(len(blocks) - len(waiting), len(blocks))
+
+
+def _connect(address: str) -> Any:
+    try:
+        distributed = importlib.import_module("distributed")
+    except ImportError as error:
+        raise ConvLoRAError(
+            "--scheduler needs dask.distributed; run: pip install 'napari-convlora[distributed]'."
+        ) from error
+    try:
+        return distributed.Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
+    except (OSError, ValueError) as error:  # timeouts are OSErrors
+        raise InputError(
+            f"No dask scheduler answers at {address}; start one with: dask scheduler."
+        ) from error
+
+
+def _result(future: Any) -> np.ndarray:
+    try:
+        return future.result()
+    except ConvLoRAError:
+        raise
+    except Exception as error:  # whatever a worker may raise, a cancelled future included
+        raise ConvLoRAError(
+            f"The cluster could not go on ({type(error).__name__}: {str(error)[:200]}); blocks "
+            "finished so far are kept, so run the same command again."
+        ) from error
+
+
+def _predict_block(task: Task, block: Block) -> np.ndarray:
+    """Labels (h, w) uint8 of a block; runs on a worker."""
+    with _one_at_a_time:  # torch has threads of its own
+        scorer, adapter = _load(task)
+        *_, last = predict_blocks(scorer, adapter, [block], keep_tiles=True)
+    assert isinstance(last, BlockPrediction)
+    return last.labels
+
+
+@functools.lru_cache(maxsize=1)
+def _load(task: Task) -> tuple[Scorer, Adapter]:
+    # One block at a time takes all threads of the worker, and as many everywhere: another number
+    # of threads adds in another order.
+    torch.set_num_threads(importlib.import_module("distributed").get_worker().state.nthreads)
+    adapter = Adapter.load(task.adapter)
+    image = open_image(task.image)
+    return prepare(adapter, load_backbone(task.backbone), image, device=task.device), adapter

@@ -1,0 +1,107 @@
+"""Predicting an image of any size into a file, with a kill or Ctrl-C costing no finished block."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from napari_convlora import __version__, stores
+from napari_convlora.adapter_file import Adapter
+from napari_convlora.backbones import Backbone
+from napari_convlora.blocks import BLOCK, plan
+from napari_convlora.cluster import Task, predict_on
+from napari_convlora.config import DeviceName
+from napari_convlora.events import RunControl
+from napari_convlora.export import write_table_beside
+from napari_convlora.planes import Planes
+from napari_convlora.prediction import predict_blocks, prepare
+from napari_convlora.scorer import Progress
+
+
+def task(adapter: Path, image: Path, backbone: str, device: DeviceName = "auto") -> Task:
+    """Describe a prediction, so that a later run knows whether it may go on with this one.
+
+    Parameters
+    ----------
+    adapter, image
+        Their files.
+    backbone
+        Name or path of the adapter's backbone.
+    device
+        Where to compute.
+    """
+    status = image.stat()
+    version = {
+        "adapter": hashlib.sha256(adapter.read_bytes()).hexdigest(),
+        "image": [str(image.resolve()), status.st_size, status.st_mtime_ns],
+        "block": BLOCK,
+        "version": __version__,
+    }
+    return Task(adapter.resolve(), image.resolve(), backbone, device, json.dumps(version))
+
+
+def predict_file(
+    task: Task,
+    adapter: Adapter,
+    backbone: Backbone | None,
+    image: Planes,
+    path: Path,
+    control: RunControl,
+    scheduler: str | None = None,
+) -> Iterator[Progress]:
+    """Predict the blocks that are still missing, and write the whole once none is.
+
+    Until then the blocks are in a hidden folder beside `path`. A run that was killed or stopped is
+    resumed by calling this again.
+
+    Parameters
+    ----------
+    task
+        What is predicted.
+    adapter, backbone, image
+        What `task` names, loaded; `backbone` may be None where workers load it.
+    path
+        ``.tif`` for a tiled TIFF, ``.zarr`` for an OME-Zarr.
+    control
+        Its `stop` ends the generator.
+    scheduler
+        Address of a dask scheduler whose workers predict, instead of this process.
+
+    Yields
+    ------
+    Progress
+        Of what was missing, in tiles, or in blocks on a cluster.
+
+    Raises
+    ------
+    ConvLoRAError
+        Unfinished blocks there are of something else, the image cannot be used, a file cannot be
+        written, or the cluster cannot go on.
+    """
+    if path.suffix == ".zarr":
+        stores.check_replaceable(path)
+    folder = path.with_name(f".{path.name}.unfinished")
+    store = stores.open_labels(folder, image.shape, task.version)
+    blocks = store.missing(plan(image.shape))
+    if scheduler is not None:
+        steps = predict_on(scheduler, task, blocks, control)
+    else:
+        assert backbone is not None
+        scorer = prepare(adapter, backbone, image, device=task.device)
+        steps = predict_blocks(scorer, adapter, blocks, control=control)
+    for step in steps:
+        if isinstance(step, Progress):
+            yield step
+        else:
+            store.write(step.block, step.labels)
+    if store.missing(blocks):
+        return
+    write_table_beside(path, adapter.classes)
+    if path.suffix == ".zarr":
+        stores.save_zarr(store, path, adapter.classes)
+    else:
+        stores.save_tiff(store, path)
+        shutil.rmtree(store.folder)

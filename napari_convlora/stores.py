@@ -1,0 +1,328 @@
+"""Images too large for memory: read by windows, and their labels written block by block."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+import zarr
+
+from napari_convlora.blocks import BLOCK, Block, is_large
+from napari_convlora.config import ClassInfo, InputError
+from napari_convlora.files import atomic_write, is_whole, read_image
+from napari_convlora.planes import LazyPlanes, Planes, lazy_planes
+
+_KEY = "napari_convlora"
+_MAX_CHUNK = 256 * 1024**2
+"""Bytes of a piece of a file that can only be decoded as a whole."""
+
+_SMALLEST = 1024
+"""Longer side in pixels at which an OME-Zarr needs no smaller copy."""
+
+
+def open_image(path: Path) -> Planes:
+    """Open an image: one that is large, or a zarr, is read where and when it is looked at.
+
+    Parameters
+    ----------
+    path
+        A zarr array, an OME-Zarr (its level of full resolution), or any file of `read_image`.
+
+    Raises
+    ------
+    InputError
+        As `read_image`.
+    """
+    lazy = None
+    try:
+        if path.is_dir():
+            lazy = _open_zarr(path)
+        elif path.is_file() and path.stat().st_size:
+            lazy = _open_npy(path) if path.suffix.lower() == ".npy" else _open_tiff(path)
+    except InputError:
+        raise
+    except Exception as error:  # decoders of damaged files raise nearly anything
+        raise InputError(
+            f"'{path.name}' cannot be read ({str(error) or type(error).__name__:.200}); "
+            "give an image file, a zarr array or an OME-Zarr."
+        ) from error
+    return read_image(path) if lazy is None else lazy
+
+
+def _open_zarr(path: Path) -> LazyPlanes:
+    node: Any = zarr.open(path, mode="r")
+    names: Any = None
+    if isinstance(node, zarr.Group):
+        attributes: Any = node.attrs.asdict()
+        if "bioformats2raw.layout" in attributes.get("ome", attributes):
+            node = node["0"]
+            attributes = node.attrs.asdict()
+        scales = attributes.get("ome", attributes).get("multiscales")
+        if not scales:
+            raise InputError(
+                f"'{path.name}' is a zarr group without OME-Zarr metadata; give the path of one "
+                "of its arrays."
+            )
+        axes = scales[0].get("axes", list("tczyx"))
+        names = [axis["name"] if isinstance(axis, dict) else axis for axis in axes]
+        node = node[scales[0]["datasets"][0]["path"]]
+    elif node.metadata.zarr_format == 3:
+        names = node.metadata.dimension_names
+    if names is not None and all(isinstance(n, str) and len(n) == 1 for n in names):
+        return _by_letters(node, "".join(names).upper())
+    return lazy_planes(node)
+
+
+def _open_npy(path: Path) -> LazyPlanes | None:
+    planes = lazy_planes(np.load(path, mmap_mode="r", allow_pickle=False))
+    return planes if is_large(planes.shape) else None
+
+
+def _open_tiff(path: Path) -> LazyPlanes | None:
+    """Open a large TIFF whose pieces are small; None for any other file."""
+    try:
+        tif = tifffile.TiffFile(path)
+    except tifffile.TiffFileError:
+        return None
+    series = tif.series[0]
+    page = series.keyframe
+    palette = page.photometric == tifffile.PHOTOMETRIC.PALETTE and not tif.is_imagej
+    if palette or not is_large([math.prod(series.shape)]) or not is_whole(tif, series):
+        tif.close()
+        return None
+    if series.dataoffset is not None:
+        tif.close()
+        array: Any = tifffile.memmap(path, mode="r")
+    else:
+        array = zarr.open_array(series.aszarr(level=0), mode="r")
+        if math.prod(array.chunks) * array.dtype.itemsize > _MAX_CHUNK:
+            tif.close()
+            return None
+    extra = page.extrasamples
+    alpha = "S" in series.axes and bool(extra) and extra[-1] in (1, 2)
+    planes = _by_letters(array, series.axes, alpha=alpha)
+    if is_large(planes.shape):
+        return planes
+    tif.close()
+    return None
+
+
+def _by_letters(source: Any, letters: str, alpha: bool = False) -> LazyPlanes:
+    """Planes of an array of which a letter is known for each axis."""
+    if "Y" not in letters or "X" not in letters or set(letters) & set("QI"):
+        return lazy_planes(source)
+    channel = next((letters.index(letter) for letter in "SC" if letter in letters), None)
+    y, x = letters.index("Y"), letters.index("X")
+    leading = tuple(a for a in range(len(letters)) if a not in (y, x, channel))
+    n_channels = 1 if channel is None else source.shape[channel] - alpha
+    return LazyPlanes(source, leading, y, x, channel, n_channels)
+
+
+@dataclass(frozen=True)
+class LabelStore:
+    """Labels on disk, block by block; what is written survives a kill.
+
+    A block is written whole or not at all, so those that exist are those that are done.
+
+    Parameters
+    ----------
+    folder
+        A zarr group; its array ``0`` has chunks of one block.
+    shape
+        (P, H, W).
+    """
+
+    folder: Path
+    shape: tuple[int, int, int]
+
+    @property
+    def array(self) -> Any:
+        """The zarr array (H, W), or (P, H, W) of several planes, uint8."""
+        return zarr.open_array(self.folder / "0", mode="r+")
+
+    def missing(self, blocks: Sequence[Block]) -> list[Block]:
+        """Those of `blocks` that are not written yet."""
+        return [b for b in blocks if not self._chunk(b).exists()]
+
+    def write(self, block: Block, labels: np.ndarray) -> None:
+        """Write class ids (h, w) of a block, all of them 1 or more."""
+        try:
+            self.array[self._at(block)] = labels
+        except OSError as error:
+            raise InputError(
+                f"'{self.folder}' cannot be written ({error.strerror}); free some space and run "
+                "the same command again to go on."
+            ) from error
+
+    def read(self, block: Block) -> np.ndarray:
+        """Class ids (h, w) of a block."""
+        return self.array[self._at(block)]
+
+    def _at(self, block: Block) -> tuple[Any, ...]:
+        plane = () if self.shape[0] == 1 else (block.plane,)
+        return (*plane, block.rows, block.columns)
+
+    def _chunk(self, block: Block) -> Path:
+        plane = () if self.shape[0] == 1 else (block.plane,)
+        where = (*plane, block.top // BLOCK, block.left // BLOCK)
+        return self.folder.joinpath("0", "c", *map(str, where))
+
+
+def open_labels(folder: Path, shape: Sequence[int], identity: str) -> LabelStore:
+    """Create a store of labels (P, H, W), or go on with the one that an earlier run left behind.
+
+    Parameters
+    ----------
+    folder
+        Its place; the folder above must exist.
+    shape
+        (P, H, W).
+    identity
+        What the labels come from: image, adapter and settings, in words or hashes.
+
+    Raises
+    ------
+    InputError
+        The folder holds labels of another identity, or cannot be written.
+    """
+    store = LabelStore(folder, (shape[0], shape[1], shape[2]))
+    try:
+        if (folder / "0" / "zarr.json").exists():
+            if zarr.open_group(folder, mode="r").attrs.get(_KEY) != identity:
+                raise InputError(
+                    f"'{folder}' holds part of a prediction with another adapter, image or "
+                    "setting; delete that folder, or choose another --out."
+                )
+            return store
+        flat = store.shape[1:] if store.shape[0] == 1 else store.shape
+        zarr.create_group(folder, attributes={_KEY: identity}, overwrite=True)
+        _create(folder / "0", flat)
+    except OSError as error:
+        raise InputError(
+            f"'{folder}' cannot be written ({error.strerror}); choose a folder you may write to."
+        ) from error
+    return store
+
+
+def _create(path: Path, shape: tuple[int, ...]) -> Any:
+    return zarr.create_array(
+        path,
+        shape=shape,
+        chunks=(*(1,) * (len(shape) - 2), BLOCK, BLOCK),
+        dtype=np.uint8,
+        dimension_names=_axes(shape),
+    )
+
+
+def _axes(shape: tuple[int, ...]) -> str:
+    return "zyx"[-len(shape) :]
+
+
+def save_tiff(store: LabelStore, path: Path) -> None:
+    """Write a finished store as a tiled, zlib-compressed TIFF, which appears once it is whole."""
+    array = store.array
+
+    def tiles() -> Iterator[np.ndarray]:
+        steps = (range(0, n, BLOCK) for n in store.shape[1:])
+        for plane, top, left in itertools.product(range(store.shape[0]), *steps):
+            yield store.read(Block(plane, top, left, BLOCK, BLOCK))
+
+    with atomic_write(path) as file:
+        tifffile.imwrite(
+            file,
+            tiles(),
+            shape=array.shape,
+            dtype=np.uint8,
+            tile=(BLOCK, BLOCK),
+            photometric="minisblack",
+            metadata={"axes": _axes(array.shape).upper()},
+            compression="zlib",
+            bigtiff=array.nbytes > 3_900_000_000,
+        )
+
+
+def check_replaceable(path: Path) -> None:
+    """Raise an `InputError` if an OME-Zarr at `path` would replace something that is not ours."""
+    if path.exists() and not (path.is_dir() and _ours(path)):
+        raise InputError(f"'{path}' exists and is not a prediction; choose another --out.")
+
+
+def _ours(path: Path) -> bool:
+    try:
+        return _KEY in zarr.open_group(path, mode="r").attrs
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def save_zarr(store: LabelStore, path: Path, classes: Sequence[ClassInfo]) -> None:
+    """Turn a finished store into an OME-Zarr (OME-NGFF 0.5) with smaller copies, at `path`.
+
+    Parameters
+    ----------
+    store
+        Moved, so that it cannot be used any more.
+    path
+        An older prediction there is replaced.
+    classes
+        Whose colours the image shows.
+    """
+    levels = [store.array]
+    while max(levels[-1].shape[-2:]) > _SMALLEST:
+        levels.append(_half(levels[-1], store.folder / str(len(levels))))
+    group = zarr.open_group(store.folder, mode="r+")
+    group.attrs["ome"] = _ome(levels[0].ndim, len(levels), path.stem, classes)
+    check_replaceable(path)
+    old = store.folder.with_name(f"{store.folder.name}-old")
+    if path.exists():
+        path.rename(old)
+    store.folder.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _half(array: Any, path: Path) -> Any:
+    """Every other pixel of `array`, as an array at `path`."""
+    shape = (*array.shape[:-2], *(-(-n // 2) for n in array.shape[-2:]))
+    shutil.rmtree(path, ignore_errors=True)
+    half = _create(path, shape)
+    steps = (range(0, n, step) for n, step in zip(shape, half.chunks, strict=True))
+    for *plane, top, left in itertools.product(*steps):
+        window = array[(*plane, *(slice(2 * i, 2 * (i + BLOCK), 2) for i in (top, left)))]
+        half[(*plane, slice(top, top + BLOCK), slice(left, left + BLOCK))] = window
+    return half
+
+
+def _ome(n_axes: int, n_levels: int, name: str, classes: Sequence[ClassInfo]) -> dict[str, Any]:
+    planes = [1.0] * (n_axes - 2)
+    return {
+        "version": "0.5",
+        "multiscales": [
+            {
+                "name": name,
+                "axes": [{"name": letter, "type": "space"} for letter in "zyx"[-n_axes:]],
+                "datasets": [
+                    {
+                        "path": str(i),
+                        "coordinateTransformations": [
+                            {"type": "scale", "scale": [*planes, 2.0**i, 2.0**i]}
+                        ],
+                    }
+                    for i in range(n_levels)
+                ],
+                "type": "nearest",
+            }
+        ],
+        "image-label": {
+            "version": "0.5",
+            "colors": [
+                {"label-value": info.id, "rgba": [*bytes.fromhex(info.colour[1:]), 255]}
+                for info in classes
+            ],
+        },
+    }

@@ -1,0 +1,222 @@
+"""Large images are read by windows, and labels are written block by block."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import zarr
+
+from napari_convlora import blocks, stores
+from napari_convlora.annotations import default_classes
+from napari_convlora.blocks import Block, plan
+from napari_convlora.config import InputError
+from napari_convlora.files import read_image
+from napari_convlora.planes import LazyPlanes
+from napari_convlora.stores import open_image, open_labels, save_tiff, save_zarr
+
+CLASSES = default_classes(3)
+
+
+@pytest.fixture
+def everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "LARGE", 1000)
+
+
+def noise(*shape: int, dtype: str = "uint8") -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 200, shape).astype(dtype)
+
+
+def whole(image: LazyPlanes) -> np.ndarray:
+    return np.stack([plane[0 : image.shape[1], 0 : image.shape[2]] for plane in image])
+
+
+def write_ome_zarr(path: Path, array: np.ndarray, axes: str, version: str = "0.5") -> None:
+    new = version == "0.5"
+    scales = [
+        {
+            "axes": [{"name": a} for a in axes],
+            "datasets": [{"path": "full"}, {"path": "half"}],
+        }
+    ]
+    attributes = {"ome": {"multiscales": scales}} if new else {"multiscales": scales}
+    zarr.create_group(path, zarr_format=3 if new else 2, attributes=attributes)
+    for name in ("full", "half"):
+        data = array if name == "full" else array[..., ::2, ::2]
+        made = zarr.create_array(
+            path / name,
+            shape=data.shape,
+            dtype=data.dtype,
+            chunks=tuple(min(16, n) for n in data.shape),
+            zarr_format=3 if new else 2,
+        )
+        made[...] = data
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("shape", [(40, 50), (40, 50, 3), (5, 40, 50), (2, 3, 40, 50)])
+def test_a_zarr_array_reads_as_an_array_would(
+    tmp_path: Path, shape: tuple[int, ...], zarr_format: int
+) -> None:
+    array = noise(*shape, dtype="uint16")
+    np.save(tmp_path / "a.npy", array)
+    made = zarr.create_array(
+        tmp_path / "a.zarr",
+        shape=shape,
+        dtype=array.dtype,
+        chunks=tuple(min(16, n) for n in shape),
+        zarr_format=zarr_format,
+    )
+    made[...] = array
+    image = open_image(tmp_path / "a.zarr")
+    assert isinstance(image, LazyPlanes)
+    expected = read_image(tmp_path / "a.npy")
+    assert image.shape == expected.shape
+    assert image.dtype == expected.dtype
+    np.testing.assert_array_equal(whole(image), expected)
+    np.testing.assert_array_equal(image[-1][5:9, 30:80], expected[-1][5:9, 30:80])
+    with pytest.raises(IndexError):
+        image[len(image)]
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_an_ome_zarr_is_read_at_full_resolution_by_its_axes(tmp_path: Path, version: str) -> None:
+    array = noise(2, 3, 40, 50)
+    write_ome_zarr(tmp_path / "a.zarr", array, "tcyx", version)
+    image = open_image(tmp_path / "a.zarr")
+    assert image.shape == (2, 40, 50, 3)
+    np.testing.assert_array_equal(whole(image), np.moveaxis(array, 1, -1))
+
+
+def test_a_bioformats_container_opens_its_first_image(tmp_path: Path) -> None:
+    zarr.create_group(tmp_path / "a.zarr", attributes={"ome": {"bioformats2raw.layout": 3}})
+    array = noise(40, 50)
+    write_ome_zarr(tmp_path / "a.zarr" / "0", array, "yx")
+    np.testing.assert_array_equal(whole(open_image(tmp_path / "a.zarr"))[0, ..., 0], array)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ((200, 300), {"tile": (64, 64)}),
+        ((200, 300), {"rowsperstrip": 16}),
+        ((200, 300, 3), {"tile": (64, 64), "photometric": "rgb"}),
+        ((200, 300, 4), {"tile": (64, 64), "photometric": "rgb", "extrasamples": ["unassalpha"]}),
+        ((3, 200, 300), {"tile": (64, 64), "metadata": {"axes": "ZYX"}}),
+        ((3, 200, 300), {"tile": (64, 64), "metadata": {"axes": "CYX"}, "ome": True}),
+    ],
+)
+@pytest.mark.usefixtures("everything_is_large")
+def test_a_large_tiff_reads_as_a_small_one(
+    tmp_path: Path, shape: tuple[int, ...], options: dict, compression: str | None
+) -> None:
+    options = {"photometric": "minisblack", **options}
+    tifffile.imwrite(tmp_path / "a.tif", noise(*shape), compression=compression, **options)
+    image = open_image(tmp_path / "a.tif")
+    assert isinstance(image, LazyPlanes)
+    expected = read_image(tmp_path / "a.tif")
+    assert image.shape == expected.shape
+    np.testing.assert_array_equal(whole(image), expected)
+
+
+@pytest.mark.usefixtures("everything_is_large")
+def test_full_resolution_of_a_pyramid_and_npy(tmp_path: Path) -> None:
+    array = noise(256, 256)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tif:
+        tif.write(array, tile=(64, 64), subifds=1, compression="zlib")
+        tif.write(array[::2, ::2], tile=(64, 64), subfiletype=1, compression="zlib")
+    np.save(tmp_path / "b.npy", array)
+    for name in ("a.tif", "b.npy"):
+        image = open_image(tmp_path / name)
+        assert isinstance(image, LazyPlanes)
+        np.testing.assert_array_equal(whole(image)[0, ..., 0], array)
+
+
+def test_small_files_are_read_whole(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", noise(20, 30))
+    assert isinstance(open_image(tmp_path / "a.tif"), np.ndarray)
+
+
+@pytest.mark.parametrize("content", ["nothing", "group", "broken", "escape"])
+def test_a_folder_that_is_no_image_is_named(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "a.zarr"
+    path.mkdir()
+    if content == "group":
+        zarr.create_group(path)
+    elif content == "broken":
+        (path / "zarr.json").write_text("{")
+    elif content == "escape":  # metadata may not lead out of the folder
+        write_ome_zarr(tmp_path / "b.zarr", noise(40, 50), "yx")
+        datasets = [{"path": "../b.zarr/full"}]
+        zarr.create_group(path, attributes={"ome": {"multiscales": [{"datasets": datasets}]}})
+    with pytest.raises(InputError, match=r"'a\.zarr'") as error:
+        open_image(path)
+    assert str(error.value).count("\n") == 0
+
+
+def fill(folder: Path, labels: np.ndarray) -> stores.LabelStore:
+    store = open_labels(folder, labels.shape, "me")
+    for block in plan(labels.shape):
+        store.write(block, labels[block.plane, block.rows, block.columns])
+    return store
+
+
+@pytest.mark.parametrize("shape", [(1, 700, 1100), (2, 512, 600), (1, 5, 9)])
+def test_labels_come_back_from_tiff_and_ome_zarr(
+    tmp_path: Path, shape: tuple[int, int, int]
+) -> None:
+    labels = np.random.default_rng(0).integers(1, 4, shape).astype(np.uint8)
+    expected = labels[0] if shape[0] == 1 else labels
+    save_tiff(fill(tmp_path / "work", labels), tmp_path / "a.tif")
+    with tifffile.TiffFile(tmp_path / "a.tif") as tif:
+        assert tif.pages[0].is_tiled
+        np.testing.assert_array_equal(tif.asarray(), expected)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif")[..., 0], labels)
+
+    for _ in range(2):  # the second replaces the first
+        save_zarr(fill(tmp_path / "again", labels), tmp_path / "a.zarr", CLASSES)
+    assert not (tmp_path / "again").exists()
+    np.testing.assert_array_equal(whole(open_image(tmp_path / "a.zarr"))[..., 0], labels)
+    ome = json.loads((tmp_path / "a.zarr" / "zarr.json").read_text())["attributes"]["ome"]
+    assert ome["version"] == "0.5"
+    colours = ome["image-label"]["colors"]
+    assert [c["label-value"] for c in colours] == [1, 2, 3]
+    group = zarr.open_group(tmp_path / "a.zarr", mode="r")
+    for i, level in enumerate(ome["multiscales"][0]["datasets"]):
+        assert level["coordinateTransformations"][0]["scale"][-2:] == [2.0**i, 2.0**i]
+        np.testing.assert_array_equal(group[level["path"]][...], expected[..., :: 2**i, :: 2**i])
+    assert max(group[level["path"]].shape[-2:]) <= 1024
+
+
+def test_what_is_written_is_not_missing(tmp_path: Path) -> None:
+    shape = (2, 700, 700)
+    store = open_labels(tmp_path / "work", shape, "me")
+    blocks_ = plan(shape)
+    assert store.missing(blocks_) == blocks_
+    store.write(blocks_[3], np.ones((blocks_[3].height, blocks_[3].width), np.uint8))
+    again = open_labels(tmp_path / "work", shape, "me")
+    assert again.missing(blocks_) == [b for b in blocks_ if b != blocks_[3]]
+
+
+def test_labels_of_something_else_are_not_mixed_in(tmp_path: Path) -> None:
+    open_labels(tmp_path / "work", (1, 9, 9), "me")
+    with pytest.raises(InputError, match="another adapter, image or setting"):
+        open_labels(tmp_path / "work", (1, 9, 9), "you")
+
+
+def test_a_store_that_was_just_begun_is_begun_again(tmp_path: Path) -> None:
+    zarr.create_group(tmp_path / "work")  # killed before the array was made
+    store = open_labels(tmp_path / "work", (1, 9, 9), "me")
+    store.write(Block(0, 0, 0, 9, 9), np.ones((9, 9), np.uint8))
+    assert (store.array[...] == 1).all()
+
+
+def test_a_folder_that_is_not_ours_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "a.zarr").mkdir()
+    (tmp_path / "a.zarr" / "thesis.txt").write_text("three years")
+    with pytest.raises(InputError, match="is not a prediction"):
+        stores.check_replaceable(tmp_path / "a.zarr")
