@@ -65,10 +65,14 @@ class Prediction:
     probabilities
         (P, K, H, W) float32 in the order of the adapter's classes, summing to 1; None unless
         asked for.
+    uncertainty
+        (P, H, W) uint8 in per cent: 100 minus the lead of the likeliest class over the second;
+        None unless asked for.
     """
 
     labels: np.ndarray
     probabilities: np.ndarray | None = None
+    uncertainty: np.ndarray | None = None
 
 
 def predict(
@@ -77,6 +81,7 @@ def predict(
     image: np.ndarray,
     *,
     probabilities: bool = False,
+    uncertainty: bool = False,
     device: DeviceName = "auto",
     control: RunControl | None = None,
     cache: FeatureCache | None = None,
@@ -91,6 +96,8 @@ def predict(
         (P, H, W, C), any numeric dtype.
     probabilities
         Whether to keep class probabilities as well.
+    uncertainty
+        Whether to say where the model hesitates between two classes.
     device
         Where to compute.
     control
@@ -109,6 +116,7 @@ def predict(
     model = adapter.build(backbone, choose_device(device))
     ids = np.array([c.id for c in adapter.classes], np.uint8)
     labels = np.empty(image.shape[:3], np.uint8)
+    doubts = np.empty(image.shape[:3], np.uint8) if uncertainty else None
     shares = []
     for index, plane in enumerate(image):
         steps = Returning(
@@ -122,7 +130,15 @@ def predict(
         labels[index] = ids[logits.argmax(0)]
         if probabilities:
             shares.append(softmax(logits, axis=0))
-    return Prediction(labels, np.stack(shares) if probabilities else None)
+        if doubts is not None:
+            doubts[index] = margin_uncertainty(logits)
+    return Prediction(labels, np.stack(shares) if probabilities else None, doubts)
+
+
+def margin_uncertainty(logits: np.ndarray) -> np.ndarray:
+    """Return (H, W) uint8 per cent from logits (K, H, W): 100 minus the lead of the best class."""
+    second, best = np.partition(softmax(logits, axis=0), -2, axis=0)[-2:]
+    return np.rint(100 * (1 - (best - second))).astype(np.uint8)
 
 
 def sam_tiles(shape: tuple[int, int], side: int, overlap: float = OVERLAP) -> list[tuple[int, int]]:

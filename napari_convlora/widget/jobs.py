@@ -69,6 +69,7 @@ class Recipe:
     backbone: str
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    uncertainty: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,9 +109,13 @@ class Tiles:
 
 @dataclass(frozen=True, eq=False)
 class Predicted:
-    """Class ids (P, H, W) of the whole image; None when cancelled."""
+    """Class ids (P, H, W) of the whole image, or None when cancelled, and their uncertainty.
+
+    The uncertainty is (P, H, W) uint8 in per cent; None unless the recipe asks for it.
+    """
 
     labels: np.ndarray | None
+    uncertainty: np.ndarray | None = None
 
 
 def warm_up(session: SessionGetter, controls: Controls) -> Iterator[Any]:
@@ -139,7 +144,7 @@ def adapt(snapshots: Sequence[Snapshot], classes: Sequence[ClassInfo], recipe: R
         for event in state.run_round(images, classes, controls.training):
             yield event
         if isinstance(event, Finished):
-            yield from _predict(state, images[0].image, controls)
+            yield from _predict(state, images[0].image, controls, recipe)
 
     return job
 
@@ -148,7 +153,7 @@ def predict(snapshot: Snapshot, recipe: Recipe) -> Job:
     """Predict one image with the installed adapter."""
 
     def job(session: SessionGetter, controls: Controls) -> Iterator[Any]:
-        yield from _predict(_prepare(session, recipe), snapshot.planes(), controls)
+        yield from _predict(_prepare(session, recipe), snapshot.planes(), controls, recipe)
 
     return job
 
@@ -168,7 +173,7 @@ def load(path: Path, snapshot: Snapshot | None, recipe: Recipe) -> Job:
         try:
             yield Loaded(adapter)
             if snapshot is not None:
-                yield from _predict(state, snapshot.planes(), controls)
+                yield from _predict(state, snapshot.planes(), controls, recipe)
         except AdapterError:  # of another backbone: what worked before goes on working
             state.installed, state.backbone_name = previous, backbone
             raise
@@ -206,10 +211,13 @@ def _available() -> list[str]:
     return [name for name, path in available_backbones().items() if path is not None]
 
 
-def _predict(state: Session, planes: np.ndarray, controls: Controls) -> Iterator[Any]:
+def _predict(
+    state: Session, planes: np.ndarray, controls: Controls, recipe: Recipe
+) -> Iterator[Any]:
     from napari_convlora.prediction import Returning
 
-    steps = Returning(state.predict(planes, controls.predicting))
+    steps = Returning(state.predict(planes, controls.predicting, uncertainty=recipe.uncertainty))
     for tile in steps:
         yield Tiles(tile.done, tile.total)
-    yield Predicted(None if steps.value is None else steps.value.labels)
+    found = steps.value
+    yield Predicted(None) if found is None else Predicted(found.labels, found.uncertainty)

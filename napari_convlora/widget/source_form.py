@@ -142,7 +142,11 @@ class SourceForm(QObject):
             self._quiet = False
 
     def _images(self, _: Any = None) -> list[tuple[str, Image]]:
-        return [(layer.name, layer) for layer in self._viewer.layers if isinstance(layer, Image)]
+        return [
+            (layer.name, layer)
+            for layer in self._viewer.layers
+            if isinstance(layer, Image) and KEY not in layer.metadata
+        ]
 
     def _axes(self, _: Any = None) -> list[tuple[str, int | None]]:
         image = self.image
@@ -160,7 +164,7 @@ class SourceForm(QObject):
             (layer.name, layer)
             for layer in self._viewer.layers
             if isinstance(layer, Labels)
-            and layer.metadata.get(KEY, {}).get("role") != "prediction"
+            and layer.metadata.get(KEY, {}).get("role") in (None, "annotations")
             and self._fits(layer)
         ]
 

@@ -1,0 +1,289 @@
+"""Accepting, rejecting, where to look next, and before against after."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from napari.utils.interactions import (
+    mouse_move_callbacks,
+    mouse_press_callbacks,
+    mouse_release_callbacks,
+)
+from qtpy.QtCore import Qt
+from qtpy.QtWidgets import QApplication
+
+
+@pytest.fixture
+def predicted(ready, wait):
+    """Viewer and widget after a round, with a prediction of known classes.
+
+    The left half is class 1 and the right half class 2, with an island of 1 in it.
+    """
+
+    def make(**train):
+        viewer, widget = ready(**train)
+        widget.adapt()
+        wait(widget)
+        labels = np.ones((1, 80, 90), np.uint8)
+        labels[:, :, 45:] = 2
+        labels[:, 30:40, 75:85] = 1
+        widget.images.current.show(labels)
+        return viewer, widget
+
+    return make
+
+
+@pytest.fixture
+def mouse():
+    """Press, drag along positions and release on the active layer of a viewer."""
+
+    def drag(viewer, *positions):
+        layer = viewer.layers.selection.active
+        event = SimpleNamespace(
+            type="mouse_press",
+            position=positions[0],
+            pos=np.array(positions[0][-2:], float) * 20,
+            is_dragging=True,
+            view_direction=None,
+            dims_displayed=[0, 1],
+            dims_point=[0, 0],
+            button=1,
+            modifiers=[],
+            handled=False,
+        )
+        mouse_press_callbacks(layer, event)
+        event.type = "mouse_move"
+        for event.position in positions[1:]:
+            event.pos = np.array(event.position[-2:], float) * 20
+            mouse_move_callbacks(layer, event)
+        event.type = "mouse_release"
+        mouse_release_callbacks(layer, event)
+
+    return drag
+
+
+@pytest.fixture
+def keys(qtbot):
+    """Press and release keys on the canvas."""
+
+    def canvas():
+        widgets = QApplication.allWidgets()
+        return next(w for w in widgets if type(w).__name__ == "CanvasBackendDesktop")
+
+    return SimpleNamespace(
+        press=lambda *key: qtbot.keyPress(canvas(), *key),
+        release=lambda *key: qtbot.keyRelease(canvas(), *key),
+        click=lambda *key: qtbot.keyClick(canvas(), *key),
+    )
+
+
+def state(viewer):
+    return [viewer.layers[name].data.copy() for name in ("annotations", "prediction")]
+
+
+@pytest.mark.parametrize("accept", [True, False])
+@pytest.mark.parametrize("how", ["click", "rectangle", "lasso", "class", "confidence"])
+def test_one_undo_takes_an_action_back_and_painted_pixels_stay(
+    predicted, mouse, paint, qtbot, wait, how, accept
+):
+    viewer, widget = predicted()
+    review = widget.review
+    annotations, prediction = (viewer.layers[n] for n in ("annotations", "prediction"))
+    paint(annotations, 2, 80, rows=(32, 35))  # on the island
+    paint(prediction, 2, 76, rows=(32, 35))  # a correction that waits to become an annotation
+    before = state(viewer)
+    painted = (before[0] > 0) | np.isin(np.arange(90), [76, 77, 78]) & (
+        (np.arange(80) >= 32) & (np.arange(80) < 35)
+    ).reshape(-1, 1)
+    if how == "class":
+        widget.table.select(1)
+        review.by_class[accept].click()
+        expected = before[1] == 1
+    elif how == "confidence":
+        uncertainty = np.full((1, 80, 90), 90, np.uint8)
+        uncertainty[:, :20] = 10
+        widget.images.current.derived.show_uncertainty(uncertainty)
+        review.confidence.setValue(60)
+        review.by_confidence[accept].click()
+        expected = (uncertainty[0] == 10) == accept
+    else:
+        button = review.tools[how, accept]
+        button.click()
+        assert button.isChecked()
+        island = np.zeros((80, 90), bool)
+        island[30:40, 75:85] = True
+        expected = island & (before[1] == 1) if how == "click" else island
+        if how == "click":
+            mouse(viewer, (31, 84))
+        elif how == "rectangle":
+            mouse(viewer, (29.5, 74.5), (35, 80), (39.5, 84.5))
+        else:
+            corners = (29.5, 74.5), (29.5, 84.5), (39.5, 84.5), (39.5, 74.5), (30, 74.5)
+            mouse(viewer, *corners)
+        qtbot.waitUntil(lambda: "are " in widget.status)
+        button.click()
+        assert "review region" not in viewer.layers
+        viewer.layers.selection.active = annotations if accept else prediction
+    after = state(viewer)
+    if accept:
+        assert (after[1] == before[1]).all()
+        changed = after[0] != before[0]
+        assert (changed == expected & (before[0] == 0)).all()
+        assert (after[0][changed] == before[1][changed]).all()
+    else:
+        assert (after[0] == before[0]).all()
+        assert ((after[1] == 0) == expected & ~painted).all()
+    layer = viewer.layers.selection.active
+    layer.undo()
+    for old, new in zip(before, state(viewer), strict=True):
+        assert (old == new).all()
+    layer.redo()
+    for old, new in zip(after, state(viewer), strict=True):
+        assert (old == new).all()
+    if not accept:  # a cleared pixel is no correction, and Adapt keeps the one that is
+        assert widget.images.current.collect_corrections() == 9
+
+
+def test_a_drag_in_click_mode_accepts_nothing_and_escape_leaves(predicted, mouse, keys):
+    viewer, widget = predicted()
+    button = widget.review.tools["click", True]
+    before = state(viewer)
+    button.click()
+    mouse(viewer, (31, 80), (40, 80), (50, 60))
+    for old, new in zip(before, state(viewer), strict=True):
+        assert (old == new).all()
+    tool = viewer.layers.selection.active
+    keys.click(Qt.Key.Key_Escape)
+    assert tool not in viewer.layers
+    assert not button.isChecked()
+
+
+def test_clicking_goes_on_until_another_layer_is_chosen(predicted, mouse, keys, qtbot):
+    viewer, widget = predicted()
+    widget.review.tools["click", False].click()
+    mouse(viewer, (31, 80))
+    mouse(viewer, (5, 60))
+    assert (viewer.layers["prediction"].data == 0).sum() > 2000
+    keys.click(Qt.Key.Key_Z, Qt.KeyboardModifier.ControlModifier)  # the second click alone
+    assert (viewer.layers["prediction"].data == 0).sum() == 100
+    viewer.layers.selection.active = viewer.layers["annotations"]
+    qtbot.waitUntil(lambda: "review region" not in viewer.layers)
+    assert viewer.layers.selection.active == viewer.layers["annotations"]
+    assert not any(button.isChecked() for button in widget.review.tools.values())
+
+
+def test_planes_are_reviewed_one_by_one_or_all_at_once(
+    make_napari_viewer_proxy, make_widget, halves, mouse, qtbot
+):
+    viewer = make_napari_viewer_proxy()
+    viewer.add_image(np.stack([halves] * 3), name="stack", scale=(4, 0.5, 0.5))
+    widget = make_widget(viewer)
+    widget.table.select(2)
+    labels = np.ones((3, 80, 90), np.uint8)
+    labels[:2, 10:30, 10:30] = 2
+    widget.images.current.show(labels)
+    widget.review.refresh()
+    viewer.dims.set_current_step(0, 1)
+    review = widget.review
+    review.by_class[True].click()
+    painted = viewer.layers["annotations"].data
+    assert [(plane == 2).sum() for plane in painted] == [0, 400, 0]
+    review.tools["click", True].click()
+    review.all_planes.setChecked(True)
+    mouse(viewer, (4, 20 * 0.5, 20 * 0.5))
+    assert [(plane > 0).sum() for plane in painted] == [400, 400, 0]
+    review.tools["rectangle", False].click()
+    mouse(viewer, (4, 40 * 0.5, 40 * 0.5), (4, 22, 22), (4, 49 * 0.5, 49 * 0.5))
+    prediction = viewer.layers["prediction"].data
+    qtbot.waitUntil(lambda: not prediction.all())
+    assert [(plane == 0).sum() for plane in prediction] == [100, 100, 100]
+
+
+def test_next_finds_the_uncertainty_and_tours_the_planes(
+    make_napari_viewer_proxy, make_widget, halves, paint, wait, keys, qtbot
+):
+    viewer = make_napari_viewer_proxy()
+    stack = np.stack([halves, halves[:, ::-1], halves])
+    viewer.add_image(stack, name="stack", scale=(5, 0.5, 0.5), translate=(1, 2, 3))
+    viewer.add_image(halves, name="other")
+    widget = make_widget(viewer)
+    widget.source.image_combo.value = viewer.layers["stack"]
+    layer = widget.start_annotating()
+    paint(layer, 1, 10, plane=(0,))
+    paint(layer, 2, 70, plane=(0,))
+    qtbot.waitUntil(lambda: len(widget.images.counts) == 2)
+    widget.adapt()
+    wait(widget)
+    assert "uncertainty" not in viewer.layers  # nobody has asked for it
+    viewer.layers["prediction"].data[1, :5] = 0
+    viewer.layers.selection.active = layer
+    before = viewer.layers["prediction"].data.copy()
+    keys.click(Qt.Key.Key_N)
+    qtbot.waitUntil(lambda: widget.status.startswith("Place 1:"), timeout=20_000)
+    shown = viewer.layers["uncertainty"]
+    assert not shown.visible
+    assert shown.data.shape == stack.shape
+    assert shown.data.max() <= 100
+    assert (viewer.layers["prediction"].data == before).all()  # what was rejected stays so
+    assert viewer.layers.selection.active == layer
+    assert widget.source.image == viewer.layers["stack"]
+    assert shown not in widget.source.image_combo.choices
+    seen, painted = [], layer.data
+    while widget.status.startswith("Place"):
+        place = widget.images.current.derived.guide.visited[-1]
+        assert widget.images.current.plane() == place.plane
+        assert f"plane {place.plane + 1} of 3, row {place.row}" in widget.status
+        assert painted[place.plane, place.row, place.column] == 0
+        centre = viewer.scene.camera.center[-2:]
+        assert centre == pytest.approx((2 + place.row / 2, 3 + place.column / 2))
+        seen.append(place)
+        keys.click(Qt.Key.Key_N)
+    assert len(set(seen)) == len(seen) > 5
+    assert {place.plane for place in seen[:4]} == {0, 1, 2}
+    assert "'other'" in widget.status
+    keys.click(Qt.Key.Key_N)
+    assert widget.status.startswith("Place 1:")  # once more from the start
+    widget.adapt()  # and now with every round
+    wait(widget)
+    assert widget.images.current.derived.uncertainty is not None
+
+
+def test_the_previous_round_is_shown_while_its_key_is_held(predicted, wait, keys):
+    viewer, widget = predicted()
+    prediction = viewer.layers["prediction"]
+    before = prediction.data.copy()
+    button = widget.review.compare_button
+    assert not button.isEnabled()  # the first round has nothing before it
+    widget.adapt()
+    wait(widget)
+    assert button.isEnabled()
+    after = prediction.data.copy()
+    previous = viewer.layers["previous prediction"]
+    assert (previous.data == before).all()
+    assert not previous.visible
+    keys.press(Qt.Key.Key_H)
+    assert (previous.visible, prediction.visible) == (True, False)
+    assert not previous.editable
+    keys.release(Qt.Key.Key_H)
+    assert (previous.visible, prediction.visible) == (False, True)
+    button.click()
+    assert previous.visible
+    button.click()
+    assert prediction.visible
+    assert (prediction.data == after).all()
+    assert widget.images.current.collect_corrections() == 0
+    widget.adapt()
+    wait(widget)
+    assert (previous.data == after).all()
+    viewer.layers.remove(previous)
+    assert not button.isEnabled()
+
+
+def test_keys_are_free_again_when_the_widget_closes(predicted, qtbot):
+    viewer, widget = predicted()
+    assert {"N", "H"} <= {str(key) for key in viewer.keymap}
+    widget.workflow.close()
+    viewer.window.remove_dock_widget(widget.parent())
+    qtbot.waitUntil(lambda: not {"N", "H"} & {str(key) for key in viewer.keymap})
