@@ -12,8 +12,8 @@ from typing import Literal
 import numpy as np
 import tifffile
 from scipy import ndimage
-from skimage.feature import peak_local_max
 from skimage.measure import label, regionprops_table
+from skimage.morphology import h_maxima
 from skimage.segmentation import relabel_sequential, watershed
 
 from napari_convlora.config import UNLABELLED, ClassInfo, InputError
@@ -21,7 +21,8 @@ from napari_convlora.files import atomic_write
 
 Splitting = Literal["components", "watershed"]
 
-_LEAST_RADIUS = 3
+_RISE = 0.5
+"""Pixels of half-width by which an object must be wider than the neck to its neighbour."""
 
 
 def find_instances(
@@ -45,8 +46,7 @@ def find_instances(
         ``watershed``: such a region is cut where it is narrow, along the watershed of the
         distance to its edge.
     min_size
-        Smaller objects are left out; in pixels, or voxels if planes are joined. Watershed takes
-        its scale from it: objects lie at least the radius of a disc of this size apart.
+        Smaller objects are left out; in pixels, or voxels if planes are joined.
     join_planes
         Whether an object goes on in the next plane.
 
@@ -60,9 +60,8 @@ def find_instances(
     count = 0
     for part in [np.s_[:]] if join_planes else [np.s_[p] for p in range(len(labels))]:
         # Equal neighbours are one region, so classes never run into each other.
-        regions = label(wanted[part], background=UNLABELLED)
-        if method == "watershed":
-            regions = _split(regions, wanted[part], min_size)
+        whole = method == "components"
+        regions = label(wanted[part], background=UNLABELLED) if whole else _split(wanted[part])
         sizes = np.bincount(regions.ravel())
         regions[(sizes < min_size)[regions]] = 0
         regions = relabel_sequential(regions)[0]
@@ -71,23 +70,23 @@ def find_instances(
     return instances
 
 
-def _split(regions: np.ndarray, classes: np.ndarray, min_size: int) -> np.ndarray:
-    radius = max(_LEAST_RADIUS, round(np.sqrt(min_size / np.pi)))
-    result = np.zeros_like(regions)
+def _split(classes: np.ndarray) -> np.ndarray:
+    """Cut regions along the watershed of the distance to their edge.
+
+    Seeds are maxima that rise by `_RISE` above the way to a higher one, so that a region of
+    about the same width everywhere stays whole.
+    """
+    result = np.zeros(classes.shape, np.int64)
     for class_id in np.unique(classes[classes != UNLABELLED]):
         mask = classes == class_id
-        # A region that fills the image has no edge; the frame of zeros gives it one.
-        distance = ndimage.distance_transform_edt(np.pad(mask, 1))
-        distance = distance[tuple(np.s_[1:-1] for _ in mask.shape)]
-        peaks = peak_local_max(
-            distance, min_distance=radius, exclude_border=False, labels=regions * mask
-        )
-        seeds = np.zeros_like(regions)
-        seeds[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
-        found = watershed(-distance, seeds, mask=mask)
-        # A region without a peak (of one width everywhere) stays whole.
-        whole = np.where(mask & (found == 0), regions + found.max(), found)
-        result[mask] = whole[mask] + result.max()
+        regions = label(mask)
+        if not mask.all():
+            distance = ndimage.gaussian_filter(ndimage.distance_transform_edt(mask), 1.0)
+            seeds = label(h_maxima(distance, _RISE) * mask)
+            found = watershed(-distance, seeds, mask=mask)
+            # What is too small or too thin for a seed of its own is an object nonetheless.
+            regions = np.where(found, found, (regions + found.max()) * mask)
+        result[mask] = regions[mask] + result.max()
     return result
 
 

@@ -76,6 +76,14 @@ def test_watershed_parts_touching_objects_and_components_do_not() -> None:
     assert 450 < (parted == parted[0, 30, 20]).sum() < 560
 
 
+def test_watershed_leaves_a_bar_whole_and_a_full_image_too() -> None:
+    labels = np.zeros((1, 60, 60), int)
+    labels[0, 10:20, 5:55] = 1  # of one width
+    labels[0, 30:59, 0:40] = 1  # cut off by the edge of the image
+    assert find_instances(labels, [1], method="watershed").max() == 2
+    assert find_instances(np.ones((1, 30, 30), int), [1], method="watershed").max() == 1
+
+
 def test_planes_are_joined_on_request() -> None:
     labels = np.zeros((3, 20, 20), int)
     labels[:, 5:9, 5:9] = 1

@@ -1,8 +1,9 @@
 """Section of the panel: from classes to single objects, as a layer, a table and files."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from magicgui.widgets import CheckBox, ComboBox, SpinBox
@@ -12,6 +13,8 @@ from napari_convlora.config import ConvLoRAError, InputError
 from napari_convlora.instances import Splitting, find_instances, region_table, save_instances
 from napari_convlora.widget import dialogs
 from napari_convlora.widget.form import Form
+from napari_convlora.widget.layers import ImageLayers
+from napari_convlora.widget.worker import in_thread
 
 if TYPE_CHECKING:
     from napari_convlora.widget.workflow import Workflow
@@ -40,6 +43,7 @@ class InstancesSection(QWidget):
     ) -> None:
         super().__init__(parent)
         self._flow, self._selected_class = workflow, selected_class
+        self._making: ImageLayers | None = None
         self.classes = ComboBox(
             label="Of",
             choices=[_ALL, _SELECTED],
@@ -84,32 +88,34 @@ class InstancesSection(QWidget):
         """Derive what is enabled from the state."""
         record = self._flow.images.current
         predicted = record is not None and record.predicted
-        self.make_button.setEnabled(predicted)
+        self.make_button.setEnabled(predicted and self._making is None)
         self.export_button.setEnabled(record is not None and record.derived.instances is not None)
         stack = record is not None and predicted and record.planes_shape[0] > 1
         self._form.show_row(self.join_planes, stack)
 
     def make(self) -> None:
-        """Make the instances layer from the prediction with the annotations on top."""
+        """Make the instances layer from the prediction with the annotations on top.
+
+        It takes seconds on a large image, so it is done in a thread.
+        """
         images = self._flow.images
         record = images.need()
         labels = record.predicted_labels()
         chosen = [c.id for c in images.classes if c.name.casefold() != "background"]
         if self.classes.value == _SELECTED:
             chosen = [self._selected_class()]
-        instances = find_instances(
-            labels,
-            chosen,
+        find = partial(
+            find_instances,
             method=self.method.value,
             min_size=self.min_size.value,
-            join_planes=self.join_planes.value,
+            join_planes=self.join_planes.value and len(labels) > 1,
         )
-        table = region_table(instances, labels, images.classes, record.derived.uncertainty)
-        if not len(table["index"]):
-            raise InputError("There is no object of this size; lower the minimum size.")
-        record.derived.show_instances(instances, table)
-        self._flow.said.emit(f"{len(table['index']):,} instances; hover over one to see its row.")
-        self._flow.changed.emit()
+        uncertainty = record.derived.uncertainty
+        describe = partial(region_table, classes=images.classes, uncertainty=uncertainty)
+        self._making = record
+        self._flow.said.emit("Making instances…")
+        self.refresh()
+        in_thread(_make, find, describe, labels, chosen, then=self._show, failed=self._complain)
 
     def export(self, path: str | Path) -> None:
         """Write the instances, as they are in the layer, and their table."""
@@ -128,8 +134,34 @@ class InstancesSection(QWidget):
         save_instances(instances, table, path)
         self._flow.said.emit(f"Instances written to {Path(path).name}, their table as CSV.")
 
-    def _try(self, action, *arguments) -> None:
+    def _show(self, made: tuple[np.ndarray, dict[str, np.ndarray]]) -> None:
+        record, self._making = self._making, None
+        count = len(made[1]["index"])
+        if not count:
+            sentence = "There is no object of this size; lower the minimum size."
+            self._flow.failed.emit(sentence, False)
+        elif record is not None and record.predicted:  # not removed meanwhile
+            record.derived.show_instances(*made)
+            self._flow.said.emit(f"{count:,} instances; hover over one to see its row.")
+        self._flow.changed.emit()
+
+    def _complain(self, error: Exception) -> None:
+        self._making = None
+        self.refresh()
+        self._flow.failed.emit(f"It broke off: {error}", True)
+
+    def _try(self, action: Callable[..., None], *arguments: Any) -> None:
         try:
             action(*arguments)
         except ConvLoRAError as error:
             self._flow.failed.emit(str(error), False)
+
+
+def _make(
+    find: Callable[..., np.ndarray],
+    describe: Callable[..., dict[str, np.ndarray]],
+    labels: np.ndarray,
+    class_ids: list[int],
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    instances = find(labels, class_ids)
+    return instances, describe(instances, labels)

@@ -63,7 +63,7 @@ class ReviewSection(QWidget):
         self._pending: Callable[[], None] | None = None
         self._changed: Labels | None = None
         self._accepting = True
-        self.tool = RegionTool(self)
+        self.tool = RegionTool()  # without a parent, so that it can clean up after this
         self.tools: dict[tuple[Kind, bool], QPushButton] = {}
         self.all_planes = QCheckBox("In all planes")
         self.all_planes.setToolTip("Otherwise only in the plane that is shown.")
@@ -138,15 +138,14 @@ class ReviewSection(QWidget):
                 button.clicked.connect(partial(self._on_tool, kind, accept))
                 self.tools[kind, accept] = button
                 grid.addWidget(button, row, column)
-        rows: list[tuple[QWidget, dict[bool, QPushButton]]] = [
-            (QLabel("Selected class"), self.by_class),
-            (self.confidence, self.by_confidence),
-        ]
-        for row, (native, buttons) in enumerate(rows, len(_HOW)):
-            grid.addWidget(native, row, 0)
-            for column, accept in enumerate(_VERBS, 1):
-                grid.addWidget(buttons[accept], row, column)
         row = grid.rowCount()
+        grid.addWidget(QLabel("Selected class"), row, 0)
+        grid.addWidget(QLabel("By confidence"), row + 1, 0)
+        grid.addWidget(self.confidence, row + 1, 1, 1, 2)
+        for column, accept in enumerate(_VERBS, 1):
+            grid.addWidget(self.by_class[accept], row, column)
+            grid.addWidget(self.by_confidence[accept], row + 2, column)
+        row += 3
         grid.addWidget(self.all_planes, row, 0, 1, 3)
         grid.addWidget(self.keep_uncertainty, row + 1, 0, 1, 3)
         below = QGridLayout()
@@ -177,9 +176,12 @@ class ReviewSection(QWidget):
             yield
             button.setChecked(shown)
 
-        viewer.bind_key(NEXT_KEY, lambda _: self.next_button.click(), overwrite=True)
+        def go_on(_: Any) -> None:
+            self.next_button.click()
+
+        viewer.bind_key(NEXT_KEY, go_on, overwrite=True)
         viewer.bind_key(COMPARE_KEY, hold, overwrite=True)
-        self.destroyed.connect(lambda *_: _unbind(viewer))
+        self.destroyed.connect(partial(_let_go, viewer, self.tool, (go_on, hold)))
 
     def _try(self, action: Callable[..., None], *arguments: Any) -> None:
         try:
@@ -301,6 +303,8 @@ class ReviewSection(QWidget):
             self._changed.undo()
 
 
-def _unbind(viewer: Viewer) -> None:
-    for key in (NEXT_KEY, COMPARE_KEY):
-        viewer.bind_key(key, None, overwrite=True)
+def _let_go(viewer: Viewer, tool: RegionTool, actions: tuple[Callable, ...], *_: Any) -> None:
+    tool.leave()
+    for key, action in list(viewer.keymap.items()):
+        if action in actions:  # another panel may have bound the key meanwhile
+            viewer.bind_key(key, None, overwrite=True)

@@ -11,8 +11,20 @@ import tifffile
 from napari_convlora.config import InputError
 
 
+@pytest.fixture
+def make(qtbot):
+    """Press Make and wait for the thread."""
+
+    def press(section):
+        section.make_button.click()
+        assert not section.make_button.isEnabled()
+        qtbot.waitUntil(section.make_button.isEnabled)
+
+    return press
+
+
 def test_instances_are_made_mended_and_exported(
-    make_napari_viewer_proxy, make_widget, halves, tmp_path
+    make_napari_viewer_proxy, make_widget, halves, make, tmp_path
 ):
     viewer = make_napari_viewer_proxy()
     viewer.add_image(halves, name="halves", scale=(0.5, 0.5))
@@ -25,7 +37,7 @@ def test_instances_are_made_mended_and_exported(
     record = widget.images.current
     record.show(labels)
     widget.workflow.changed.emit()
-    section.make_button.click()
+    make(section)
     layer = viewer.layers["instances"]
     assert list(layer.scale) == [0.5, 0.5]
     assert layer.data.max() == 2
@@ -47,7 +59,7 @@ def test_instances_are_made_mended_and_exported(
         section.export(tmp_path / "cells.png")
 
 
-def test_the_selected_class_alone_and_no_object(make_napari_viewer_proxy, make_widget, halves):
+def test_the_selected_class_and_no_object(make_napari_viewer_proxy, make_widget, halves, make):
     viewer = make_napari_viewer_proxy()
     viewer.add_image(halves, name="halves")
     widget = make_widget(viewer)
@@ -58,15 +70,15 @@ def test_the_selected_class_alone_and_no_object(make_napari_viewer_proxy, make_w
     section = widget.instances
     section.classes.value = "the selected class"
     widget.table.select(1)
-    section.make_button.click()
+    make(section)
     assert viewer.layers["instances"].features["area"].tolist() == [7100]
     section.min_size.value = 10_000
-    section.make_button.click()
+    make(section)
     assert "lower the minimum size" in widget.status
     assert viewer.layers["instances"].data.max() == 1  # as it was
 
 
-def test_planes_of_a_stack(make_napari_viewer_proxy, make_widget, halves):
+def test_planes_of_a_stack(make_napari_viewer_proxy, make_widget, halves, make):
     viewer = make_napari_viewer_proxy()
     viewer.add_image(np.stack([halves] * 3), name="stack")
     widget = make_widget(viewer)
@@ -75,9 +87,9 @@ def test_planes_of_a_stack(make_napari_viewer_proxy, make_widget, halves):
     widget.images.current.show(labels)
     widget.workflow.changed.emit()
     section = widget.instances
-    section.make_button.click()
+    make(section)
     assert viewer.layers["instances"].features["area"].tolist() == [100] * 3
     assert viewer.layers["instances"].features["plane"].tolist() == [0, 1, 2]
     section.join_planes.value = True
-    section.make_button.click()
+    make(section)
     assert viewer.layers["instances"].features["area"].tolist() == [300]

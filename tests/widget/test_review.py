@@ -284,6 +284,9 @@ def test_the_previous_round_is_shown_while_its_key_is_held(predicted, wait, keys
 def test_keys_are_free_again_when_the_widget_closes(predicted, qtbot):
     viewer, widget = predicted()
     assert {"N", "H"} <= {str(key) for key in viewer.keymap}
-    widget.workflow.close()
-    viewer.window.remove_dock_widget(widget.parent())
+    widget.review.tools["lasso", True].click()
+    assert "review region" in viewer.layers
+    viewer.window.remove_dock_widget(widget)
+    widget.deleteLater()
     qtbot.waitUntil(lambda: not {"N", "H"} & {str(key) for key in viewer.keymap})
+    assert "review region" not in viewer.layers
