@@ -130,8 +130,16 @@ class DerivedLayers:
         self._add("instances", layer, above=record.prediction or record.image)
 
     def _get(self, role: str) -> Any:
-        layer = self._layers.get(role)
-        return layer if layer is not None and layer in self._record.viewer.layers else None
+        layers, shape = self._record.viewer.layers, self._record.shape
+        if self._layers.get(role) in layers:
+            return self._layers[role]
+        # An earlier panel may have left one.
+        tag = self._tag(role)
+        alike = (layer for layer in layers if layer.metadata.get(class_colours.KEY) == tag)
+        return next((layer for layer in alike if layer.data.shape == shape), None)
+
+    def _tag(self, role: str) -> dict[str, str]:
+        return {"role": role, "image": self._record.image.name}
 
     def _attributes(self, role: str) -> dict[str, Any]:
         record = self._record
@@ -139,7 +147,7 @@ class DerivedLayers:
         taken = any(layer.name == title for layer in record.viewer.layers)
         return {
             "name": f"{title} of {record.image.name}" if taken else title,
-            "metadata": {class_colours.KEY: {"role": role, "image": record.image.name}},
+            "metadata": {class_colours.KEY: self._tag(role)},
             **placement(record.image, record.channel_axis),
         }
 

@@ -209,12 +209,12 @@ class ImageLayers:
         for p in np.flatnonzero([(n != b).any() for n, b in zip(now, before, strict=True)]):
             part = np.s_[p : p + 1]
             merged = merge_corrections(painted[part], before[part], now[part])[0]
-            rows, columns = np.nonzero(merged != painted[p])
-            found.append((np.full(len(rows), p), rows, columns, merged[rows, columns]))
+            at = np.flatnonzero(merged != painted[p])
+            found.append((at + p * merged.size, merged.ravel()[at]))
         count = 0
         if found:
-            *at, values = (np.concatenate(parts) for parts in zip(*found, strict=True))
-            self._set(self.annotate(), tuple(at), values)
+            at, values = (np.concatenate(parts) for parts in zip(*found, strict=True))
+            self._set(self.annotate(), at, values)
             count = len(values)
         np.copyto(self._written, now, casting="unsafe")
         self._forget_undo()
@@ -243,10 +243,11 @@ class ImageLayers:
         part = np.s_[first : first + len(mask)]
         predicted = self.predicted_view()[part]
         free = self.painted()[part] == UNLABELLED
-        at = np.nonzero(mask & free & (predicted != UNLABELLED))
-        if len(at[0]):
-            self._set(self.annotate(), (at[0] + first, *at[1:]), predicted[at])
-        return len(at[0])
+        at = np.flatnonzero(mask & free & (predicted != UNLABELLED))
+        if len(at):
+            values = predicted.ravel()[at]
+            self._set(self.annotate(), at + first * predicted[0].size, values)
+        return len(at)
 
     def reject(self, mask: np.ndarray, first: int = 0) -> int:
         """Clear predicted pixels until the next prediction; returns how many.
@@ -256,11 +257,11 @@ class ImageLayers:
         """
         part = np.s_[first : first + len(mask)]
         predicted = self.predicted_view()[part]
-        at = np.nonzero(mask & (predicted != UNLABELLED) & ~self.labelled(part))
-        if len(at[0]):
+        at = np.flatnonzero(mask & (predicted != UNLABELLED) & ~self.labelled(part))
+        if len(at):
             assert self.prediction is not None
-            self._set(self.prediction, (at[0] + first, *at[1:]), np.zeros(len(at[0]), np.int64))
-        return len(at[0])
+            self._set(self.prediction, at + first * predicted[0].size, np.zeros_like(at))
+        return len(at)
 
     def let_go(self, layer: Image | Labels) -> None:
         """Take note that the user removed `layer`; corrections are kept as annotations."""
@@ -275,13 +276,13 @@ class ImageLayers:
     def erase(self, class_id: int) -> int:
         """Erase a class from annotations (undoable) and prediction; returns annotated pixels."""
         self.collect_corrections()
-        at = np.nonzero(self.painted() == class_id)
-        if len(at[0]):
-            self._set(self.annotate(), at, np.zeros(len(at[0]), np.int64))
+        at = np.flatnonzero(self.painted() == class_id)
+        if len(at):
+            self._set(self.annotate(), at, np.zeros_like(at))
         if self.predicted:
             view = self._view()
             self._put(np.s_[:], np.where(view == class_id, 0, view))
-        return len(at[0])
+        return len(at)
 
     def prepare_prediction(self) -> None:
         """Have the prediction layer in the viewer, empty where it is new.
@@ -353,9 +354,7 @@ class ImageLayers:
             layer.mode = mode
         self._edited = False
 
-    def _set(self, layer: Labels, at: tuple[np.ndarray, ...], values: np.ndarray) -> None:
-        """Set pixels as one item of the layer's undo history."""
-        flat = np.ravel_multi_index(at, self.planes_shape)
-        layer.data_setitem(
-            np.unravel_index(flat, layer.data.shape), values.astype(layer.data.dtype)
-        )
+    def _set(self, layer: Labels, flat: np.ndarray, values: np.ndarray) -> None:
+        """Set pixels, by their index into the flattened image, as one item of the undo history."""
+        where = np.unravel_index(flat, layer.data.shape)
+        layer.data_setitem(where, values.astype(layer.data.dtype))

@@ -190,6 +190,7 @@ def test_planes_are_reviewed_one_by_one_or_all_at_once(
     review.by_class[True].click()
     painted = viewer.layers["annotations"].data
     assert [(plane == 2).sum() for plane in painted] == [0, 400, 0]
+    qtbot.waitUntil(lambda: widget.images.counts == {2: 400})  # they count as painted
     review.tools["click", True].click()
     review.all_planes.setChecked(True)
     mouse(viewer, (4, 20 * 0.5, 20 * 0.5))
@@ -199,6 +200,46 @@ def test_planes_are_reviewed_one_by_one_or_all_at_once(
     prediction = viewer.layers["prediction"].data
     qtbot.waitUntil(lambda: not prediction.all())
     assert [(plane == 0).sum() for plane in prediction] == [100, 100, 100]
+
+
+@pytest.mark.parametrize("kind", ["channels", "rgb", "pyramid", "time"])
+def test_other_kinds_of_images(make_napari_viewer_proxy, make_widget, halves, mouse, qtbot, kind):
+    viewer = make_napari_viewer_proxy()
+    if kind == "time":
+        viewer.add_image(np.zeros((2, 3, 4, 5)), name="four axes", scale=(1, 1, 20, 20))
+    data = {
+        "channels": np.stack([np.stack([halves] * 5)] * 2),
+        "rgb": np.stack([halves.clip(0, 255).astype(np.uint8)] * 3, -1),
+        "pyramid": [halves, halves[::2, ::2]],
+        "time": np.stack([halves] * 2),
+    }[kind]
+    image = viewer.add_image(data, name="image", rgb=kind == "rgb", multiscale=kind == "pyramid")
+    widget = make_widget(viewer)
+    widget.source.image_combo.value = image
+    planes = 2 if kind in ("channels", "time") else 1
+    if kind == "channels":
+        widget.source.channels_combo.value = 1
+    record = widget.images.current
+    labels = np.ones((planes, 80, 90), np.uint8)
+    labels[-1, 10:30, 60:80] = 2
+    record.show(labels)
+    uncertainty = np.zeros(labels.shape, np.uint8)
+    uncertainty[-1, 50:60, 20:30] = 90
+    record.derived.show_uncertainty(uncertainty)
+    widget.review.refresh()
+    widget.review.next_place()
+    assert widget.status.startswith("Place 1:")
+    assert record.plane() == planes - 1
+    row, column = viewer.scene.camera.center[-2:]
+    assert 50 <= row < 60
+    assert 20 <= column < 30
+    shown = viewer.layers["uncertainty"]
+    shown.visible = True
+    assert shown.get_value((*viewer.dims.point[:-2], row, column), world=True) == 90
+    widget.review.tools["click", True].click()
+    mouse(viewer, (*viewer.dims.point[:-2], 20, 70))
+    painted = record.painted()
+    assert (painted == np.where(labels == 2, 2, 0)).all()
 
 
 def test_next_finds_the_uncertainty_and_tours_the_planes(
