@@ -6,6 +6,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from napari.components import ViewerModel
+from napari.layers import Image, Labels
 from napari.utils.interactions import (
     mouse_move_callbacks,
     mouse_press_callbacks,
@@ -13,6 +18,9 @@ from napari.utils.interactions import (
 )
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QApplication
+
+from napari_convlora.annotations import default_classes
+from napari_convlora.widget.layers import ImageLayers
 
 
 @pytest.fixture
@@ -144,6 +152,49 @@ def test_one_undo_takes_an_action_back_and_painted_pixels_stay(
         assert (old == new).all()
     if not accept:  # a cleared pixel is no correction, and Adapt keeps the one that is
         assert widget.images.current.collect_corrections() == 9
+
+
+# Without shrinking, as an example is small and takes a third of a second.
+@settings(deadline=None, max_examples=40, phases=[Phase.reuse, Phase.generate])
+@given(
+    data=st.data(),
+    shape=st.sampled_from([(7, 9), (3, 5, 6), (2, 2, 4, 5), (1, 6, 4)]),
+    dtype=st.sampled_from([np.uint8, np.int32, np.int64]),
+)
+def test_accept_and_reject_on_layers_of_any_content(data, shape, dtype):
+    viewer = ViewerModel()
+    image = viewer.add_layer(Image(np.zeros(shape), rgb=False))
+    record = ImageLayers(viewer, image, default_classes(3))
+    ids = st.integers(0, 3)
+    own = data.draw(hnp.arrays(dtype, shape, elements=ids))
+    annotations = viewer.add_layer(Labels(own, name="mine"))
+    record.adopt(annotations)
+    planes = record.planes_shape
+    record.show(data.draw(hnp.arrays(np.uint8, planes, elements=ids)))
+    corrections = data.draw(hnp.arrays(bool, shape))
+    value = data.draw(st.integers(1, 3))
+    record.prediction.data_setitem(np.nonzero(corrections), value)
+    before = own.copy(), record.prediction.data.copy()
+    painted = record.labelled().reshape(shape)
+    first = data.draw(st.integers(0, planes[0] - 1))
+    mask = data.draw(hnp.arrays(bool, (planes[0] - first, *planes[1:])))
+    asked = np.zeros(planes, bool)
+    asked[first:] = mask
+    asked = asked.reshape(shape)
+    accept = data.draw(st.booleans())
+    count = (record.accept if accept else record.reject)(mask, first)
+    layer = annotations if accept else record.prediction
+    old, now = before[0 if accept else 1], layer.data
+    assert count == (now != old).sum()
+    if accept:
+        assert (now == np.where(asked & (old == 0), before[1], old)).all()
+    else:
+        assert (now == np.where(asked & ~painted, 0, old)).all()
+    if count:
+        layer.undo()
+    assert (annotations.data == before[0]).all()
+    assert (record.prediction.data == before[1]).all()
+    assert annotations.data.dtype == dtype
 
 
 def test_a_drag_in_click_mode_accepts_nothing_and_escape_leaves(predicted, mouse, keys):
