@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 _LEAST_DISTANCE, _MOST_DISTANCE = 16, 64
 
 
+def is_derived(layer: Layer) -> bool:
+    """Whether `layer` is none of the user's own: it can be neither image nor annotations."""
+    role = layer.metadata.get(class_colours.KEY, {}).get("role")
+    return role in ("prediction", "previous", "uncertainty", "instances", "region")
+
+
 class DerivedLayers:
     """Uncertainty, the prediction before the last round, and instances.
 
@@ -112,8 +118,10 @@ class DerivedLayers:
     def compare(self, shown: bool) -> None:
         """Show the previous prediction in place of the present one, or the present one again."""
         previous, prediction = self._get("previous"), self._record.prediction
-        if previous is not None and prediction is not None:
-            previous.visible, prediction.visible = shown, not shown
+        if previous is not None:
+            previous.visible = shown
+        if prediction is not None:
+            prediction.visible = not shown or previous is None
 
     def show_instances(self, instances: np.ndarray, table: dict[str, np.ndarray]) -> None:
         """Show instances (P, H, W) and their table as features of the layer."""

@@ -14,7 +14,7 @@ from qtpy.QtWidgets import QCheckBox, QGridLayout, QLabel, QPushButton, QSlider,
 from napari_convlora.config import ConvLoRAError, InputError
 from napari_convlora.review import component
 from napari_convlora.widget.camera import show_place
-from napari_convlora.widget.class_colours import KEY
+from napari_convlora.widget.derived import is_derived
 from napari_convlora.widget.region_tool import Kind, RegionTool
 
 if TYPE_CHECKING:
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from napari_convlora.widget.workflow import Workflow
 
 _VERBS = {True: "Accept", False: "Reject"}
+_WHAT = {
+    True: "Make annotations of it, with its predicted class.",
+    False: "Clear it until the next prediction; nothing is learnt from that.",
+}
 NEXT_KEY, COMPARE_KEY = "N", "H"
 _PLACES_WIDE = 4
 _HOW: dict[Kind, tuple[str, str]] = {
@@ -101,7 +105,7 @@ class ReviewSection(QWidget):
         self.next_button.setEnabled(record is not None and self._flow.has_adapter)
         has_previous = record is not None and record.derived.has_previous
         self.compare_button.setEnabled(has_previous)
-        if not has_previous:
+        if not has_previous or self._flow.phase == "starting":
             self.compare_button.setChecked(False)
         if self._pending is not None and not self._flow.running:
             action, self._pending = self._pending, None
@@ -134,7 +138,7 @@ class ReviewSection(QWidget):
             for column, (accept, name) in enumerate(_VERBS.items(), 1):
                 button = QPushButton(name)
                 button.setCheckable(True)
-                button.setToolTip(f"{how.format(name.lower())}; Esc ends.")
+                button.setToolTip(f"{how.format(name.lower())}; Esc ends. {_WHAT[accept]}")
                 button.clicked.connect(partial(self._on_tool, kind, accept))
                 self.tools[kind, accept] = button
                 grid.addWidget(button, row, column)
@@ -143,8 +147,9 @@ class ReviewSection(QWidget):
         grid.addWidget(QLabel("By confidence"), row + 1, 0)
         grid.addWidget(self.confidence, row + 1, 1, 1, 2)
         for column, accept in enumerate(_VERBS, 1):
-            grid.addWidget(self.by_class[accept], row, column)
-            grid.addWidget(self.by_confidence[accept], row + 2, column)
+            for down, button in ((0, self.by_class[accept]), (2, self.by_confidence[accept])):
+                button.setToolTip(_WHAT[accept])
+                grid.addWidget(button, row + down, column)
         row += 3
         grid.addWidget(self.all_planes, row, 0, 1, 3)
         grid.addWidget(self.keep_uncertainty, row + 1, 0, 1, 3)
@@ -282,7 +287,7 @@ class ReviewSection(QWidget):
         images = [
             layer
             for layer in self._viewer.layers
-            if isinstance(layer, Image) and KEY not in layer.metadata
+            if isinstance(layer, Image) and not is_derived(layer)
         ]
         at = images.index(image)
         others = images[at + 1 :] + images[:at]

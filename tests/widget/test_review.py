@@ -16,7 +16,7 @@ from napari.utils.interactions import (
     mouse_press_callbacks,
     mouse_release_callbacks,
 )
-from qtpy.QtCore import Qt
+from qtpy.QtCore import QPoint, Qt
 from qtpy.QtWidgets import QApplication
 
 from napari_convlora.annotations import default_classes
@@ -73,13 +73,15 @@ def mouse():
 
 
 @pytest.fixture
-def keys(qtbot):
+def canvas():
+    """Find the Qt widget on which napari draws."""
+    name = "CanvasBackendDesktop"
+    return lambda: next(w for w in QApplication.allWidgets() if type(w).__name__ == name)
+
+
+@pytest.fixture
+def keys(qtbot, canvas):
     """Press and release keys on the canvas."""
-
-    def canvas():
-        widgets = QApplication.allWidgets()
-        return next(w for w in widgets if type(w).__name__ == "CanvasBackendDesktop")
-
     return SimpleNamespace(
         press=lambda *key: qtbot.keyPress(canvas(), *key),
         release=lambda *key: qtbot.keyRelease(canvas(), *key),
@@ -223,6 +225,26 @@ def test_clicking_goes_on_until_another_layer_is_chosen(predicted, mouse, keys, 
     qtbot.waitUntil(lambda: "review region" not in viewer.layers)
     assert viewer.layers.selection.active == viewer.layers["annotations"]
     assert not any(button.isChecked() for button in widget.review.tools.values())
+
+
+def test_a_click_of_the_real_mouse(make_napari_viewer_proxy, make_widget, halves, canvas, qtbot):
+    viewer = make_napari_viewer_proxy(show=True)
+    viewer.add_image(halves, name="halves", scale=(2, 2))
+    widget = make_widget(viewer)
+    labels = np.ones((1, 80, 90), np.uint8)
+    labels[:, 20:30, 60:80] = 2
+    widget.images.current.show(labels)
+    widget.review.refresh()
+    qtbot.wait(200)
+    widget.review.tools["click", True].click()
+    surface, camera = canvas(), viewer.scene.camera
+    size = np.array([surface.height(), surface.width()])
+    y, x = size / 2 + (np.multiply((25, 70), 2) - camera.center[-2:]) * camera.zoom
+    at = QPoint(round(x), round(y))
+    qtbot.mouseMove(surface, at)
+    qtbot.mouseClick(surface, Qt.MouseButton.LeftButton, pos=at)
+    qtbot.waitUntil(lambda: "annotations" in viewer.layers)
+    assert (viewer.layers["annotations"].data == np.where(labels[0] == 2, 2, 0)).all()
 
 
 def test_planes_are_reviewed_one_by_one_or_all_at_once(
@@ -369,8 +391,13 @@ def test_the_previous_round_is_shown_while_its_key_is_held(predicted, wait, keys
     widget.adapt()
     wait(widget)
     assert (previous.data == after).all()
-    viewer.layers.remove(previous)
+    button.click()
+    viewer.layers.remove(previous)  # while it is shown in place of the prediction
     assert not button.isEnabled()
+    assert prediction.visible
+    keys.press(Qt.Key.Key_H)
+    assert prediction.visible
+    keys.release(Qt.Key.Key_H)
 
 
 def test_keys_are_free_again_when_the_widget_closes(predicted, qtbot):
