@@ -33,10 +33,14 @@ class Prediction:
     probabilities
         (P, K, H, W) float32 in the order of the adapter's classes, summing to 1; None unless
         asked for.
+    uncertainty
+        (P, H, W) uint8 in per cent: 100 minus the lead of the likeliest class over the second;
+        None unless asked for.
     """
 
     labels: np.ndarray
     probabilities: np.ndarray | None = None
+    uncertainty: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,11 +55,14 @@ class BlockPrediction:
         (h, w) uint8 class ids.
     probabilities
         (K, h, w) float32; None unless asked for.
+    uncertainty
+        (h, w) uint8; None unless asked for.
     """
 
     block: Block
     labels: np.ndarray
     probabilities: np.ndarray | None = None
+    uncertainty: np.ndarray | None = None
 
 
 def predict(
@@ -64,6 +71,7 @@ def predict(
     image: Planes,
     *,
     probabilities: bool = False,
+    uncertainty: bool = False,
     device: DeviceName = "auto",
     control: RunControl | None = None,
     cache: FeatureCache | None = None,
@@ -78,6 +86,8 @@ def predict(
         (P, H, W, C), any numeric dtype.
     probabilities
         Whether to keep class probabilities as well.
+    uncertainty
+        Whether to say where the model hesitates between two classes.
     device
         Where to compute.
     control
@@ -95,9 +105,15 @@ def predict(
     labels = np.zeros(image.shape[:3], np.uint8)
     n_planes, *size = image.shape[:3]
     shares = np.empty((n_planes, len(adapter.classes), *size) if probabilities else 0, np.float32)
+    doubts = np.zeros_like(labels) if uncertainty else None
     scorer = prepare(adapter, backbone, image, device=device, cache=cache)
     for step in predict_blocks(
-        scorer, adapter, plan(image.shape), probabilities=probabilities, control=control
+        scorer,
+        adapter,
+        plan(image.shape),
+        probabilities=probabilities,
+        uncertainty=uncertainty,
+        control=control,
     ):
         if isinstance(step, Progress):
             yield step
@@ -106,9 +122,11 @@ def predict(
         labels[at.plane, at.rows, at.columns] = step.labels
         if step.probabilities is not None:
             shares[at.plane, :, at.rows, at.columns] = step.probabilities
+        if doubts is not None and step.uncertainty is not None:
+            doubts[at.plane, at.rows, at.columns] = step.uncertainty
     if control is not None and control.stopping:
         return None
-    return Prediction(labels, shares if probabilities else None)
+    return Prediction(labels, shares if probabilities else None, doubts)
 
 
 def prepare(
@@ -135,6 +153,7 @@ def predict_blocks(
     blocks: Sequence[Block],
     *,
     probabilities: bool = False,
+    uncertainty: bool = False,
     control: RunControl | None = None,
     keep_tiles: bool = False,
 ) -> Iterator[Progress | BlockPrediction]:
@@ -146,8 +165,8 @@ def predict_blocks(
         What `prepare` returned, and what it was made from.
     blocks
         Those to predict, in this order; see `blocks.plan`.
-    probabilities
-        Whether to return class probabilities as well.
+    probabilities, uncertainty
+        Whether to return class probabilities, and their uncertainty, as well.
     control
         Its `stop` ends the generator.
     keep_tiles
@@ -161,7 +180,14 @@ def predict_blocks(
             yield step
         else:
             shares = softmax(step.logits, axis=0) if probabilities else None
-            yield BlockPrediction(step.block, ids[step.logits.argmax(0)], shares)
+            doubts = margin_uncertainty(step.logits) if uncertainty else None
+            yield BlockPrediction(step.block, ids[step.logits.argmax(0)], shares, doubts)
+
+
+def margin_uncertainty(logits: np.ndarray) -> np.ndarray:
+    """Return (H, W) uint8 per cent from logits (K, H, W): 100 minus the lead of the best class."""
+    second, best = np.partition(softmax(logits, axis=0), -2, axis=0)[-2:]
+    return np.rint(100 * (1 - (best - second))).astype(np.uint8)
 
 
 def plane_logits(

@@ -147,6 +147,7 @@ class Session:
         control: RunControl | None = None,
         *,
         probabilities: bool = False,
+        uncertainty: bool = False,
     ) -> Generator[Progress, None, Prediction | None]:
         """Predict `image` (P, H, W, C) with the installed adapter; None when cancelled.
 
@@ -161,6 +162,7 @@ class Session:
                 self.backbone(),
                 image,
                 probabilities=probabilities,
+                uncertainty=uncertainty,
                 device=self.train_config.device,
                 control=control,
                 cache=self.cache,

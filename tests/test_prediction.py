@@ -32,6 +32,19 @@ def test_masks_have_the_images_size_and_the_tables_ids(
     np.testing.assert_array_equal(ids[result.probabilities.argmax(1)], result.labels)
 
 
+def test_uncertainty_is_what_the_best_class_does_not_lead_by(
+    adapter: Adapter, backbone: Backbone
+) -> None:
+    image = make_scene(70, 60, planes=2)[0].image
+    assert run(adapter, backbone, image).uncertainty is None
+    result = run(adapter, backbone, image, probabilities=True, uncertainty=True)
+    assert result.uncertainty.dtype == np.uint8
+    shares = np.sort(result.probabilities, axis=1)
+    lead = shares[:, -1] - shares[:, -2]
+    np.testing.assert_allclose(result.uncertainty, 100 * (1 - lead), atol=0.51)
+    assert np.ptp(result.uncertainty) > 0
+
+
 def test_a_stack_is_predicted_plane_by_plane(adapter: Adapter, backbone: Backbone) -> None:
     image = np.random.default_rng(0).random((2, 80, 80, 1)).astype(np.float32)
     both = run(adapter, backbone, image).labels

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from qtpy.QtWidgets import QFileDialog, QMessageBox, QWidget
 
 _MASKS = "TIFF (*.tif *.tiff);;PNG (*.png)"
+_INSTANCES = "TIFF and table (*.tif *.tiff);;Table alone (*.csv)"
 _ADAPTER = "Adapter (*.safetensors)"
 _CHECKPOINT = "Checkpoint (*.pth *.pt *.safetensors);;All files (*)"
 
@@ -32,6 +33,11 @@ def with_adapter(parent: QWidget, action: Action) -> None:
 def with_checkpoint(parent: QWidget, action: Action) -> None:
     """Ask for a checkpoint file."""
     _open(parent, action, "Checkpoint of a Segment Anything model", _CHECKPOINT)
+
+
+def with_instances(parent: QWidget, action: Action) -> None:
+    """Ask where to write instances."""
+    _save(parent, action, "Export instances", "instances.tif", _INSTANCES)
 
 
 def may_remove(parent: QWidget, name: str, painted: int) -> bool:

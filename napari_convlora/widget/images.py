@@ -171,6 +171,14 @@ class Images(QObject):
         self._counter.touch()
         return count
 
+    def accept(self, mask: np.ndarray, first: int) -> int:
+        """Annotate predicted pixels of the current image; see `ImageLayers.accept`."""
+        record = self.need()
+        count = record.accept(mask, first)
+        self._listen(record)
+        self._touch()
+        return count
+
     def _touch(self) -> None:
         self._counter.touch()
         self.changed.emit()

@@ -89,6 +89,7 @@ class Recipe:
     backbone: str
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    uncertainty: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,13 @@ class Loaded:
 
 @dataclass(frozen=True, eq=False)
 class Predicted:
-    """Class ids (P, H, W) of the whole image; None when cancelled."""
+    """Class ids (P, H, W) of the whole image, or None when cancelled, and their uncertainty.
+
+    The uncertainty is (P, H, W) uint8 in per cent; None unless the recipe asks for it.
+    """
 
     labels: np.ndarray | None
+    uncertainty: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +156,7 @@ def adapt(snapshots: Sequence[Snapshot], classes: Sequence[ClassInfo], recipe: R
         for event in state.run_round(images, classes, controls.training):
             yield _in_place(event, snapshots[0], [where for where, _ in first])
         if isinstance(event, Finished):
-            yield from _predict(state, snapshots[0], controls)
+            yield from _predict(state, snapshots[0], controls, recipe)
 
     return job
 
@@ -160,7 +165,7 @@ def predict(snapshot: Snapshot, recipe: Recipe) -> Job:
     """Predict one image with the installed adapter."""
 
     def job(session: SessionGetter, controls: Controls) -> Iterator[Any]:
-        yield from _predict(_prepare(session, recipe), snapshot, controls)
+        yield from _predict(_prepare(session, recipe), snapshot, controls, recipe)
 
     return job
 
@@ -180,7 +185,7 @@ def load(path: Path, snapshot: Snapshot | None, recipe: Recipe) -> Job:
         state.install(adapter)
         yield Loaded(adapter)
         if snapshot is not None:
-            yield from _predict(state, snapshot, controls)
+            yield from _predict(state, snapshot, controls, recipe)
 
     return job
 
@@ -206,17 +211,20 @@ def _in_place(event: Event, snapshot: Snapshot, places: Sequence[Block]) -> Even
     return Parts([(where, event.labels) for where in here])
 
 
-def _predict(state: Session, snapshot: Snapshot, controls: Controls) -> Iterator[Any]:
+def _predict(
+    state: Session, snapshot: Snapshot, controls: Controls, recipe: Recipe
+) -> Iterator[Any]:
     from napari_convlora.prediction import Returning
 
     planes = snapshot.planes()
     if is_large(planes.shape):
         yield from _predict_large(state, planes, snapshot.seen, controls)
         return
-    steps = Returning(state.predict(planes, controls.predicting))
+    steps = Returning(state.predict(planes, controls.predicting, uncertainty=recipe.uncertainty))
     for tile in steps:
         yield Tiles(tile.done, tile.total)
-    yield Predicted(None if steps.value is None else steps.value.labels)
+    found = steps.value
+    yield Predicted(None) if found is None else Predicted(found.labels, found.uncertainty)
 
 
 def _predict_large(

@@ -1,4 +1,4 @@
-"""The only file that reads or writes napari layers.
+"""The only file that reads or writes the user's layers.
 
 Everything here runs in the main thread; what travels to the worker is a `Snapshot` of arrays.
 """
@@ -14,8 +14,9 @@ from napari.layers import Image, Labels
 
 from napari_convlora.annotations import merge_corrections, protect
 from napari_convlora.blocks import Block
-from napari_convlora.config import ClassInfo, InputError
+from napari_convlora.config import UNLABELLED, ClassInfo, InputError
 from napari_convlora.widget import class_colours
+from napari_convlora.widget.derived import DerivedLayers
 from napari_convlora.widget.jobs import Snapshot
 from napari_convlora.widget.new_layer import labels_like
 from napari_convlora.widget.strokes import StrokeWatch
@@ -43,6 +44,10 @@ class ImageLayers:
     annotations, prediction
         Labels layers, or None. Annotations that were removed from the viewer are remembered, so
         that `annotate` can bring them back.
+    derived
+        Layers that are made from the prediction.
+    adapter
+        What wrote the prediction; None if that is not known.
     """
 
     def __init__(
@@ -56,6 +61,8 @@ class ImageLayers:
         self.channel_axis = None if image.rgb else channel_axis
         self.annotations: Labels | None = None
         self.prediction: Labels | None = None
+        self.derived = DerivedLayers(self)
+        self.adapter: object = None
         self._written = np.empty(0, np.uint8)
         self._edited = False
         self._late: list[tuple[Block, np.ndarray]] = []
@@ -173,13 +180,17 @@ class ImageLayers:
             )
         return self.annotations.data.reshape(self.planes_shape)
 
-    def predicted_labels(self) -> np.ndarray:
-        """Prediction (P, H, W) with corrections and annotations on top."""
+    def predicted_view(self) -> np.ndarray:
+        """Prediction (P, H, W) as a view, with the corrections made on it."""
         if not self.predicted:
             raise InputError(
                 f"There is no prediction of '{self.image.name}' yet; press Adapt or Predict first."
             )
-        return protect(self._view(), self.painted())
+        return self._view()
+
+    def predicted_labels(self) -> np.ndarray:
+        """Prediction (P, H, W) with corrections and annotations on top."""
+        return protect(self.predicted_view(), self.painted())
 
     def snapshot(self) -> Snapshot:
         """Return a copy that includes the corrections made on the prediction."""
@@ -218,17 +229,59 @@ class ImageLayers:
         for p in np.flatnonzero([(n != b).any() for n, b in zip(now, before, strict=True)]):
             part = np.s_[p : p + 1]
             merged = merge_corrections(painted[part], before[part], now[part])[0]
-            rows, columns = np.nonzero(merged != painted[p])
-            found.append((np.full(len(rows), p), rows, columns, merged[rows, columns]))
+            at = np.flatnonzero(merged != painted[p])
+            found.append((at + p * merged.size, merged.ravel()[at]))
         count = 0
         if found:
-            self.annotate()
-            *at, values = (np.concatenate(parts) for parts in zip(*found, strict=True))
-            self._set_annotations(tuple(at), values)
+            at, values = (np.concatenate(parts) for parts in zip(*found, strict=True))
+            self._set(self.annotate(), at, values)
             count = len(values)
         np.copyto(self._written, now, casting="unsafe")
         self._forget_undo()
         return count
+
+    def labelled(self, part: Any = np.s_[:]) -> np.ndarray:
+        """Whether pixels (an index into (P, H, W)) are painted, on either layer."""
+        painted = self.painted()[part] != UNLABELLED
+        if self.predicted:
+            now = self._view()[part]
+            painted |= (now != self._written[part]) & (now != UNLABELLED)
+        return painted
+
+    def accept(self, mask: np.ndarray, first: int = 0) -> int:
+        """Annotate predicted pixels with their predicted class; returns how many.
+
+        One item of the annotations' undo history; annotated pixels stay as they are.
+
+        Parameters
+        ----------
+        mask : (p, H, W) bool
+            Pixels of the planes from `first` on.
+        first
+            Plane at which `mask` begins.
+        """
+        part = np.s_[first : first + len(mask)]
+        predicted = self.predicted_view()[part]
+        free = self.painted()[part] == UNLABELLED
+        at = np.flatnonzero(mask & free & (predicted != UNLABELLED))
+        if len(at):
+            values = predicted.ravel()[at]
+            self._set(self.annotate(), at + first * predicted[0].size, values)
+        return len(at)
+
+    def reject(self, mask: np.ndarray, first: int = 0) -> int:
+        """Clear predicted pixels until the next prediction; returns how many.
+
+        One item of the prediction's undo history. What the user painted, on either layer, stays.
+        A cleared pixel is no annotation: it says nothing.
+        """
+        part = np.s_[first : first + len(mask)]
+        predicted = self.predicted_view()[part]
+        at = np.flatnonzero(mask & (predicted != UNLABELLED) & ~self.labelled(part))
+        if len(at):
+            assert self.prediction is not None
+            self._set(self.prediction, at + first * predicted[0].size, np.zeros_like(at))
+        return len(at)
 
     def let_go(self, layer: Image | Labels) -> None:
         """Take note that the user removed `layer`; corrections are kept as annotations."""
@@ -243,13 +296,13 @@ class ImageLayers:
     def erase(self, class_id: int) -> int:
         """Erase a class from annotations (undoable) and prediction; returns annotated pixels."""
         self.collect_corrections()
-        at = np.nonzero(self.painted() == class_id)
-        if len(at[0]):
-            self._set_annotations(at, np.zeros(len(at[0]), np.int64))
+        at = np.flatnonzero(self.painted() == class_id)
+        if len(at):
+            self._set(self.annotate(), at, np.zeros_like(at))
         if self.predicted:
             view = self._view()
             self._put(np.s_[:], np.where(view == class_id, 0, view))
-        return len(at[0])
+        return len(at)
 
     def prepare_prediction(self) -> None:
         """Have the prediction layer in the viewer, empty where it is new.
@@ -338,8 +391,7 @@ class ImageLayers:
             layer.mode = mode
         self._edited = False
 
-    def _set_annotations(self, at: tuple[np.ndarray, ...], values: np.ndarray) -> None:
-        assert self.annotations is not None
-        flat = np.ravel_multi_index(at, self.planes_shape)
-        where = np.unravel_index(flat, self.annotations.data.shape)
-        self.annotations.data_setitem(where, values.astype(self.annotations.data.dtype))
+    def _set(self, layer: Labels, flat: np.ndarray, values: np.ndarray) -> None:
+        """Set pixels, by their index into the flattened image, as one item of the undo history."""
+        where = np.unravel_index(flat, layer.data.shape)
+        layer.data_setitem(where, values.astype(layer.data.dtype))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from napari.layers import Image, Labels
@@ -14,6 +15,26 @@ from napari_convlora.widget import class_colours
 
 _TRANSFORMS = ("rotate", "shear", "affine", "units", "axis_labels")
 _OPACITY = {"annotations": 0.7, "prediction": 0.5}
+
+
+def placement(image: Image, channel_axis: int | None) -> dict[str, Any]:
+    """Return keyword arguments that put a layer exactly on `image`.
+
+    Parameters
+    ----------
+    image
+        Whose transforms the layer takes.
+    channel_axis
+        Axis of `image` that holds channels, if any; in the layer it has length 1.
+    """
+    scale, translate = image.scale.copy(), image.translate.copy()
+    if channel_axis is not None:
+        # One label voxel spans all channels, so it shows whichever channel is looked at.
+        n = (image.data[0] if image.multiscale else image.data).shape[channel_axis]
+        translate[channel_axis] += scale[channel_axis] * (n - 1) / 2
+        scale[channel_axis] *= n
+    others = {transform: getattr(image, transform) for transform in _TRANSFORMS}
+    return {"scale": scale, "translate": translate, **others}
 
 
 def labels_like(
@@ -41,18 +62,10 @@ def labels_like(
     classes
         The class table.
     """
-    scale, translate = image.scale.copy(), image.translate.copy()
-    if channel_axis is not None:
-        # One label voxel spans all channels, so it shows whichever channel is looked at.
-        n = (image.data[0] if image.multiscale else image.data).shape[channel_axis]
-        translate[channel_axis] += scale[channel_axis] * (n - 1) / 2
-        scale[channel_axis] *= n
     return Labels(
         np.zeros(shape, np.uint8 if is_large([math.prod(shape)]) else np.int32),  # ids end at 255
         name=name,
-        scale=scale,
-        translate=translate,
         opacity=_OPACITY[role],
-        **{transform: getattr(image, transform) for transform in _TRANSFORMS},
+        **placement(image, channel_axis),
         **class_colours.attributes(classes, role, image.name),
     )

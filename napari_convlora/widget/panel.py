@@ -22,8 +22,10 @@ from napari_convlora.config import ClassInfo, ConvLoRAError
 from napari_convlora.widget import dialogs
 from napari_convlora.widget.class_table import ClassTable
 from napari_convlora.widget.form import Unfolding
+from napari_convlora.widget.instances_section import InstancesSection
 from napari_convlora.widget.jobs import Recipe
 from napari_convlora.widget.plot import TrainingPlot
+from napari_convlora.widget.review_section import ReviewSection
 from napari_convlora.widget.run_bar import RunBar
 from napari_convlora.widget.settings import SettingsForm
 from napari_convlora.widget.source_form import SourceForm
@@ -47,7 +49,7 @@ class ConvLoRAWidget(QWidget):
 
     Attributes
     ----------
-    workflow, images, source, settings, table, run_bar, plot
+    workflow, images, source, settings, table, run_bar, plot, review, instances
         The parts, each of which works without the others.
     """
 
@@ -60,6 +62,9 @@ class ConvLoRAWidget(QWidget):
         self.table = ClassTable(default_classes(2))
         self.run_bar = RunBar()
         self.plot = TrainingPlot()
+        flow, table = self.workflow, self.table
+        self.review = ReviewSection(napari_viewer, flow, lambda: table.current, self._recipe)
+        self.instances = InstancesSection(flow, lambda: table.current)
         self._untouched = True
         self._counts: dict[int, int] = {}
         self._hint = ""
@@ -186,6 +191,10 @@ class ConvLoRAWidget(QWidget):
             self.run_bar,
             self.plot,
             self._status,
+            Unfolding("Review", self.review),
+            self.review,
+            Unfolding("Instances", self.instances),
+            self.instances,
         ):
             column.addWidget(part)
         column.addLayout(buttons)
@@ -232,7 +241,10 @@ class ConvLoRAWidget(QWidget):
 
     def _recipe(self) -> Recipe:
         return Recipe(
-            self.source.backbone, self.settings.model_config(), self.settings.train_config()
+            self.source.backbone,
+            self.settings.model_config(),
+            self.settings.train_config(),
+            self.review.keep_uncertainty.isChecked(),
         )
 
     def _fits(self, layer: "napari.layers.Labels") -> bool:

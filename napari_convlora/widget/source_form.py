@@ -8,7 +8,7 @@ from magicgui.widgets import ComboBox
 from napari.layers import Image, Labels
 from qtpy.QtCore import QObject, Signal
 
-from napari_convlora.widget.class_colours import KEY
+from napari_convlora.widget.derived import is_derived
 from napari_convlora.widget.form import Form
 
 # No `from __future__ import annotations` here: magicgui reads annotations at run time.
@@ -142,7 +142,11 @@ class SourceForm(QObject):
             self._quiet = False
 
     def _images(self, _: Any = None) -> list[tuple[str, Image]]:
-        return [(layer.name, layer) for layer in self._viewer.layers if isinstance(layer, Image)]
+        return [
+            (layer.name, layer)
+            for layer in self._viewer.layers
+            if isinstance(layer, Image) and not is_derived(layer)
+        ]
 
     def _axes(self, _: Any = None) -> list[tuple[str, int | None]]:
         image = self.image
@@ -159,9 +163,7 @@ class SourceForm(QObject):
         return choices + [
             (layer.name, layer)
             for layer in self._viewer.layers
-            if isinstance(layer, Labels)
-            and layer.metadata.get(KEY, {}).get("role") != "prediction"
-            and self._fits(layer)
+            if isinstance(layer, Labels) and not is_derived(layer) and self._fits(layer)
         ]
 
     def _backbone_choices(self, _: Any = None) -> list[tuple[str, str]]:

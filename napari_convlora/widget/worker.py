@@ -172,5 +172,18 @@ class Runner:
         self.on_end()
 
 
+def in_thread(
+    function: Callable[..., Any],
+    *arguments: Any,
+    then: Callable[[Any], None],
+    failed: Callable[[Exception], None],
+) -> None:
+    """Call `function` in a thread; `then` or `failed` is called in the main thread."""
+    worker: Any = create_worker(function, *arguments, _start_thread=False, _ignore_errors=True)
+    worker.returned.connect(then)
+    worker.errored.connect(failed)
+    worker.start()
+
+
 def _ignore(*_: Any) -> None:
     """Do nothing."""

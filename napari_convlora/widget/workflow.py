@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 from qtpy.QtCore import QObject, Signal
 
 from napari_convlora import events
@@ -72,6 +72,7 @@ class Workflow(QObject):
         self._target: ImageLayers | None = None
         self._outcome = ""
         self._score = ""
+        self._keep_labels = False
         self.runner = Runner(session)
         self.runner.on_messages = self._on_messages
         self.runner.on_error = self._on_error
@@ -111,6 +112,7 @@ class Workflow(QObject):
         record = self.images.need()
         first, *others = (other.snapshot() for other in self.images.learnable())
         snapshots = [first, *(other for other in others if other.annotations.any())]
+        record.derived.keep_previous()
         if len(self.images.counts) > 1:
             record.prepare_prediction()
         job = jobs.adapt(snapshots, self.images.classes, recipe)
@@ -123,10 +125,20 @@ class Workflow(QObject):
             raise InputError("There is no adapter yet; press Adapt or load an adapter first.")
         self._start(jobs.predict(record.snapshot(), recipe), record, "Predicting…")
 
+    def find_uncertainty(self, recipe: jobs.Recipe) -> None:
+        """Predict again for the uncertainty; a prediction of the same adapter stays as it is."""
+        record = self.images.need()
+        session = self.runner.session
+        keep = record.predicted and session is not None and record.adapter is session.installed
+        self.predict(replace(recipe, uncertainty=True))
+        self._keep_labels = keep
+
     def load_adapter(self, path: Path, recipe: jobs.Recipe) -> None:
         """Install the adapter in a file, and predict the current image if there is one."""
         record = self.images.current
         snapshot = None if record is None else record.snapshot()
+        if record is not None:
+            record.derived.keep_previous()
         self._start(jobs.load(path, snapshot, recipe), record, f"Loading {path.name}…")
 
     def stop(self) -> None:
@@ -166,6 +178,7 @@ class Workflow(QObject):
     def _start(self, job: jobs.Job, target: ImageLayers | None, what: str) -> None:
         self.runner.start(job)
         self._target, self._outcome, self._score = target, "", ""
+        self._keep_labels = False
         self.phase = "starting"
         self._on_plane()
         self.said.emit(what)
@@ -229,7 +242,7 @@ class Workflow(QObject):
                     self.changed.emit()
                 self.tiled.emit(message)
             case jobs.Predicted():
-                self._install(message.labels)
+                self._install(message)
             case jobs.Parts() if self._target is not None:
                 self._target.show_parts(message.parts)
                 self.changed.emit()
@@ -252,11 +265,15 @@ class Workflow(QObject):
             "then press Adapt again; or export."
         )
 
-    def _install(self, labels: np.ndarray | None) -> None:
-        if labels is None:
+    def _install(self, message: jobs.Predicted) -> None:
+        session = self.runner.session
+        if message.labels is None:
             self._outcome = self._outcome or "The prediction was cancelled; the adapter is kept."
         elif self._target is not None:
-            self._target.show(labels)
+            if not self._keep_labels:
+                self._target.show(message.labels)
+            self._target.adapter = None if session is None else session.installed
+            self._target.derived.show_uncertainty(message.uncertainty)
             if self._outcome in ("", _LOADED):
                 self._outcome = _PREDICTED
             self.changed.emit()

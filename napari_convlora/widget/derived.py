@@ -1,0 +1,167 @@
+"""Layers made from the prediction of one image, from which nothing is learnt."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from napari.layers import Image, Labels, Layer
+
+from napari_convlora.review import Guide
+from napari_convlora.widget import class_colours
+from napari_convlora.widget.new_layer import placement
+
+if TYPE_CHECKING:
+    from napari_convlora.widget.layers import ImageLayers
+
+_LEAST_DISTANCE, _MOST_DISTANCE = 16, 64
+
+
+def is_derived(layer: Layer) -> bool:
+    """Whether `layer` is none of the user's own: it can be neither image nor annotations."""
+    role = layer.metadata.get(class_colours.KEY, {}).get("role")
+    return role in ("prediction", "previous", "uncertainty", "instances", "region")
+
+
+class DerivedLayers:
+    """Uncertainty, the prediction before the last round, and instances.
+
+    Parameters
+    ----------
+    record
+        The image to which they belong.
+    """
+
+    def __init__(self, record: ImageLayers) -> None:
+        self._record = record
+        self._layers: dict[str, Layer] = {}
+        self._guide: Guide | None = None
+
+    @property
+    def uncertainty(self) -> np.ndarray | None:
+        """(P, H, W) uint8 in per cent; None if it is not known, or its layer was removed."""
+        layer = self._get("uncertainty")
+        return None if layer is None else layer.data.reshape(self._record.planes_shape)
+
+    @property
+    def instances(self) -> Labels | None:
+        """The instances layer."""
+        return self._get("instances")
+
+    @property
+    def has_previous(self) -> bool:
+        """Whether there is an earlier prediction to compare with."""
+        return self._get("previous") is not None and self._record.predicted
+
+    @property
+    def spacing(self) -> int:
+        """Pixels between two places to look at."""
+        side = min(self._record.planes_shape[1:])
+        return int(np.clip(side // 10, _LEAST_DISTANCE, _MOST_DISTANCE))
+
+    @property
+    def guide(self) -> Guide | None:
+        """Where to look next; None if the uncertainty is not known."""
+        uncertainty = self.uncertainty
+        if self._guide is None and uncertainty is not None:
+            self._guide = Guide(uncertainty, self.spacing)
+        return self._guide if uncertainty is not None else None
+
+    def show_uncertainty(self, uncertainty: np.ndarray | None) -> None:
+        """Show (P, H, W) uint8 per cent as an image, hidden at first; None takes it away.
+
+        Places that were visited are not suggested again.
+        """
+        layer = self._get("uncertainty")
+        visited = [] if self._guide is None else self._guide.visited
+        self._guide = None
+        if uncertainty is None:
+            if layer is not None:
+                self._record.viewer.layers.remove(layer)
+            return
+        data = uncertainty.reshape(self._record.shape)
+        if layer is not None:
+            layer.data = data
+        else:
+            self._add(
+                "uncertainty",
+                Image(
+                    data,
+                    colormap="inferno",
+                    blending="additive",
+                    contrast_limits=(0, 100),
+                    visible=False,
+                    **self._attributes("uncertainty"),
+                ),
+                above=self._record.image,
+            )
+        guide = self.guide
+        assert guide is not None
+        guide.visited.extend(visited)
+
+    def keep_previous(self) -> None:
+        """Keep the prediction as it is now, to be compared with the next."""
+        record = self._record
+        if not record.predicted:
+            return
+        data = record.predicted_labels().astype(np.uint8).reshape(record.shape)
+        layer = self._get("previous")
+        if layer is None:
+            layer = Labels(data, visible=False, opacity=0.5, **self._attributes("previous"))
+            self._add("previous", layer, above=record.image)
+        else:
+            layer.data = data
+        layer.editable = False  # a copy to look at; what is painted belongs on the other layers
+        layer.colormap = class_colours.colormap(record.classes)
+        layer.features = class_colours.features(record.classes)
+
+    def compare(self, shown: bool) -> None:
+        """Show the previous prediction in place of the present one, or the present one again."""
+        previous, prediction = self._get("previous"), self._record.prediction
+        if previous is not None:
+            previous.visible = shown
+        if prediction is not None:
+            prediction.visible = not shown or previous is None
+
+    def show_instances(self, instances: np.ndarray, table: dict[str, np.ndarray]) -> None:
+        """Show instances (P, H, W) and their table as features of the layer."""
+        record = self._record
+        # Instances are numbered anew, so the undo history of the old ones must not survive.
+        layer = self._get("instances")
+        if layer is not None:
+            record.viewer.layers.remove(layer)
+        layer = Labels(
+            instances.reshape(record.shape),
+            features=table,
+            **self._attributes("instances"),
+        )
+        self._add("instances", layer, above=record.prediction or record.image)
+
+    def _get(self, role: str) -> Any:
+        layers, shape = self._record.viewer.layers, self._record.shape
+        if self._layers.get(role) in layers:
+            return self._layers[role]
+        # An earlier panel may have left one.
+        tag = self._tag(role)
+        alike = (layer for layer in layers if layer.metadata.get(class_colours.KEY) == tag)
+        return next((layer for layer in alike if layer.data.shape == shape), None)
+
+    def _tag(self, role: str) -> dict[str, str]:
+        return {"role": role, "image": self._record.image.name}
+
+    def _attributes(self, role: str) -> dict[str, Any]:
+        record = self._record
+        title = {"previous": "previous prediction"}.get(role, role)
+        taken = any(layer.name == title for layer in record.viewer.layers)
+        return {
+            "name": f"{title} of {record.image.name}" if taken else title,
+            "metadata": {class_colours.KEY: self._tag(role)},
+            **placement(record.image, record.channel_axis),
+        }
+
+    def _add(self, role: str, layer: Layer, above: Layer) -> None:
+        layers = self._record.viewer.layers
+        active = layers.selection.active
+        self._layers[role] = layer
+        layers.insert(layers.index(above) + 1, layer)
+        layers.selection.active = active  # the user may be painting on another layer

@@ -1,0 +1,95 @@
+"""Instances as a layer, their table, and both as files."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+import tifffile
+
+from napari_convlora.config import InputError
+
+
+@pytest.fixture
+def make(qtbot):
+    """Press Make and wait for the thread."""
+
+    def press(section):
+        section.make_button.click()
+        assert not section.make_button.isEnabled()
+        qtbot.waitUntil(section.make_button.isEnabled)
+
+    return press
+
+
+def test_instances_are_made_mended_and_exported(
+    make_napari_viewer_proxy, make_widget, halves, make, tmp_path
+):
+    viewer = make_napari_viewer_proxy()
+    viewer.add_image(halves, name="halves", scale=(0.5, 0.5))
+    widget = make_widget(viewer)
+    section = widget.instances
+    assert not section.make_button.isEnabled()
+    labels = np.ones((1, 80, 90), np.uint8)
+    labels[:, 10:20, 10:20] = labels[:, 40:60, 30:50] = 2
+    labels[:, 70:72, 70:72] = 2  # too small
+    record = widget.images.current
+    record.show(labels)
+    widget.workflow.changed.emit()
+    make(section)
+    layer = viewer.layers["instances"]
+    assert list(layer.scale) == [0.5, 0.5]
+    assert layer.data.max() == 2
+    assert layer.features["class"].tolist() == ["class 2", "class 2"]
+    assert layer.features["area"].tolist() == [100, 400]
+    assert "class: class 2" in layer.get_status((7, 7), world=True)["coordinates"]
+    assert layer not in widget.source.annotations_combo.choices
+
+    layer.data_setitem((np.arange(10, 15), np.arange(10, 15)), 0)  # mended by hand
+    record.derived.show_uncertainty(np.full((1, 80, 90), 30, np.uint8))
+    section.export(tmp_path / "cells.tif")
+    assert (tifffile.imread(tmp_path / "cells.tif") == layer.data).all()
+    with (tmp_path / "cells.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["area"] for row in rows] == ["95", "400"]
+    assert [row["class"] for row in rows] == ["class 2", "class 2"]
+    assert [row["confidence"] for row in rows] == ["70.0", "70.0"]
+    with pytest.raises(InputError, match=r"use \.tif or \.csv"):
+        section.export(tmp_path / "cells.png")
+
+
+def test_the_selected_class_and_no_object(make_napari_viewer_proxy, make_widget, halves, make):
+    viewer = make_napari_viewer_proxy()
+    viewer.add_image(halves, name="halves")
+    widget = make_widget(viewer)
+    labels = np.ones((1, 80, 90), np.uint8)
+    labels[:, 10:20, 10:20] = 2
+    widget.images.current.show(labels)
+    widget.workflow.changed.emit()
+    section = widget.instances
+    section.classes.value = "the selected class"
+    widget.table.select(1)
+    make(section)
+    assert viewer.layers["instances"].features["area"].tolist() == [7100]
+    section.min_size.value = 10_000
+    make(section)
+    assert "lower the minimum size" in widget.status
+    assert viewer.layers["instances"].data.max() == 1  # as it was
+
+
+def test_planes_of_a_stack(make_napari_viewer_proxy, make_widget, halves, make):
+    viewer = make_napari_viewer_proxy()
+    viewer.add_image(np.stack([halves] * 3), name="stack")
+    widget = make_widget(viewer)
+    labels = np.ones((3, 80, 90), np.uint8)
+    labels[:, 10:20, 10:20] = 2
+    widget.images.current.show(labels)
+    widget.workflow.changed.emit()
+    section = widget.instances
+    make(section)
+    assert viewer.layers["instances"].features["area"].tolist() == [100] * 3
+    assert viewer.layers["instances"].features["plane"].tolist() == [0, 1, 2]
+    section.join_planes.value = True
+    make(section)
+    assert viewer.layers["instances"].features["area"].tolist() == [300]
