@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -45,6 +46,39 @@ def to_planes(
             "axes besides the channels; open a 2-D image or a stack of them."
         )
     return array.reshape(math.prod(array.shape[:-3]), *array.shape[-3:])
+
+
+def plane_region(
+    array: Any,
+    plane: int,
+    region: tuple[slice, slice],
+    *,
+    rgb: bool = False,
+    channel_axis: int | None = None,
+) -> np.ndarray:
+    """Read a rectangle of one plane as (h, w, C), and nothing else of `array`.
+
+    Parameters
+    ----------
+    array
+        Pixels as napari holds them; anything that can be sliced, such as a dask or zarr array.
+    plane
+        Index along the first axis of what `to_planes` would return.
+    region
+        Rows and columns.
+    rgb, channel_axis
+        As for `to_planes`; `rgb` is not guessed.
+    """
+    channels = array.ndim - 1 if rgb and channel_axis is None else channel_axis
+    *leading, rows, columns = (axis for axis in range(array.ndim) if axis != channels)
+    index: list[Any] = [slice(None)] * array.ndim
+    at = np.unravel_index(plane, [array.shape[axis] for axis in leading]) if leading else ()
+    for axis, i in zip([*leading, rows, columns], [*map(int, at), *region], strict=True):
+        index[axis] = i
+    pixels = np.asarray(array[tuple(index)])
+    if channels is None:
+        return pixels[..., None]
+    return np.moveaxis(pixels, sum(axis not in leading for axis in range(channels)), -1)
 
 
 def drop_alpha(planes: np.ndarray) -> np.ndarray:

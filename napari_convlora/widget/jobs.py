@@ -14,7 +14,8 @@ import numpy as np
 from napari_convlora.annotations import LabelledImage
 from napari_convlora.config import AdapterError, ClassInfo, ConvLoRAError, ModelConfig, TrainConfig
 from napari_convlora.events import Finished, Step
-from napari_convlora.planes import drop_alpha, to_planes
+from napari_convlora.planes import drop_alpha, plane_region, to_planes
+from napari_convlora.prompts import Prompt, Window, choose_window
 
 if TYPE_CHECKING:
     from napari_convlora.adapter_file import Adapter
@@ -60,6 +61,40 @@ class Snapshot:
     def labelled(self) -> LabelledImage:
         """Return what the engine learns from."""
         return LabelledImage(self.planes(), self.annotations, name=self.name)
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """A prompt on one plane of an image.
+
+    Parameters
+    ----------
+    pixels, rgb, channel_axis
+        As in a `Snapshot`.
+    plane
+        Index of the plane.
+    shape
+        Its height and width.
+    prompt
+        What the user said about the object.
+    window
+        Where the model looked for the object's first prompt; kept as long as it holds them all.
+    """
+
+    pixels: Any
+    rgb: bool
+    channel_axis: int | None
+    plane: int
+    shape: tuple[int, int]
+    prompt: Prompt
+    window: Window | None = None
+
+    def read(self, window: Window) -> np.ndarray:
+        """Return the pixels (H, W, C) of a window."""
+        pixels = plane_region(
+            self.pixels, self.plane, window.region, rgb=self.rgb, channel_axis=self.channel_axis
+        )
+        return drop_alpha(pixels) if self.rgb else pixels
 
 
 @dataclass(frozen=True)
@@ -111,6 +146,25 @@ class Predicted:
     """Class ids (P, H, W) of the whole image; None when cancelled."""
 
     labels: np.ndarray | None
+
+
+@dataclass(frozen=True, eq=False)
+class Prompted:
+    """The object that a prompt means.
+
+    Parameters
+    ----------
+    question
+        What is answered.
+    window
+        Where the model looked.
+    mask : (H, W) bool
+        Of the window.
+    """
+
+    question: Question
+    window: Window
+    mask: np.ndarray
 
 
 def warm_up(session: SessionGetter, controls: Controls) -> Iterator[Any]:
@@ -172,6 +226,25 @@ def load(path: Path, snapshot: Snapshot | None, recipe: Recipe) -> Job:
         except AdapterError:  # of another backbone: what worked before goes on working
             state.installed, state.backbone_name = previous, backbone
             raise
+
+    return job
+
+
+def prompt(question: Question, recipe: Recipe, loaded: Session | None) -> Job:
+    """Find the object that a prompt means, with the backbone of `loaded` if it is the chosen one.
+
+    The session is not that of a round, so that prompts are answered while one runs.
+    """
+
+    def job(session: SessionGetter, controls: Controls) -> Iterator[Any]:
+        state = _prepare(session, recipe)
+        if loaded is not None:
+            state.share_backbone(loaded)
+        prompter, prompt = state.prompter(), question.prompt
+        window = question.window
+        if window is None or not window.holds(prompt.bounds):
+            window = choose_window(question.shape, prompt.bounds, prompter.tile)
+        yield Prompted(question, window, prompter.mask(question.read(window), window, prompt))
 
     return job
 

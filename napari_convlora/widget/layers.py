@@ -15,12 +15,14 @@ from napari.layers import Image, Labels
 from napari_convlora.annotations import merge_corrections, protect
 from napari_convlora.config import ClassInfo, InputError
 from napari_convlora.widget import class_colours
-from napari_convlora.widget.jobs import Snapshot
+from napari_convlora.widget.jobs import Question, Snapshot
 from napari_convlora.widget.new_layer import labels_like
 from napari_convlora.widget.strokes import StrokeWatch
 
 if TYPE_CHECKING:
     from napari.viewer import Viewer
+
+    from napari_convlora.prompts import Prompt, Window
 
 
 class ImageLayers:
@@ -100,13 +102,38 @@ class ImageLayers:
 
     def plane(self) -> int:
         """Index of the plane that the viewer shows."""
-        at = np.round(self.image.world_to_data(self.viewer.dims.point))
-        leading = [a for a in range(len(self.shape)) if a != self.channel_axis][:-2]
+        return self.locate(self.viewer.dims.point)[0]
+
+    def locate(self, world: Sequence[float]) -> tuple[int, float, float]:
+        """Return plane, row and column of a point in world coordinates."""
+        at = self.image.world_to_data(world)
+        *leading, rows, columns = self._planar_axes
         index = 0
         for axis in leading:
             n = self.shape[axis]
-            index = index * n + int(np.clip(at[axis], 0, n - 1))
-        return index
+            index = index * n + int(np.clip(np.round(at[axis]), 0, n - 1))
+        return index, float(at[rows]), float(at[columns])
+
+    def place(self, plane: int, points: np.ndarray) -> np.ndarray:
+        """Return (N, ndim) coordinates of rows and columns (N, 2) for a layer like the image."""
+        *leading, rows, columns = self._planar_axes
+        at = np.zeros((len(points), len(self.shape)))
+        if leading:
+            at[:, leading] = np.unravel_index(plane, [self.shape[a] for a in leading])
+        at[:, [rows, columns]] = points
+        return at
+
+    @property
+    def in_view(self) -> bool:
+        """Whether the viewer shows planes of the image as they are, in two dimensions."""
+        dims = self.viewer.dims
+        offset = dims.ndim - len(self.shape)
+        return sorted(dims.displayed) == [axis + offset for axis in self._planar_axes[-2:]]
+
+    @property
+    def _planar_axes(self) -> list[int]:
+        """All axes of the image but channels; height and width come last."""
+        return [axis for axis in range(len(self.shape)) if axis != self.channel_axis]
 
     def fits(self, layer: Labels) -> bool:
         """Whether `layer` can hold annotations of this image: its size, in memory, integers."""
@@ -184,6 +211,38 @@ class ImageLayers:
         self.collect_corrections()
         painted = self.painted().copy()
         return Snapshot(self.image.name, self.pixels, self.image.rgb, self.channel_axis, painted)
+
+    def question(self, plane: int, prompt: Prompt, window: Window | None) -> Question:
+        """Return what is asked about an object on a plane."""
+        shape = self.planes_shape[1:]
+        return Question(
+            self.pixels, self.image.rgb, self.channel_axis, plane, shape, prompt, window
+        )
+
+    def paint(self, plane: int, window: Window, mask: np.ndarray, class_id: int, over: bool) -> Any:
+        """Paint a mask into the annotations as one item of their undo history.
+
+        Parameters
+        ----------
+        plane, window, mask
+            Where, and which pixels (H, W) of the window.
+        class_id
+            What to paint.
+        over
+            Whether pixels of other classes are painted over.
+
+        Returns
+        -------
+        tuple of (N,) int
+            Plane, row and column of the pixels that changed.
+        """
+        before = self.painted()[plane][window.region]
+        change = mask & (before != class_id) & (over | (before == 0))
+        rows, columns = np.nonzero(change)
+        at = (np.full(len(rows), plane), rows + window.top, columns + window.left)
+        if len(rows):
+            self._set_annotations(at, np.full(len(rows), class_id))
+        return at
 
     def collect_corrections(self) -> int:
         """Turn edits of the prediction into annotations; returns how many pixels changed.

@@ -1,11 +1,12 @@
-"""New Labels layers that lie exactly on an image."""
+"""New Labels and Shapes layers that lie exactly on an image."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from napari.layers import Image, Labels
+from napari.layers import Image, Labels, Shapes
 
 from napari_convlora.config import ClassInfo
 from napari_convlora.widget import class_colours
@@ -39,18 +40,32 @@ def labels_like(
     classes
         The class table.
     """
+    return Labels(
+        np.zeros(shape, np.int32),
+        name=name,
+        opacity=_OPACITY[role],
+        **_placed_like(image, channel_axis),
+        **class_colours.attributes(classes, role, image.name),
+    )
+
+
+def shapes_like(image: Image, ndim: int, channel_axis: int | None, name: str) -> Shapes:
+    """Return an empty Shapes layer of outlines in the place of `image`; see `labels_like`."""
+    return Shapes(
+        ndim=ndim,
+        name=name,
+        face_color="transparent",
+        edge_width=1,
+        **_placed_like(image, channel_axis),
+    )
+
+
+def _placed_like(image: Image, channel_axis: int | None) -> dict[str, Any]:
     scale, translate = image.scale.copy(), image.translate.copy()
     if channel_axis is not None:
         # One label voxel spans all channels, so it shows whichever channel is looked at.
         n = (image.data[0] if image.multiscale else image.data).shape[channel_axis]
         translate[channel_axis] += scale[channel_axis] * (n - 1) / 2
         scale[channel_axis] *= n
-    return Labels(
-        np.zeros(shape, np.int32),
-        name=name,
-        scale=scale,
-        translate=translate,
-        opacity=_OPACITY[role],
-        **{transform: getattr(image, transform) for transform in _TRANSFORMS},
-        **class_colours.attributes(classes, role, image.name),
-    )
+    transforms = {transform: getattr(image, transform) for transform in _TRANSFORMS}
+    return {"scale": scale, "translate": translate, **transforms}

@@ -24,6 +24,7 @@ from napari_convlora.widget.class_table import ClassTable
 from napari_convlora.widget.form import Unfolding
 from napari_convlora.widget.jobs import Recipe
 from napari_convlora.widget.plot import TrainingPlot
+from napari_convlora.widget.prompt_tool import PromptTool
 from napari_convlora.widget.run_bar import RunBar
 from napari_convlora.widget.settings import SettingsForm
 from napari_convlora.widget.source_form import SourceForm
@@ -59,6 +60,9 @@ class ConvLoRAWidget(QWidget):
         self.settings = SettingsForm()
         self.table = ClassTable(default_classes(2))
         self.run_bar = RunBar()
+        self.prompts = PromptTool(
+            napari_viewer, self.images, self._recipe, lambda: self.session, self
+        )
         self.plot = TrainingPlot()
         self._untouched = True
         self._counts: dict[int, int] = {}
@@ -80,8 +84,8 @@ class ConvLoRAWidget(QWidget):
         self._wire()
         self.images.show_classes(self.table.classes)
         # Captures the workflow only, as this widget is half gone when `destroyed` comes.
-        workflow = self.workflow
-        self.destroyed.connect(lambda *_: workflow.close())
+        workflow, prompts = self.workflow, self.prompts.runner
+        self.destroyed.connect(lambda *_: (workflow.close(), prompts.close()))
         self._viewer = napari_viewer
         self._follow_theme()
         self._on_image()
@@ -186,6 +190,8 @@ class ConvLoRAWidget(QWidget):
             self.run_bar,
             self.plot,
             self._status,
+            Unfolding("SAM prompts", self.prompts),
+            self.prompts,
         ):
             column.addWidget(part)
         column.addLayout(buttons)
