@@ -305,7 +305,7 @@ class PromptTool(QWidget):
             return
         px = 1 / (self._zoom * float(record.image.scale[-1 - record.image.rgb]) or 1)
         marks.data = []
-        box, clicks = drawn, ()
+        box, clicks = drawn, tuple[Click, ...]()
         if thing is not None and drawn is None:
             plane, box, clicks = thing.plane, thing.prompt.box, thing.prompt.clicks
         if box is not None:
