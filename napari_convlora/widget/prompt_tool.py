@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from napari.layers import Labels, Shapes
+from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QCheckBox, QLabel, QPushButton, QVBoxLayout, QWidget
 
 from napari_convlora.config import ConvLoRAError
@@ -221,7 +222,11 @@ class PromptTool(QWidget):
         layer.mouse_pan = not self.active
 
     def _on_active(self, event: Any) -> None:
-        if event.value is not None and event.value != self._layer:
+        # A layer that is added is active for a moment, also where it was not the user's wish.
+        QTimer.singleShot(0, self._look_at_active)
+
+    def _look_at_active(self) -> None:
+        if self._layer is not None and self._viewer.layers.selection.active != self._layer:
             self.leave()
 
     def _on_paint(self, event: Any) -> None:

@@ -12,9 +12,12 @@ from napari.utils.interactions import (
     mouse_release_callbacks,
 )
 
+from napari_convlora.prompter import Prompter
+from napari_convlora.prompts import Box, Click, Window
+
 
 @pytest.fixture
-def tool(ready, qtbot):
+def tool(ready, qtbot, monkeypatch):
     """A widget with the tool taken up, and ways to click, drag and wait."""
     viewer, widget = ready()
     prompts = widget.prompts
@@ -29,7 +32,9 @@ def tool(ready, qtbot):
                "view_direction": None, "dims_displayed": [0, 1], "handled": False, **more},
         )  # fmt: skip
 
-    def drag(*points, settle=True, **more):
+    def drag(*points, settle=True, mask=None, **more):
+        found = found_by if mask is None else lambda *_: mask
+        monkeypatch.setattr(Prompter, "mask", found)
         mouse_press_callbacks(layer, event("mouse_press", points[0], **more))
         for at in points[1:]:
             mouse_move_callbacks(layer, event("mouse_move", at, **more))
@@ -41,6 +46,21 @@ def tool(ready, qtbot):
     assert prompts.runner.close(20)
 
 
+def found_by(prompter, pixels, window, prompt):
+    """Stand in for SAM: the bounds of the prompt, with a hole at every negative click."""
+    mask, at = np.zeros(pixels.shape[:2], bool), prompt.bounds
+    mask[round(at.top) : round(at.bottom) + 4, round(at.left) : round(at.right) + 4] = True
+    for click in prompt.clicks:
+        if not click.positive:
+            mask[round(click.row), round(click.column)] = False
+    return mask
+
+
+def press(tool, key):
+    """Press a key as the canvas would."""
+    tool.viewer.__wrapped__.window._qt_viewer._key_map_handler.press_key(key)
+
+
 def test_a_box_fills_the_current_class_as_one_undo_step(tool):
     before = tool.layer.data.copy()
     tool.drag((20, 30), (40, 40), (60, 55))
@@ -50,3 +70,127 @@ def test_a_box_fills_the_current_class_as_one_undo_step(tool):
     assert (tool.layer.data == 1).sum() == 150  # what another class had is left alone
     tool.layer.undo()
     assert (tool.layer.data == before).all()
+
+
+def test_clicks_refine_one_object_and_undo_takes_it_whole(tool):
+    before = tool.layer.data.copy()
+    tool.drag((30, 40))
+    first = tool.layer.data.copy()
+    assert (first != before).any(), tool.prompts.words.text()
+    tool.drag((60, 50))
+    assert (tool.layer.data == 2).sum() > (first == 2).sum()
+    assert tool.layer.data[34, 44] == 2
+    tool.drag((34, 44), button=2)  # a right click takes away
+    assert tool.layer.data[34, 44] == 0
+    assert len(tool.prompts._object.prompt.clicks) == 3
+    assert not tool.prompts._object.prompt.clicks[2].positive
+    tool.layer.undo()
+    assert (tool.layer.data == before).all()
+
+
+def test_esc_restores_what_was_there(tool):
+    before = tool.layer.data.copy()
+    tool.drag((20, 30), (60, 55))
+    assert (tool.layer.data != before).any()
+    press(tool, "Escape")
+    assert (tool.layer.data == before).all()
+    press(tool, "Escape")  # nothing is left to cancel, and no older stroke is undone
+    assert (tool.layer.data == before).all()
+
+
+def test_enter_keeps_the_object_and_begins_another(tool):
+    tool.drag((20, 30), (40, 45))
+    one = tool.layer.data.copy()
+    press(tool, "Enter")
+    tool.drag((50, 30), (78, 60))
+    assert (tool.layer.data != one).any()
+    press(tool, "Escape")
+    assert (tool.layer.data == one).all()
+
+
+def test_esc_before_the_answer_keeps_it_from_coming(tool, qtbot):
+    before = tool.layer.data.copy()
+    tool.drag((20, 30), (60, 55), settle=False)
+    press(tool, "Escape")
+    qtbot.waitUntil(lambda: not tool.prompts.runner.busy)
+    qtbot.wait(50)
+    assert (tool.layer.data == before).all()
+
+
+def test_clicks_that_come_while_sam_looks_are_all_answered(tool, qtbot):
+    for at in ((30, 40), (50, 45), (60, 60)):
+        tool.drag(at, settle=False)
+    qtbot.waitUntil(lambda: not tool.prompts.runner.busy, timeout=20_000)
+    assert len(tool.prompts._asked.prompt.clicks) == 3
+
+
+def test_what_the_user_undid_is_not_undone_again(tool):
+    before = tool.layer.data.copy()
+    tool.drag((20, 30), (60, 55))
+    tool.layer.undo()
+    press(tool, "Escape")
+    assert (tool.layer.data == before).all()
+    tool.drag((30, 40), button=2)
+    assert "before what is not" in tool.prompts.words.text()
+
+
+def test_a_stroke_painted_meanwhile_survives_esc(tool, paint):
+    tool.drag((20, 30), (60, 55))
+    paint(tool.layer, 1, 2)
+    press(tool, "Escape")
+    assert (tool.layer.data[10:60, 2:5] == 1).all()
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_other_classes_are_painted_over_only_if_wanted(tool, replace):
+    tool.layer.selected_label = 1
+    tool.prompts.over.setChecked(replace)
+    everything = np.ones(tool.layer.data.shape, bool)
+    tool.drag((20, 30), (60, 55), mask=everything)
+    assert (tool.layer.data == 2).any() != replace
+    assert (tool.layer.data == 1).sum() == tool.layer.data.size - (0 if replace else 150)
+
+
+def test_leaving_gives_the_layer_back_as_it_was(tool):
+    layer = tool.layer
+    assert not layer.mouse_pan
+    layer.mode = "paint"
+    assert not tool.prompts.button.isChecked()
+    assert "SAM prompt" not in tool.viewer.layers
+    before = layer.data.copy()
+    layer.mode = "pan_zoom"
+    tool.drag((20, 30), (60, 55))
+    assert layer.mouse_pan
+    assert (layer.data == before).all()
+
+
+def test_outside_the_image_nothing_is_asked(tool):
+    tool.drag((-20, 500))
+    assert "outside the image" in tool.prompts.words.text()
+
+
+def test_prompts_are_answered_while_a_round_runs(tool, wait):
+    tool.widget.settings.max_steps.value = 100
+    tool.widget.adapt()
+    before = tool.layer.data.copy()
+    tool.drag((20, 30), (60, 55))
+    assert tool.widget.running
+    assert (tool.layer.data != before).any()
+    tool.widget.stop()
+    wait(tool.widget)
+
+
+def test_sam_itself_answers(ready, qtbot):
+    _, widget = ready()
+    prompts = widget.prompts
+    prompts.button.click()
+    for add in (
+        lambda: prompts.add_box(0, Box(10, 30, 60, 60)),
+        lambda: prompts.add_click(0, Click(30, 40)),
+    ):
+        add()
+        qtbot.waitUntil(lambda: not prompts.runner.busy, timeout=20_000)
+        assert prompts._object.window == Window(0, 0, 80, 90)
+        assert "SAM looks" not in prompts.words.text()
+    assert prompts.runner.session._backbone is widget.session._backbone  # loaded once
+    assert prompts.runner.close(20)
