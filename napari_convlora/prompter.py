@@ -16,11 +16,11 @@ from napari_convlora.data import FeatureCache, Normalizer, resize, to_rgb
 from napari_convlora.planes import check_pixels
 from napari_convlora.prompts import Prompt, Window
 
-_SIZES = 6
+_SIZES = 5
 """Boxes that are tried around a click by a model that knows boxes only."""
-_HALF_SIDES = (-1.7, -0.4)
+_HALF_SIDES = (-1.6, -0.5)
 """Exponents of ten: half a side of the smallest and the largest, in sides of the model's input."""
-_AGAIN = 3
+_AGAIN = 2
 """Masks that are asked for again."""
 
 

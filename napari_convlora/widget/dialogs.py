@@ -8,6 +8,7 @@ from qtpy.QtWidgets import QFileDialog, QMessageBox, QWidget
 
 _MASKS = "TIFF (*.tif *.tiff);;PNG (*.png)"
 _ADAPTER = "Adapter (*.safetensors)"
+_CLASSES = "Class table (*.json)"
 _CHECKPOINT = "Checkpoint (*.pth *.pt *.safetensors);;All files (*)"
 
 Action = Callable[[str], None]
@@ -32,6 +33,16 @@ def with_adapter(parent: QWidget, action: Action) -> None:
 def with_checkpoint(parent: QWidget, action: Action) -> None:
     """Ask for a checkpoint file."""
     _open(parent, action, "Checkpoint of a Segment Anything model", _CHECKPOINT)
+
+
+def with_classes(parent: QWidget, action: Action) -> None:
+    """Ask for a class table."""
+    _open(parent, action, "Load class table", _CLASSES)
+
+
+def with_new_classes(parent: QWidget, action: Action) -> None:
+    """Ask where to write a class table."""
+    _save(parent, action, "Save class table", "classes.json", _CLASSES)
 
 
 def may_remove(parent: QWidget, name: str, painted: int) -> bool:

@@ -11,8 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from napari_convlora.annotations import LabelledImage
-from napari_convlora.config import AdapterError, ClassInfo, ConvLoRAError, ModelConfig, TrainConfig
+from napari_convlora.annotations import LabelledImage, inside_outlines
+from napari_convlora.config import (
+    AdapterError,
+    ClassInfo,
+    ConvLoRAError,
+    InputError,
+    ModelConfig,
+    TrainConfig,
+)
 from napari_convlora.events import Finished, Step
 from napari_convlora.planes import drop_alpha, plane_region, to_planes
 from napari_convlora.prompts import Prompt, Window, choose_window
@@ -45,6 +52,10 @@ class Snapshot:
     rgb, channel_axis
         How to read `pixels`; see `to_planes`.
     annotations : (P, H, W) int
+    reviewed
+        Plane and vertices (N, 2) of every reviewed region.
+    background_id
+        Class of what remains unpainted in them; None if no class is the background.
     """
 
     name: str
@@ -52,6 +63,8 @@ class Snapshot:
     rgb: bool
     channel_axis: int | None
     annotations: np.ndarray
+    reviewed: tuple[tuple[int, np.ndarray], ...] = ()
+    background_id: int | None = None
 
     def planes(self) -> np.ndarray:
         """Return the pixels as (P, H, W, C)."""
@@ -59,8 +72,23 @@ class Snapshot:
         return drop_alpha(planes) if self.rgb else planes
 
     def labelled(self) -> LabelledImage:
-        """Return what the engine learns from."""
-        return LabelledImage(self.planes(), self.annotations, name=self.name)
+        """Return what the engine learns from.
+
+        Raises
+        ------
+        InputError
+            There are reviewed regions, but no class is the background.
+        """
+        planes = self.planes()
+        if not self.reviewed:
+            return LabelledImage(planes, self.annotations, name=self.name)
+        if self.background_id is None:
+            raise InputError(
+                f"'{self.name}' has reviewed regions, but no class is the background; "
+                "mark one in the class table."
+            )
+        inside = inside_outlines(planes.shape[:3], self.reviewed)
+        return LabelledImage(planes, self.annotations, inside, self.background_id, self.name)
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,23 +6,25 @@ Everything here runs in the main thread; what travels to the worker is a `Snapsh
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from napari.layers import Image, Labels
+from napari.layers import Image, Labels, Shapes
 
-from napari_convlora.annotations import merge_corrections, protect
+from napari_convlora.annotations import find_background, merge_corrections, protect
 from napari_convlora.config import ClassInfo, InputError
 from napari_convlora.widget import class_colours
-from napari_convlora.widget.jobs import Question, Snapshot
-from napari_convlora.widget.new_layer import labels_like
+from napari_convlora.widget.class_keys import bind_keys
+from napari_convlora.widget.jobs import Snapshot
+from napari_convlora.widget.new_layer import labels_like, regions_like
+from napari_convlora.widget.plane_axes import PlaneAxes
 from napari_convlora.widget.strokes import StrokeWatch
 
 if TYPE_CHECKING:
     from napari.viewer import Viewer
 
-    from napari_convlora.prompts import Prompt, Window
+    from napari_convlora.prompts import Window
 
 
 class ImageLayers:
@@ -41,9 +43,13 @@ class ImageLayers:
 
     Attributes
     ----------
-    annotations, prediction
-        Labels layers, or None. Annotations that were removed from the viewer are remembered, so
-        that `annotate` can bring them back.
+    on_label
+        Called with the class that the user chooses on a layer, by key or by hand.
+    merged
+        For classes that are no longer in the table, the one that has taken their pixels.
+    annotations, prediction, reviewed
+        Labels layers and the Shapes layer of reviewed regions, or None. Annotations that were
+        removed from the viewer are remembered, so that `annotate` can bring them back.
     """
 
     def __init__(
@@ -57,9 +63,12 @@ class ImageLayers:
         self.channel_axis = None if image.rgb else channel_axis
         self.annotations: Labels | None = None
         self.prediction: Labels | None = None
+        self.reviewed: Shapes | None = None
         self._written = np.empty(0, np.uint8)
         self._edited = False
         self._stroke: StrokeWatch | None = None
+        self.on_label: Callable[[int], None] = lambda class_id: None
+        self.merged: Mapping[int, int] = {}
 
     @property
     def pixels(self) -> Any:
@@ -77,7 +86,7 @@ class ImageLayers:
     @property
     def planes_shape(self) -> tuple[int, int, int]:
         """(P, H, W) of the image."""
-        shape = [n for axis, n in enumerate(self.shape) if axis != self.channel_axis]
+        shape = [self.shape[axis] for axis in self.axes.planar]
         if len(shape) < 2:
             raise InputError("This layer has no height and width; choose an image.")
         return math.prod(shape[:-2]), shape[-2], shape[-1]
@@ -107,33 +116,13 @@ class ImageLayers:
     def locate(self, world: Sequence[float]) -> tuple[int, float, float]:
         """Return plane, row and column of a point in world coordinates."""
         at = self.image.world_to_data(world)
-        *leading, rows, columns = self._planar_axes
-        index = 0
-        for axis in leading:
-            n = self.shape[axis]
-            index = index * n + int(np.clip(np.round(at[axis]), 0, n - 1))
-        return index, float(at[rows]), float(at[columns])
-
-    def place(self, plane: int, points: np.ndarray) -> np.ndarray:
-        """Return (N, ndim) coordinates of rows and columns (N, 2) for a layer like the image."""
-        *leading, rows, columns = self._planar_axes
-        at = np.zeros((len(points), len(self.shape)))
-        if leading:
-            at[:, leading] = np.unravel_index(plane, [self.shape[a] for a in leading])
-        at[:, [rows, columns]] = points
-        return at
+        rows, columns = self.axes.planar[-2:]
+        return self.axes.index(at), float(at[rows]), float(at[columns])
 
     @property
-    def in_view(self) -> bool:
-        """Whether the viewer shows planes of the image as they are, in two dimensions."""
-        dims = self.viewer.dims
-        offset = dims.ndim - len(self.shape)
-        return sorted(dims.displayed) == [axis + offset for axis in self._planar_axes[-2:]]
-
-    @property
-    def _planar_axes(self) -> list[int]:
-        """All axes of the image but channels; height and width come last."""
-        return [axis for axis in range(len(self.shape)) if axis != self.channel_axis]
+    def axes(self) -> PlaneAxes:
+        """How rows and columns of planes lie in a layer of this image."""
+        return PlaneAxes(self.shape, self.channel_axis)
 
     def fits(self, layer: Labels) -> bool:
         """Whether `layer` can hold annotations of this image: its size, in memory, integers."""
@@ -149,6 +138,23 @@ class ImageLayers:
         if self.annotations not in self.viewer.layers:
             self.viewer.add_layer(self.annotations)
         return self.annotations
+
+    def review(self) -> Shapes:
+        """Return the layer of reviewed regions, created or brought back if it is not there."""
+        if self.reviewed is None:
+            self.reviewed = regions_like(
+                self.image, len(self.shape), self.channel_axis, self._free_name("reviewed")
+            )
+        if self.reviewed not in self.viewer.layers:
+            self.viewer.add_layer(self.reviewed)
+        return self.reviewed
+
+    def outlines(self) -> list[tuple[int, np.ndarray]]:
+        """Return plane and vertices (N, 2) in pixels of every reviewed region."""
+        layer = self.reviewed
+        if layer is None or layer not in self.viewer.layers:
+            return []
+        return self.axes.outlines(layer)
 
     def adopt(self, layer: Labels) -> None:
         """Use the user's own `layer` as annotations; its pixels stay as they are."""
@@ -166,16 +172,20 @@ class ImageLayers:
 
     def find_layers(self) -> bool:
         """Take up layers that an earlier session or the sample data made; True if there were."""
-        before = self.annotations, self.prediction
+        before = self.annotations, self.prediction, self.reviewed
         for layer in self.viewer.layers:
-            known = layer.metadata.get(class_colours.KEY, {}) if isinstance(layer, Labels) else {}
-            if known.get("image") != self.image.name or not self.fits(layer):
+            known = layer.metadata.get(class_colours.KEY, {})
+            if known.get("image") != self.image.name:
+                continue
+            if isinstance(layer, Shapes) and known.get("role") == "reviewed":
+                self.reviewed = self.reviewed or layer
+            if not isinstance(layer, Labels) or not self.fits(layer):
                 continue
             if known.get("role") == "annotations" and self.annotations is None:
                 self.annotations = layer
             elif known.get("role") == "prediction" and self.prediction is None:
                 self._watch(layer)
-        return before != (self.annotations, self.prediction)
+        return before != (self.annotations, self.prediction, self.reviewed)
 
     def show_classes(self, classes: Sequence[ClassInfo]) -> None:
         """Give both layers the colours and names of `classes`."""
@@ -183,6 +193,7 @@ class ImageLayers:
         for role in ("annotations", "prediction"):
             layer = getattr(self, role)
             if layer is not None:
+                self._follow(layer)
                 layer.colormap = class_colours.colormap(classes)
                 layer.features = class_colours.features(classes)
                 layer.metadata.update(class_colours.metadata(classes, role, self.image.name))
@@ -210,13 +221,14 @@ class ImageLayers:
         """Return a copy that includes the corrections made on the prediction."""
         self.collect_corrections()
         painted = self.painted().copy()
-        return Snapshot(self.image.name, self.pixels, self.image.rgb, self.channel_axis, painted)
-
-    def question(self, plane: int, prompt: Prompt, window: Window | None) -> Question:
-        """Return what is asked about an object on a plane."""
-        shape = self.planes_shape[1:]
-        return Question(
-            self.pixels, self.image.rgb, self.channel_axis, plane, shape, prompt, window
+        return Snapshot(
+            self.image.name,
+            self.pixels,
+            self.image.rgb,
+            self.channel_axis,
+            painted,
+            tuple(self.outlines()),
+            find_background(self.classes),
         )
 
     def paint(self, plane: int, window: Window, mask: np.ndarray, class_id: int, over: bool) -> Any:
@@ -269,7 +281,7 @@ class ImageLayers:
         self._forget_undo()
         return count
 
-    def let_go(self, layer: Image | Labels) -> None:
+    def let_go(self, layer: Image | Labels | Shapes) -> None:
         """Take note that the user removed `layer`; corrections are kept as annotations."""
         if layer is not self.annotations:
             self.collect_corrections()
@@ -279,16 +291,25 @@ class ImageLayers:
                 self._stroke.end()
             self.prediction = None
 
-    def erase(self, class_id: int) -> int:
-        """Erase a class from annotations (undoable) and prediction; returns annotated pixels."""
+    def relabel(self, class_id: int, to: int = 0) -> int:
+        """Give a class's pixels to another, or erase them; returns annotated pixels.
+
+        It is one item of the annotations' undo history. The prediction follows as if the model
+        had written it: undoing there would look like a correction.
+        """
         self.collect_corrections()
         at = np.nonzero(self.painted() == class_id)
         if len(at[0]):
-            self._set_annotations(at, np.zeros(len(at[0]), np.int64))
+            self._set_annotations(at, np.full(len(at[0]), to))
         if self.predicted:
             view = self._view()
-            self._put(np.s_[:], np.where(view == class_id, 0, view))
+            self._put(np.s_[:], np.where(view == class_id, to, view))
         return len(at[0])
+
+    def used_classes(self) -> set[int]:
+        """Return the ids that occur in annotations or prediction."""
+        layers = [self.painted(), *([self._view()] if self.predicted else [])]
+        return {int(i) for labels in layers for plane in labels for i in np.unique(plane)} - {0}
 
     def prepare_prediction(self) -> None:
         """Have the prediction layer in the viewer, empty where it is new.
@@ -319,14 +340,28 @@ class ImageLayers:
         self.prepare_prediction()
         self.collect_corrections()
         part = np.s_[:] if plane is None else np.s_[plane : plane + 1]
-        self._put(part, protect(labels.reshape(self._written[part].shape), self.painted()[part]))
+        labels = class_colours.known_only(labels, self.classes, self.merged).reshape(
+            self._written[part].shape
+        )
+        self._put(part, protect(labels, self.painted()[part]))
         return True
 
     def _new(self, role: str) -> Labels:
+        name, shape, classes = self._free_name(role), self.shape, self.classes
+        layer = labels_like(self.image, shape, self.channel_axis, role, name, classes)
+        self._follow(layer)
+        return layer
+
+    def _follow(self, layer: Labels) -> None:
+        bind_keys(layer, self.classes)
+        layer.events.selected_label.connect(self._on_label)
+
+    def _on_label(self, event: Any) -> None:
+        self.on_label(event.source.selected_label)
+
+    def _free_name(self, role: str) -> str:
         taken = any(layer.name == role for layer in self.viewer.layers)
-        name = f"{role} of {self.image.name}" if taken else role
-        shape, classes = self.shape, self.classes
-        return labels_like(self.image, shape, self.channel_axis, role, name, classes)
+        return f"{role} of {self.image.name}" if taken else role
 
     def _view(self) -> np.ndarray:
         assert self.prediction is not None

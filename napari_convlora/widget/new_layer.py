@@ -12,6 +12,7 @@ from napari_convlora.config import ClassInfo
 from napari_convlora.widget import class_colours
 
 _TRANSFORMS = ("rotate", "shear", "affine", "units", "axis_labels")
+_REVIEWED = "#56b4e9"
 _OPACITY = {"annotations": 0.7, "prediction": 0.5}
 
 
@@ -58,6 +59,15 @@ def shapes_like(image: Image, ndim: int, channel_axis: int | None, name: str) ->
         edge_width=1,
         **_placed_like(image, channel_axis),
     )
+
+
+def regions_like(image: Image, ndim: int, channel_axis: int | None, name: str) -> Shapes:
+    """Return an empty layer of reviewed regions in the place of `image`; see `labels_like`."""
+    layer = shapes_like(image, ndim, channel_axis, name)
+    layer.current_edge_color = _REVIEWED
+    layer.current_edge_width = max(1, round(min(image.extent.data[1][-2:]) / 200))
+    layer.metadata = {class_colours.KEY: {"role": "reviewed", "image": image.name}}
+    return layer
 
 
 def _placed_like(image: Image, channel_axis: int | None) -> dict[str, Any]:

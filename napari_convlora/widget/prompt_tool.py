@@ -51,6 +51,19 @@ class _Object:
             return False
         return bool((self.record.painted()[self.painted] == self.class_id).all())
 
+    def question(self) -> jobs.Question:
+        """Return what is asked about the object."""
+        record = self.record
+        return jobs.Question(
+            record.pixels,
+            record.image.rgb,
+            record.channel_axis,
+            self.plane,
+            record.planes_shape[1:],
+            self.prompt,
+            self.window,
+        )
+
     def show(self, mask: np.ndarray, over: bool) -> int:
         """Paint `mask` instead of what was painted before; returns pixels."""
         assert self.window is not None
@@ -237,7 +250,7 @@ class PromptTool(QWidget):
         record = self._record
         if record is None or layer.mouse_pan:
             return
-        if not record.in_view:
+        if not _in_view(self._viewer, record):
             self.words.setText("Show height and width of the image in 2-D to click on objects.")
             return
         positive = event.button != 2 and "Alt" not in event.modifiers
@@ -274,7 +287,7 @@ class PromptTool(QWidget):
         if self._again:
             return
         self.words.setText("SAM looks; the first time in a part of the image takes seconds…")
-        self._asked = thing.record.question(thing.plane, thing.prompt, thing.window)
+        self._asked = thing.question()
         self.runner.start(jobs.prompt(self._asked, self._recipe(), self._loaded()))
 
     def _on_messages(self, messages: list[Any]) -> None:
@@ -315,7 +328,7 @@ class PromptTool(QWidget):
             plane, box, clicks = thing.plane, thing.prompt.box, thing.prompt.clicks
         if box is not None:
             marks.add_rectangles(
-                record.place(plane, _corners(box.top, box.left, box.bottom, box.right)),
+                record.axes.place(plane, _corners(box.top, box.left, box.bottom, box.right)),
                 edge_width=2 * px,
                 edge_color=_COLOURS[True],
             )
@@ -323,8 +336,15 @@ class PromptTool(QWidget):
             r = 5 * px
             at = _corners(click.row - r, click.column - r, click.row + r, click.column + r)
             marks.add_ellipses(
-                record.place(plane, at), edge_width=3 * px, edge_color=_COLOURS[click.positive]
+                record.axes.place(plane, at), edge_width=3 * px, edge_color=_COLOURS[click.positive]
             )
+
+
+def _in_view(viewer: Viewer, record: ImageLayers) -> bool:
+    """Whether the viewer shows planes of the image as they are, in two dimensions."""
+    offset = viewer.dims.ndim - len(record.shape)
+    planar = [axis + offset for axis in record.axes.planar[-2:]]
+    return sorted(viewer.dims.displayed) == planar
 
 
 def _box(one: Sequence[float], other: Sequence[float]) -> Box:

@@ -147,6 +147,14 @@ class Runner:
         self.on_end()
 
 
+def in_background(work: Callable[[], Any], then: Callable[[Any], None]) -> None:
+    """Do a second's work at most in a thread, then call `then` with the result in this one."""
+    worker = create_worker(work, _start_thread=False, _ignore_errors=True)
+    worker.returned.connect(then)
+    worker.errored.connect(lambda error: logger.error("Background work broke", exc_info=error))
+    worker.start()
+
+
 def _controls() -> Controls:
     return Controls(RunControl(), RunControl())
 

@@ -94,7 +94,7 @@ def ready(make_napari_viewer_proxy, make_widget, halves, paint, qtbot):
         layer = widget.start_annotating()
         paint(layer, 1, 10)
         paint(layer, 2, 70)
-        qtbot.waitUntil(lambda: len(widget.images.counts) == 2)
+        qtbot.waitUntil(lambda: len(widget.images.counts.pixels) == 2)
         return viewer, widget
 
     return make

@@ -32,16 +32,16 @@ def test_add_takes_the_next_id_and_selects_it(table, qtbot):
 
 def test_renaming_inline_tells_everyone(table, qtbot):
     with qtbot.waitSignal(table.changed):
-        table._table.item(1, 1).setText("  nucleus ")
+        table._table.item(1, 2).setText("  nucleus ")
     assert table.classes[1].name == "nucleus"
 
 
 @pytest.mark.parametrize("name", ["", "  ", "BACKGROUND", "a\u202eb", "x" * 201])
 def test_bad_names_are_refused_in_one_sentence(table, qtbot, name):
     with qtbot.waitSignal(table.refused) as refused:
-        table._table.item(1, 1).setText(name)
+        table._table.item(1, 2).setText(name)
     assert refused.args[0].count("\n") == 0
-    assert table._table.item(1, 1).text() == "class 2"
+    assert table._table.item(1, 2).text() == "class 2"
     with pytest.raises(InputError):
         table.rename(2, name)
 
@@ -82,7 +82,7 @@ def test_names_and_colours_reach_both_layers(ready, wait):
 
 def test_selecting_a_row_selects_the_label_to_paint_with(ready):
     viewer, widget = ready()
-    widget.table._table.setCurrentCell(1, 1)
+    widget.table._table.setCurrentCell(1, 2)
     assert viewer.layers["annotations"].selected_label == 2
     widget.table.add()
     assert viewer.layers["annotations"].selected_label == 3
@@ -128,6 +128,6 @@ def test_removing_a_class_keeps_corrections_of_others(ready, paint, wait):
 def test_painting_an_id_outside_the_table_adds_it(ready, paint, qtbot):
     viewer, widget = ready()
     paint(viewer.layers["annotations"], 5, 40)
-    qtbot.waitUntil(lambda: widget.images.counts.get(5) == 150)
+    qtbot.waitUntil(lambda: widget.images.counts.pixels.get(5) == 150)
     assert [info.id for info in widget.classes] == [1, 2, 5]
-    assert widget.table._table.item(2, 2).text() == "150"
+    assert widget.table._table.item(2, 4).text() == "150"
