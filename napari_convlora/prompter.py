@@ -156,12 +156,13 @@ class Prompter:
         if box is not None:
             total = self._decode(embedding, boxes=box)[0][0, 0]
         for click, sign in zip(clicks, signs, strict=True):
+            if bool(_at(total, click, self.tile) > 0) == sign:
+                continue  # it is as the click says
             logits, quality = self._around(key, embedding, click)
-            step = self.tile / logits.shape[-1]
-            inside = [
-                logits[:, int((y + 0.5) / step), int((x + 0.5) / step)] > 0 for x, y in clicks
-            ]
-            fits = sum(there == (s == sign) for there, s in zip(inside, signs, strict=True))
+            fits = sum(
+                ((_at(logits, place, self.tile) > 0) == (other == sign)).int()
+                for place, other in zip(clicks, signs, strict=True)
+            )
             best = logits[int((fits + quality).argmax())]  # quality is at most about 1
             total = torch.maximum(total, best) if sign else torch.minimum(total, -best)
         return total
@@ -194,6 +195,12 @@ class Prompter:
 def _xy(row: float, column: float, window: Window, scale: float) -> tuple[float, float]:
     """Return a place in the model's input; SAM's prompt encoder adds the half pixel itself."""
     return (column - window.left + 0.5) * scale - 0.5, (row - window.top + 0.5) * scale - 0.5
+
+
+def _at(logits: Tensor, place: tuple[float, float], tile: int) -> Tensor:
+    """Return the values of (..., h, w) logits at a place in the model's input."""
+    x, y = (int((v + 0.5) * n / tile) for v, n in zip(place, logits.shape[:-3:-1], strict=True))
+    return logits[..., min(y, logits.shape[-2] - 1), min(x, logits.shape[-1] - 1)]
 
 
 def _box_around(logits: Tensor, box: Tensor, tile: int) -> Tensor:

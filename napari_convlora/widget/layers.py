@@ -142,9 +142,8 @@ class ImageLayers:
     def review(self) -> Shapes:
         """Return the layer of reviewed regions, created or brought back if it is not there."""
         if self.reviewed is None:
-            self.reviewed = regions_like(
-                self.image, len(self.shape), self.channel_axis, self._free_name("reviewed")
-            )
+            where = self.image, len(self.shape), self.channel_axis
+            self.reviewed = regions_like(*where, self._free_name("reviewed"))
         if self.reviewed not in self.viewer.layers:
             self.viewer.add_layer(self.reviewed)
         return self.reviewed
@@ -294,8 +293,8 @@ class ImageLayers:
     def relabel(self, class_id: int, to: int = 0) -> int:
         """Give a class's pixels to another, or erase them; returns annotated pixels.
 
-        It is one item of the annotations' undo history. The prediction follows as if the model
-        had written it: undoing there would look like a correction.
+        One item of the annotations' undo history; the prediction follows as if the model had
+        written it, as undoing there would look like a correction.
         """
         self.collect_corrections()
         at = np.nonzero(self.painted() == class_id)
@@ -309,7 +308,7 @@ class ImageLayers:
     def used_classes(self) -> set[int]:
         """Return the ids that occur in annotations or prediction."""
         layers = [self.painted(), *([self._view()] if self.predicted else [])]
-        return {int(i) for labels in layers for plane in labels for i in np.unique(plane)} - {0}
+        return {int(i) for labels in layers for i in np.unique(labels)} - {0}
 
     def prepare_prediction(self) -> None:
         """Have the prediction layer in the viewer, empty where it is new.
@@ -347,8 +346,8 @@ class ImageLayers:
         return True
 
     def _new(self, role: str) -> Labels:
-        name, shape, classes = self._free_name(role), self.shape, self.classes
-        layer = labels_like(self.image, shape, self.channel_axis, role, name, classes)
+        where = self.image, self.shape, self.channel_axis
+        layer = labels_like(*where, role, self._free_name(role), self.classes)
         self._follow(layer)
         return layer
 
@@ -360,8 +359,7 @@ class ImageLayers:
         self.on_label(event.source.selected_label)
 
     def _free_name(self, role: str) -> str:
-        taken = any(layer.name == role for layer in self.viewer.layers)
-        return f"{role} of {self.image.name}" if taken else role
+        return f"{role} of {self.image.name}" if role in self.viewer.layers else role
 
     def _view(self) -> np.ndarray:
         assert self.prediction is not None
