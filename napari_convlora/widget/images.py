@@ -166,7 +166,7 @@ class Images(QObject):
         return layer
 
     def start_reviewing(self) -> Shapes:
-        """Create the layer of reviewed regions, or bring it back, and return it."""
+        """Return the layer of reviewed regions, created if there is none."""
         record = self.need()
         layer = record.review()
         self._listen(record)
@@ -245,7 +245,8 @@ class Images(QObject):
         for key, record in list(self._records.items()):
             if layer not in (record.image, record.annotations, record.prediction, record.reviewed):
                 continue
-            self.leaving.emit(record, f"'{layer.name}' was removed")
+            if layer is not record.reviewed:
+                self.leaving.emit(record, f"'{layer.name}' was removed")
             try:
                 record.let_go(layer)
             except ConvLoRAError as error:

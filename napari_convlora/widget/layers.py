@@ -140,20 +140,16 @@ class ImageLayers:
         return self.annotations
 
     def review(self) -> Shapes:
-        """Return the layer of reviewed regions, created or brought back if it is not there."""
+        """Return the layer of reviewed regions, created if there is none."""
         if self.reviewed is None:
             where = self.image, len(self.shape), self.channel_axis
             self.reviewed = regions_like(*where, self._free_name("reviewed"))
-        if self.reviewed not in self.viewer.layers:
             self.viewer.add_layer(self.reviewed)
         return self.reviewed
 
     def outlines(self) -> list[tuple[int, np.ndarray]]:
         """Return plane and vertices (N, 2) in pixels of every reviewed region."""
-        layer = self.reviewed
-        if layer is None or layer not in self.viewer.layers:
-            return []
-        return self.axes.outlines(layer)
+        return [] if self.reviewed is None else self.axes.outlines(self.reviewed)
 
     def adopt(self, layer: Labels) -> None:
         """Use the user's own `layer` as annotations; its pixels stay as they are."""
@@ -282,7 +278,9 @@ class ImageLayers:
 
     def let_go(self, layer: Image | Labels | Shapes) -> None:
         """Take note that the user removed `layer`; corrections are kept as annotations."""
-        if layer is not self.annotations:
+        if layer is self.reviewed:
+            self.reviewed = None
+        elif layer is not self.annotations:
             self.collect_corrections()
         if layer is self.prediction:
             layer.events.paint.disconnect(self._on_edit)

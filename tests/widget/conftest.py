@@ -74,6 +74,16 @@ def paint() -> Callable:
 
 
 @pytest.fixture
+def press() -> Callable:
+    """Press a key on the canvas; keys of the active layer come first, as for a user."""
+
+    def key(viewer, name):
+        viewer.__wrapped__.window._qt_viewer._key_map_handler.press_key(name)
+
+    return key
+
+
+@pytest.fixture
 def wait(qtbot) -> Callable:
     """Wait until the widget's thread has nothing to do."""
 

@@ -11,6 +11,9 @@ from napari.utils.interactions import (
     mouse_press_callbacks,
     mouse_release_callbacks,
 )
+from qtpy.QtCore import QEvent, QPoint, QPointF, Qt
+from qtpy.QtGui import QMouseEvent
+from qtpy.QtWidgets import QApplication
 
 from napari_convlora.prompter import Prompter
 from napari_convlora.prompts import Box, Click, Window
@@ -56,11 +59,6 @@ def found_by(prompter, pixels, window, prompt):
     return mask
 
 
-def press(tool, key):
-    """Press a key as the canvas would."""
-    tool.viewer.__wrapped__.window._qt_viewer._key_map_handler.press_key(key)
-
-
 def test_a_box_fills_the_current_class_as_one_undo_step(tool):
     before = tool.layer.data.copy()
     tool.drag((20, 30), (40, 40), (60, 55))
@@ -88,30 +86,30 @@ def test_clicks_refine_one_object_and_undo_takes_it_whole(tool):
     assert (tool.layer.data == before).all()
 
 
-def test_esc_restores_what_was_there(tool):
+def test_esc_restores_what_was_there(tool, press):
     before = tool.layer.data.copy()
     tool.drag((20, 30), (60, 55))
     assert (tool.layer.data != before).any()
-    press(tool, "Escape")
+    press(tool.viewer, "Escape")
     assert (tool.layer.data == before).all()
-    press(tool, "Escape")  # nothing is left to cancel, and no older stroke is undone
+    press(tool.viewer, "Escape")  # nothing is left to cancel, and no older stroke is undone
     assert (tool.layer.data == before).all()
 
 
-def test_enter_keeps_the_object_and_begins_another(tool):
+def test_enter_keeps_the_object_and_begins_another(tool, press):
     tool.drag((20, 30), (40, 45))
     one = tool.layer.data.copy()
-    press(tool, "Enter")
+    press(tool.viewer, "Enter")
     tool.drag((50, 30), (78, 60))
     assert (tool.layer.data != one).any()
-    press(tool, "Escape")
+    press(tool.viewer, "Escape")
     assert (tool.layer.data == one).all()
 
 
-def test_esc_before_the_answer_keeps_it_from_coming(tool, qtbot):
+def test_esc_before_the_answer_keeps_it_from_coming(tool, press, qtbot):
     before = tool.layer.data.copy()
     tool.drag((20, 30), (60, 55), settle=False)
-    press(tool, "Escape")
+    press(tool.viewer, "Escape")
     qtbot.waitUntil(lambda: not tool.prompts.runner.busy)
     qtbot.wait(50)
     assert (tool.layer.data == before).all()
@@ -124,20 +122,20 @@ def test_clicks_that_come_while_sam_looks_are_all_answered(tool, qtbot):
     assert len(tool.prompts._asked.prompt.clicks) == 3
 
 
-def test_what_the_user_undid_is_not_undone_again(tool):
+def test_what_the_user_undid_is_not_undone_again(tool, press):
     before = tool.layer.data.copy()
     tool.drag((20, 30), (60, 55))
     tool.layer.undo()
-    press(tool, "Escape")
+    press(tool.viewer, "Escape")
     assert (tool.layer.data == before).all()
     tool.drag((30, 40), button=2)
     assert "before what is not" in tool.prompts.words.text()
 
 
-def test_a_stroke_painted_meanwhile_survives_esc(tool, paint):
+def test_a_stroke_painted_meanwhile_survives_esc(tool, press, paint):
     tool.drag((20, 30), (60, 55))
     paint(tool.layer, 1, 2)
-    press(tool, "Escape")
+    press(tool.viewer, "Escape")
     assert (tool.layer.data[10:60, 2:5] == 1).all()
 
 
@@ -194,3 +192,45 @@ def test_sam_itself_answers(ready, qtbot):
         assert "SAM looks" not in prompts.words.text()
     assert prompts.runner.session._backbone is widget.session._backbone  # loaded once
     assert prompts.runner.close(20)
+
+
+def test_real_mouse_and_keys(ready, qtbot, monkeypatch):
+    viewer, widget = ready()
+    monkeypatch.setattr(Prompter, "mask", found_by)
+    widget.prompts.button.click()
+    layer = viewer.layers["annotations"]
+    layer.selected_label = 2
+    before, camera = layer.data.copy(), viewer.scene.camera
+    canvas = viewer.__wrapped__.window._qt_viewer.canvas.native
+    asked = []
+    add_box = widget.prompts.add_box
+    monkeypatch.setattr(widget.prompts, "add_box", lambda *a: asked.append(a) or add_box(*a))
+    middle = canvas.rect().center()
+
+    def drag():
+        qtbot.mousePress(canvas, Qt.MouseButton.LeftButton, pos=middle)
+        for step in (10, 20, 40):
+            at = QPointF(middle + QPoint(step, step))
+            move = QMouseEvent(
+                QEvent.Type.MouseMove, at, at, Qt.MouseButton.NoButton,
+                Qt.MouseButton.LeftButton, Qt.KeyboardModifier.NoModifier,
+            )  # fmt: skip
+            QApplication.sendEvent(canvas, move)
+        qtbot.mouseRelease(canvas, Qt.MouseButton.LeftButton, pos=middle + QPoint(40, 40))
+
+    drag()
+    qtbot.waitUntil(lambda: not widget.prompts.runner.busy, timeout=20_000)
+    ((plane, box),) = asked
+    assert plane == 0
+    assert box.bottom - box.top == pytest.approx(40 / camera.zoom, rel=0.1)
+    assert (layer.data != before).any()
+    assert not camera.mouse_pan  # the view stays while a box is drawn
+    qtbot.keyClick(canvas, Qt.Key.Key_Escape)
+    assert (layer.data == before).all()
+    qtbot.keyPress(canvas, Qt.Key.Key_Space)
+    assert camera.mouse_pan
+    drag()
+    qtbot.keyRelease(canvas, Qt.Key.Key_Space)
+    assert len(asked) == 1
+    assert not camera.mouse_pan
+    assert widget.prompts.runner.close(20)
