@@ -136,6 +136,20 @@ def inside_outlines(
     return inside
 
 
+def fill_outlines(
+    annotations: np.ndarray, outlines: Iterable[tuple[int, np.ndarray]], class_id: int | None
+) -> np.ndarray:
+    """Return annotations (P, H, W) in which what is unlabelled inside `outlines` has a class.
+
+    Outlines of planes that there are not are left out; None for the class changes nothing.
+    """
+    here = [(plane, vertices) for plane, vertices in outlines if 0 <= plane < len(annotations)]
+    if class_id is None or not here:
+        return annotations
+    inside = inside_outlines(annotations.shape, here) & (annotations == UNLABELLED)
+    return np.where(inside, annotations.dtype.type(class_id), annotations)
+
+
 def check_annotations(
     images: Sequence[LabelledImage], classes: Sequence[ClassInfo]
 ) -> dict[int, int]:

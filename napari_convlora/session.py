@@ -86,8 +86,8 @@ class Session:
     def share_backbone(self, other: Session) -> None:
         """Use the backbone that `other` has loaded if it is the chosen one; it is only read."""
         loaded = other._backbone
-        if loaded is not None and loaded[0] == self.backbone_name and self._backbone is None:
-            self._backbone = loaded
+        if loaded is not None and loaded[0] == self.backbone_name and loaded is not self._backbone:
+            self._backbone, self._prompter = loaded, None
 
     def run_round(
         self,

@@ -18,6 +18,7 @@ from napari_convlora.annotations import (
     LabelledImage,
     check_annotations,
     default_classes,
+    fill_outlines,
     find_background,
     inside_outlines,
     merge_corrections,
@@ -215,6 +216,14 @@ def test_a_region_larger_than_the_plane_holds_all_of_it() -> None:
     inside = inside_outlines((1, 9, 11), [(0, square / 2 + 0.1)])[0]
     assert inside.sum() == 5 * 6
     assert inside[:5, :6].all()
+
+
+def test_filling_outlines_changes_unlabelled_pixels_of_their_plane_only() -> None:
+    annotations = np.array([[[0, 2], [3, 0]], [[0, 0], [0, 0]]])
+    whole = np.array([[-0.5, -0.5], [-0.5, 1.5], [1.5, 1.5], [1.5, -0.5]])
+    filled = fill_outlines(annotations, [(0, whole), (-1, whole), (2, whole)], 4)
+    np.testing.assert_array_equal(filled, [[[4, 2], [3, 4]], [[0, 0], [0, 0]]])
+    assert fill_outlines(annotations, [(0, whole)], None) is annotations
 
 
 def test_simple_mapping_and_byte_order_mark_are_accepted(tmp_path: Path) -> None:

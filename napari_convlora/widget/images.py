@@ -203,7 +203,10 @@ class Images(QObject):
 
     def used_classes(self) -> set[int]:
         """Return the ids that occur in any layer of ours."""
-        return set().union(*(record.used_classes() for record in self._records.values()))
+        layers = (
+            r.predicted_labels() if r.predicted else r.painted() for r in self._records.values()
+        )
+        return {int(i) for labels in layers for i in np.unique(labels)} - {0}
 
     def _relabel(self, class_id: int, to: int) -> int:
         count = sum(record.relabel(class_id, to) for record in self._records.values())

@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from napari.layers import Image, Labels, Shapes
 
-from napari_convlora.annotations import find_background, merge_corrections, protect
+from napari_convlora.annotations import (
+    fill_outlines,
+    find_background,
+    merge_corrections,
+    protect,
+)
 from napari_convlora.config import ClassInfo, InputError
 from napari_convlora.widget import class_colours
 from napari_convlora.widget.class_keys import bind_keys
@@ -210,7 +215,7 @@ class ImageLayers:
             raise InputError(
                 f"There is no prediction of '{self.image.name}' yet; press Adapt or Predict first."
             )
-        return protect(self._view(), self.painted())
+        return protect(self._view(), self._annotated(np.s_[:]))
 
     def snapshot(self) -> Snapshot:
         """Return a copy that includes the corrections made on the prediction."""
@@ -231,10 +236,8 @@ class ImageLayers:
 
         Parameters
         ----------
-        plane, window, mask
-            Where, and which pixels (H, W) of the window.
-        class_id
-            What to paint.
+        plane, window, mask, class_id
+            Where, which pixels (H, W) of the window, and what.
         over
             Whether pixels of other classes are painted over.
 
@@ -303,11 +306,6 @@ class ImageLayers:
             self._put(np.s_[:], np.where(view == class_id, to, view))
         return len(at[0])
 
-    def used_classes(self) -> set[int]:
-        """Return the ids that occur in annotations or prediction."""
-        layers = [self.painted(), *([self._view()] if self.predicted else [])]
-        return {int(i) for labels in layers for i in np.unique(labels)} - {0}
-
     def prepare_prediction(self) -> None:
         """Have the prediction layer in the viewer, empty where it is new.
 
@@ -337,11 +335,14 @@ class ImageLayers:
         self.prepare_prediction()
         self.collect_corrections()
         part = np.s_[:] if plane is None else np.s_[plane : plane + 1]
-        labels = class_colours.known_only(labels, self.classes, self.merged).reshape(
-            self._written[part].shape
-        )
-        self._put(part, protect(labels, self.painted()[part]))
+        labels = class_colours.known_only(labels, self.classes, self.merged)
+        self._put(part, protect(labels.reshape(self._written[part].shape), self._annotated(part)))
         return True
+
+    def _annotated(self, part: slice) -> np.ndarray:
+        """Return annotations of some planes, the background of reviewed regions included."""
+        outlines = [(plane - (part.start or 0), v) for plane, v in self.outlines()]
+        return fill_outlines(self.painted()[part], outlines, find_background(self.classes))
 
     def _new(self, role: str) -> Labels:
         where = self.image, self.shape, self.channel_axis

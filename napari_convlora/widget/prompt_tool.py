@@ -204,6 +204,7 @@ class PromptTool(QWidget):
         layer.events.mode.connect(self.leave)
         layer.events.paint.connect(self._on_paint)
         self._viewer.layers.selection.events.active.connect(self._on_active)
+        self._images.changed.connect(self._look_at_active)
         self.words.setText(_HELP)
 
     def _put_down(self) -> None:
@@ -211,6 +212,7 @@ class PromptTool(QWidget):
         if layer is None:
             return
         self._viewer.layers.selection.events.active.disconnect(self._on_active)
+        self._images.changed.disconnect(self._look_at_active)
         layer.events.mode.disconnect(self.leave)
         layer.events.paint.disconnect(self._on_paint)
         for key in self._keys():
@@ -239,7 +241,10 @@ class PromptTool(QWidget):
         QTimer.singleShot(0, self._look_at_active)
 
     def _look_at_active(self) -> None:
-        if self._layer is not None and self._viewer.layers.selection.active != self._layer:
+        active = self._viewer.layers.selection.active
+        if self._layer is not None and (
+            active != self._layer or self._images.current is not self._record
+        ):
             self.leave()
 
     def _on_paint(self, event: Any) -> None:

@@ -234,3 +234,42 @@ def test_real_mouse_and_keys(ready, qtbot, monkeypatch):
     assert len(asked) == 1
     assert not camera.mouse_pan
     assert widget.prompts.runner.close(20)
+
+
+def test_another_image_or_a_removed_layer_puts_the_tool_down(tool, halves, qtbot):
+    tool.viewer.add_image(halves[:50], name="other")
+    tool.viewer.layers.selection.active = tool.layer
+    qtbot.wait(20)
+    assert tool.prompts.active  # an image that comes is no reason
+    tool.widget.source.image_combo.value = tool.viewer.layers["other"]
+    qtbot.waitUntil(lambda: not tool.prompts.active)
+    tool.widget.source.image_combo.value = tool.viewer.layers["halves"]
+    tool.prompts.button.click()
+    tool.drag((20, 30), (60, 55))
+    tool.viewer.layers.remove(tool.layer)
+    qtbot.waitUntil(lambda: not tool.prompts.active)
+    assert "SAM prompt" not in tool.viewer.layers
+
+
+@pytest.mark.parametrize("channel_axis", [None, 1])
+def test_a_stack_is_filled_on_the_plane_that_is_clicked(
+    make_napari_viewer_proxy, make_widget, halves, qtbot, channel_axis, monkeypatch
+):
+    viewer = make_napari_viewer_proxy()
+    stack = np.stack([halves + 9 * i for i in range(6)])
+    stack = stack if channel_axis is None else stack.reshape(3, 2, *halves.shape)
+    viewer.add_image(stack, name="stack", scale=(3, *[0.5] * (stack.ndim - 1)))
+    widget = make_widget(viewer)
+    if channel_axis is not None:
+        widget.source.channels_combo.value = channel_axis
+    seen = []
+    monkeypatch.setattr(Prompter, "mask", lambda p, x, *a: seen.append(x) or found_by(p, x, *a))
+    widget.prompts.button.click()
+    plane = 2 if channel_axis is not None else 4
+    widget.prompts.add_box(plane, Box(10, 30, 20, 40))
+    qtbot.waitUntil(lambda: not widget.prompts.runner.busy, timeout=20_000)
+    painted = widget.images.current.painted()
+    assert [p.any() for p in painted] == [p == plane for p in range(len(painted))]
+    expected = stack[plane] if channel_axis is not None else stack[plane][None]
+    np.testing.assert_array_equal(seen[0], np.moveaxis(expected, 0, -1))
+    assert widget.prompts.runner.close(20)

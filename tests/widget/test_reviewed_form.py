@@ -36,6 +36,20 @@ def test_a_complete_plane_makes_the_rest_background(one_class, wait, qtbot):
     qtbot.waitUntil(lambda: title().startswith("Reviewed regions"))
 
 
+def test_where_annotation_is_complete_the_prediction_agrees_with_it(ready, wait):
+    viewer, widget = ready()
+    widget.adapt()
+    wait(widget)
+    record = widget.images.current
+    assert (record.predicted_labels() == 2).sum() > 150
+    widget.reviewed.complete_plane()
+    assert (record.predicted_labels() == 2).sum() == 150  # that is what is exported
+    widget.predict()
+    wait(widget)
+    assert (viewer.layers["prediction"].data == 2).sum() == 150
+    assert record.collect_corrections() == 0
+
+
 def test_a_plane_is_completed_once(one_class):
     viewer, widget = one_class
     widget.reviewed.complete_plane()
