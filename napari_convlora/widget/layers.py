@@ -246,6 +246,8 @@ class ImageLayers:
         tuple of (N,) int
             Plane, row and column of the pixels that changed.
         """
+        if not self.annotating:
+            raise InputError(f"'{self.image.name}' has no annotations layer; start annotating.")
         before = self.painted()[plane][window.region]
         change = mask & (before != class_id) & (over | (before == 0))
         rows, columns = np.nonzero(change)

@@ -92,9 +92,10 @@ class ConvLoRAWidget(QWidget):
         self._lay_out()
         self._wire()
         self.images.show_classes(self.table.classes)
-        # Captures the workflow only, as this widget is half gone when `destroyed` comes.
-        workflow, prompts = self.workflow, self.prompts.runner
-        self.destroyed.connect(lambda *_: (workflow.close(), prompts.close()))
+        # Captures what can do without Qt, as this widget is half gone when `destroyed` comes.
+        workflow, prompts = self.workflow, self.prompts
+        self.destroyed.connect(lambda *_: workflow.close())
+        self.destroyed.connect(lambda *_: prompts.close_down())
         self._viewer = napari_viewer
         self._follow_theme()
         self._on_image()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,7 @@ _NAME = "SAM prompt"
 _COLOURS = {True: "#ffffff", False: "#d55e00"}
 
 
-@dataclass
+@dataclass(eq=False)
 class _Object:
     """The object that is being made; what it has painted is one item of the undo history."""
 
@@ -45,11 +46,11 @@ class _Object:
     painted: Any = None
 
     @property
-    def stands(self) -> bool:
-        """Whether what was painted is there, and has not been undone."""
-        if self.painted is None or not self.record.annotating:
+    def undone(self) -> bool:
+        """Whether what was painted is not there any more."""
+        if self.painted is None:
             return False
-        return bool((self.record.painted()[self.painted] == self.class_id).all())
+        return bool((self.record.painted()[self.painted] != self.class_id).any())
 
     def question(self) -> jobs.Question:
         """Return what is asked about the object."""
@@ -74,7 +75,7 @@ class _Object:
 
     def take_back(self) -> None:
         """Restore what was there."""
-        if self.stands and self.record.annotations is not None:
+        if self.painted is not None and not self.undone and self.record.annotations is not None:
             self.record.annotations.undo()
         self.painted = None
 
@@ -110,8 +111,9 @@ class PromptTool(QWidget):
         self._layer: Labels | None = None
         self._marks: Shapes | None = None
         self._object: _Object | None = None
-        self._asked: jobs.Question | None = None
-        self._again = self._painting = False
+        self._asked: _Object | None = None
+        self._waiting: list[_Object] = []
+        self._painting = False
         self._zoom = 1.0
         self.button = QPushButton("SAM click / box")
         self.button.setCheckable(True)
@@ -143,9 +145,7 @@ class PromptTool(QWidget):
         """Say more about the object, or begin one."""
         thing = self._object
         if thing is not None and (
-            thing.plane != plane
-            or thing.class_id != self._class_id
-            or (thing.painted is not None and not thing.stands)
+            thing.plane != plane or thing.class_id != self._class_id or thing.undone
         ):
             self.finish()
             thing = None
@@ -154,27 +154,35 @@ class PromptTool(QWidget):
                 self._begin(plane, Prompt((click,)))
             else:
                 thing.prompt = Prompt((*thing.prompt.clicks, click), thing.prompt.box)
-                self._ask()
+                self._ask(thing)
         except ConvLoRAError as error:
             self.words.setText(str(error))
 
     def finish(self, layer: Any = None) -> None:
         """Keep the object; the next prompt begins another."""
-        self._object = self._asked = None
+        self._object = None
         self._show_marks()
 
     def cancel(self, layer: Any = None) -> None:
         """Give up the object and restore what was there."""
-        if self._object is not None:
-            self._object.take_back()
+        thing = self._object
+        if thing is not None:
+            thing.take_back()
+            self._waiting = [other for other in self._waiting if other is not thing]
             self.words.setText("Cancelled. " + _HELP)
         self.finish()
+
+    def close_down(self) -> None:
+        """Let go of the viewer; makes no use of Qt, which may have deleted the widget."""
+        self._put_down()
+        self.runner.close()
 
     @property
     def _class_id(self) -> int:
         return 0 if self._layer is None else int(self._layer.selected_label)
 
     def _on_toggled(self, on: bool) -> None:
+        self.words.setText(_HELP)
         if not on:
             self._put_down()
             return
@@ -205,14 +213,14 @@ class PromptTool(QWidget):
         layer.events.paint.connect(self._on_paint)
         self._viewer.layers.selection.events.active.connect(self._on_active)
         self._images.changed.connect(self._look_at_active)
-        self.words.setText(_HELP)
 
     def _put_down(self) -> None:
         layer, marks = self._layer, self._marks
         if layer is None:
             return
         self._viewer.layers.selection.events.active.disconnect(self._on_active)
-        self._images.changed.disconnect(self._look_at_active)
+        with contextlib.suppress(RuntimeError):  # deleted already
+            self._images.changed.disconnect(self._look_at_active)
         layer.events.mode.disconnect(self.leave)
         layer.events.paint.disconnect(self._on_paint)
         for key in self._keys():
@@ -222,11 +230,15 @@ class PromptTool(QWidget):
         if layer.mode == "pan_zoom":
             layer.cursor = "standard"
         self._marks = None
-        self.finish()
+        self._settle()
         self._layer = self._record = None
         if marks in self._viewer.layers:
             self._viewer.layers.remove(marks)
-        self.words.setText(_HELP)
+
+    def _settle(self) -> None:
+        """Leave what is painted as it is: it is no longer the last item of the undo history."""
+        self._waiting = [thing for thing in self._waiting if thing.painted is None]
+        self.finish()
 
     def _keys(self) -> dict[str, Callable]:
         return {"Enter": self.finish, "Escape": self.cancel, "Space": self._hold_to_pan}
@@ -234,7 +246,7 @@ class PromptTool(QWidget):
     def _hold_to_pan(self, layer: Labels) -> Iterator[None]:
         layer.mouse_pan = True
         yield
-        layer.mouse_pan = not self.active
+        layer.mouse_pan = layer.mode == "pan_zoom" and not self.active
 
     def _on_active(self, event: Any) -> None:
         # A layer that is added is active for a moment, also where it was not the user's wish.
@@ -248,8 +260,8 @@ class PromptTool(QWidget):
             self.leave()
 
     def _on_paint(self, event: Any) -> None:
-        if not self._painting:  # another item lies on top of the object's in the undo history
-            self.finish()
+        if not self._painting:
+            self._settle()
 
     def _on_mouse(self, layer: Labels, event: Any) -> Iterator[None]:
         record = self._record
@@ -280,46 +292,52 @@ class PromptTool(QWidget):
     def _begin(self, plane: int, prompt: Prompt) -> None:
         if self._record is not None and self._class_id:
             self._object = _Object(self._record, plane, self._class_id, prompt)
-            self._ask()
+            self._ask(self._object)
 
-    def _ask(self) -> None:
-        """Ask about the object now, or when the question before is answered."""
-        thing = self._object
+    def _ask(self, thing: _Object) -> None:
+        """Ask about the object as soon as those before it are answered."""
+        if thing not in self._waiting:
+            self._waiting.append(thing)
         self._show_marks()
-        if thing is None:
-            return
-        self._again = self.runner.busy
-        if self._again:
-            return
-        self.words.setText("SAM looks; the first time in a part of the image takes seconds…")
-        self._asked = thing.question()
-        self.runner.start(jobs.prompt(self._asked, self._recipe(), self._loaded()))
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self._waiting and not self.runner.busy:
+            self.words.setText("SAM looks; the first time in a part of the image takes seconds…")
+            self._asked = self._waiting[0]
+            question = self._asked.question()
+            self.runner.start(jobs.prompt(question, self._recipe(), self._loaded()))
 
     def _on_messages(self, messages: list[Any]) -> None:
         for message in messages:
-            thing = self._object
-            if message.question is not self._asked or thing is None:
+            thing = self._asked
+            if thing is None or thing not in self._waiting:
                 continue  # cancelled meanwhile
-            if thing.painted is not None and not thing.stands:
-                self.finish()  # undone meanwhile
-                continue
             thing.window = message.window
-            self._painting = True
-            try:
-                count = thing.show(message.mask, self.over.isChecked())
-            except ConvLoRAError as error:
-                self.words.setText(str(error))
-            else:
-                self.words.setText(_said(count, bool(message.mask.any())))
-            finally:
-                self._painting = False
+            self._paint(thing, message.mask)
+            if thing.prompt is message.question.prompt:  # or more was said meanwhile
+                self._waiting.remove(thing)
+
+    def _paint(self, thing: _Object, mask: np.ndarray) -> None:
+        self._painting = True
+        try:
+            if not thing.undone:
+                count = thing.show(mask, self.over.isChecked())
+                self.words.setText(_said(count, bool(mask.any())))
+        except ConvLoRAError as error:
+            self.words.setText(str(error))
+        finally:
+            self._painting = False
 
     def _on_error(self, error: Exception) -> None:
         self.words.setText(str(error))
+        if self._asked in self._waiting:
+            self._waiting.remove(self._asked)
+        if self._asked is self._object:
+            self.finish()
 
     def _on_end(self) -> None:
-        if self._again:
-            self._ask()
+        self._go_on()
 
     def _show_marks(self, drawn: Box | None = None, plane: int = 0) -> None:
         """Show the prompts of the object, or the box that is being drawn."""

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from napari.utils._proxies import ReadOnlyWrapper
 from napari.utils.interactions import (
     mouse_move_callbacks,
     mouse_press_callbacks,
@@ -38,7 +39,7 @@ def tool(ready, qtbot, monkeypatch):
     def drag(*points, settle=True, mask=None, **more):
         found = found_by if mask is None else lambda *_: mask
         monkeypatch.setattr(Prompter, "mask", found)
-        mouse_press_callbacks(layer, event("mouse_press", points[0], **more))
+        mouse_press_callbacks(layer, ReadOnlyWrapper(event("mouse_press", points[0], **more)))
         for at in points[1:]:
             mouse_move_callbacks(layer, event("mouse_move", at, **more))
         mouse_release_callbacks(layer, event("mouse_release", points[-1], **more))
@@ -120,6 +121,47 @@ def test_clicks_that_come_while_sam_looks_are_all_answered(tool, qtbot):
         tool.drag(at, settle=False)
     qtbot.waitUntil(lambda: not tool.prompts.runner.busy, timeout=20_000)
     assert len(tool.prompts._asked.prompt.clicks) == 3
+    assert not tool.prompts._waiting
+    before = tool.layer.data.copy()
+    tool.layer.undo()
+    assert (tool.layer.data == 2).sum() == 150 < (before == 2).sum()  # one object, one item
+
+
+def test_objects_that_are_made_while_sam_looks_are_all_painted(tool, qtbot):
+    before = tool.layer.data.copy()
+    tool.drag((12, 30), (20, 35), settle=False)
+    tool.drag((30, 30), (40, 35), settle=False)
+    tool.drag((50, 30), (60, 35), settle=False)
+    tool.prompts.leave()
+    qtbot.waitUntil(lambda: not tool.prompts._waiting, timeout=20_000)
+    assert (tool.layer.data[[15, 35, 55], 32] == 2).all(), tool.prompts.words.text()
+    for _ in range(3):
+        tool.layer.undo()
+    assert (tool.layer.data == before).all()
+
+
+def test_a_stroke_is_not_taken_back_by_a_late_answer(tool, paint, qtbot):
+    tool.drag((30, 40))
+    tool.drag((50, 45), settle=False)
+    paint(tool.layer, 1, 2)
+    qtbot.waitUntil(lambda: not tool.prompts.runner.busy, timeout=20_000)
+    assert (tool.layer.data[10:60, 2:5] == 1).all()
+    assert tool.layer.data[31, 41] == 2
+
+
+def test_a_widget_that_is_gone_leaves_nothing_on_the_layer(
+    make_napari_viewer_proxy, make_widget, halves, qtbot
+):
+    viewer = make_napari_viewer_proxy()
+    viewer.add_image(halves, name="halves")
+    widget = make_widget(viewer)
+    widget.prompts.button.click()
+    layer = viewer.layers["annotations"]
+    n_callbacks = len(layer.mouse_drag_callbacks)
+    widget.deleteLater()
+    qtbot.waitUntil(lambda: layer.mouse_pan, timeout=5000)
+    assert len(layer.mouse_drag_callbacks) == n_callbacks - 1
+    assert "SAM prompt" not in viewer.layers
 
 
 def test_what_the_user_undid_is_not_undone_again(tool, press):
