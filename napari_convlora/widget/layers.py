@@ -249,8 +249,7 @@ class ImageLayers:
         if not self.annotating:
             raise InputError(f"'{self.image.name}' has no annotations layer; start annotating.")
         before = self.painted()[plane][window.region]
-        change = mask & (before != class_id) & (over | (before == 0))
-        rows, columns = np.nonzero(change)
+        rows, columns = np.nonzero(mask & (before != class_id) & (over | (before == 0)))
         at = (np.full(len(rows), plane), rows + window.top, columns + window.left)
         if len(rows):
             self._set_annotations(at, np.full(len(rows), class_id))
