@@ -225,7 +225,8 @@ class ClassTable(QWidget):
         icon.addPixmap(pixmap, QIcon.Mode.Selected)  # or Qt would tint it
         key = QTableWidgetItem(str(row + 1) if row < 9 else "")
         swatch, name = QTableWidgetItem(icon, ""), QTableWidgetItem(info.name)
-        key.setToolTip(f"Class {info.id}: on the canvas, press {key.text()} to paint with it")
+        if key.text():
+            key.setToolTip(f"Class {info.id}: on the canvas, press {key.text()} to paint with it")
         swatch.setToolTip(f"Class {info.id}: click to change its colour")
         name.setToolTip(f"Class {info.id}: double-click to rename")
         if info.id == find_background(self._classes):
