@@ -201,7 +201,7 @@ def _from_header(header: dict[str, Any]) -> dict[str, Any]:
         "backbone_sha256": str(header["backbone"]["sha256"]),
         "model": ModelConfig(**model, method_config=MethodConfig(**method)),
         "classes": tuple(
-            ClassInfo(i, str(c["name"]), str(c["colour"]))
+            ClassInfo(i, str(c["name"]), str(c["colour"]), c.get("background") is True)
             for i, c in zip(ids, header["classes"], strict=True)
         ),
         "normalizer": Normalizer(low, high),

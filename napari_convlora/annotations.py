@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from skimage.draw import polygon
 
 from napari_convlora.config import MAX_CLASSES, UNLABELLED, ClassInfo, InputError
 from napari_convlora.files import atomic_write
@@ -106,6 +107,47 @@ def default_classes(ids: int | Iterable[int]) -> tuple[ClassInfo, ...]:
         for i in wanted
         if i != UNLABELLED
     )
+
+
+def find_background(classes: Iterable[ClassInfo]) -> int | None:
+    """Return the id of the class marked as background or, without a mark, of that name."""
+    marked = {info.background: info.id for info in classes}
+    named = (info.id for info in classes if info.name.casefold() == "background")
+    return marked.get(True) or next(named, None)
+
+
+def inside_outlines(
+    shape: tuple[int, int, int], outlines: Iterable[tuple[int, np.ndarray]]
+) -> np.ndarray:
+    """Return (P, H, W) bool, True at pixels whose centre lies inside an outline.
+
+    Parameters
+    ----------
+    shape
+        (P, H, W).
+    outlines
+        Index of the plane, and vertices (N, 2) of a polygon: rows and columns of pixel centres.
+        What lies beyond the plane is left out.
+    """
+    inside = np.zeros(shape, bool)
+    for plane, vertices in outlines:
+        rows, columns = polygon(vertices[:, 0], vertices[:, 1], shape[1:])
+        inside[plane, rows, columns] = True
+    return inside
+
+
+def fill_outlines(
+    annotations: np.ndarray, outlines: Iterable[tuple[int, np.ndarray]], class_id: int | None
+) -> np.ndarray:
+    """Return annotations (P, H, W) in which what is unlabelled inside `outlines` has a class.
+
+    Outlines of planes that there are not are left out; None for the class changes nothing.
+    """
+    here = [(plane, vertices) for plane, vertices in outlines if 0 <= plane < len(annotations)]
+    if class_id is None or not here:
+        return annotations
+    inside = inside_outlines(annotations.shape, here) & (annotations == UNLABELLED)
+    return np.where(inside, annotations.dtype.type(class_id), annotations)
 
 
 def check_annotations(
@@ -230,12 +272,18 @@ def read_classes(path: str | os.PathLike[str]) -> tuple[ClassInfo, ...]:
 def write_classes(path: str | os.PathLike[str], classes: Sequence[ClassInfo]) -> None:
     """Write the class table as ``{"format": 1, "classes": [{"id", "name", "colour"}, ...]}``.
 
+    The class that is marked as background has ``"background": true`` besides.
+
     Raises
     ------
     InputError
         The table is not valid, or `path` cannot be written.
     """
-    rows = [{"id": info.id, "name": info.name, "colour": info.colour} for info in classes]
+    rows = [
+        {"id": info.id, "name": info.name, "colour": info.colour}
+        | ({"background": True} if info.background else {})
+        for info in classes
+    ]
     _parse_table({"format": 1, "classes": rows}, "The class table")
     text = json.dumps({"format": 1, "classes": rows}, indent=2, ensure_ascii=False)
     with atomic_write(path) as file:
@@ -264,6 +312,8 @@ def _parse_table(data: Any, source: str) -> tuple[ClassInfo, ...]:
         raise InputError(f"{source}: two classes have the same id; make the ids unique.")
     if len({info.name.casefold() for info in classes}) < len(classes):
         raise InputError(f"{source}: two classes have the same name; make the names unique.")
+    if sum(info.background for info in classes) > 1:
+        raise InputError(f"{source}: two classes are marked as background; mark one.")
     return classes
 
 
@@ -288,7 +338,7 @@ def _parse_row(row: dict[str, Any], source: str) -> ClassInfo:
             f"{source}: class {number} cannot have the colour {_short(colour)}; "
             "write it as #rrggbb, for example #e69f00."
         )
-    return ClassInfo(number, name.strip(), colour.lower())
+    return ClassInfo(number, name.strip(), colour.lower(), row.get("background") is True)
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -57,11 +57,14 @@ class ClassInfo:
         Shown to people.
     colour
         ``#rrggbb``.
+    background
+        Whether it is what remains where annotation is complete; true of one class at most.
     """
 
     id: int
     name: str
     colour: str
+    background: bool = False
 
 
 @dataclass(frozen=True)

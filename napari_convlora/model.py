@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Hashable
 
@@ -50,7 +49,7 @@ class SemanticSAM(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.backbone = _sharing_copy(backbone)
+        self.backbone = backbone.sharing_copy()
         encoder = self.backbone.encoder
         first = config.first_block
         first = backbone.spec.fast_first_block if first is None else first
@@ -178,11 +177,3 @@ class SemanticSAM(nn.Module):
                 "the file is damaged, export it again."
             )
         self.load_state_dict(state, strict=False)
-
-
-def _sharing_copy(backbone: Backbone) -> Backbone:
-    """Copy the modules but share their tensors, so that a method can be put in and dropped."""
-    # New Parameter objects on the same storage: moving the copy to a device swaps the data of its
-    # own ones only, and leaves the backbone (and other models on it) where they are.
-    shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in backbone.parameters()}
-    return copy.deepcopy(backbone, shared | {id(b): b for b in backbone.buffers()})

@@ -18,6 +18,7 @@ from napari_convlora.backbones import Backbone, load_backbone
 from napari_convlora.blocks import Block
 from napari_convlora.config import ClassInfo, ConvLoRAError, ModelConfig, TrainConfig
 from napari_convlora.data import FeatureCache
+from napari_convlora.devices import choose_device
 from napari_convlora.events import Event, Failed, Finished, RunControl, Started
 from napari_convlora.planes import Planes
 from napari_convlora.prediction import (
@@ -27,6 +28,7 @@ from napari_convlora.prediction import (
     predict_blocks,
     prepare,
 )
+from napari_convlora.prompter import Prompter
 from napari_convlora.scorer import Progress
 from napari_convlora.training import adapt
 
@@ -70,13 +72,28 @@ class Session:
     state: State = State.EMPTY
     cache: FeatureCache = field(default_factory=FeatureCache)
     _backbone: tuple[str, Backbone] | None = None
+    _prompter: Prompter | None = None
 
     def backbone(self) -> Backbone:
         """Return the chosen backbone, loaded once."""
         if self._backbone is None or self._backbone[0] != self.backbone_name:
             self.cache = FeatureCache()
+            self._prompter = None
             self._backbone = (self.backbone_name, load_backbone(self.backbone_name))
         return self._backbone[1]
+
+    def prompter(self) -> Prompter:
+        """Return the chosen backbone, ready for clicks and boxes."""
+        backbone, device = self.backbone(), choose_device(self.train_config.device)
+        if self._prompter is None or self._prompter.device != device:
+            self._prompter = Prompter(backbone, device, self.cache)
+        return self._prompter
+
+    def share_backbone(self, other: Session) -> None:
+        """Use the backbone that `other` has loaded if it is the chosen one; it is only read."""
+        loaded = other._backbone
+        if loaded is not None and loaded[0] == self.backbone_name and loaded is not self._backbone:
+            self._backbone, self._prompter = loaded, None
 
     def run_round(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from napari_convlora.annotations import (
     LabelledImage,
     check_annotations,
     default_classes,
+    fill_outlines,
+    find_background,
+    inside_outlines,
     merge_corrections,
     protect,
     read_classes,
@@ -165,11 +169,11 @@ names = (
 )
 colours = st.integers(0, 0xFFFFFF).map("#{:06x}".format)
 tables = st.lists(
-    st.builds(ClassInfo, st.integers(1, 255), names, colours),
+    st.builds(ClassInfo, st.integers(1, 255), names, colours, st.booleans()),
     min_size=1,
     max_size=20,
     unique_by=(lambda info: info.id, lambda info: info.name.casefold()),
-)
+).filter(lambda table: sum(info.background for info in table) < 2)
 
 
 @few
@@ -181,6 +185,45 @@ def test_class_tables_round_trip(
     write_classes(path, table)
     assert read_classes(path) == tuple(table)
     assert json.loads(path.read_text("utf-8"))["format"] == 1
+
+
+def test_the_background_is_marked_or_goes_by_its_name() -> None:
+    table = [ClassInfo(1, "air", "#000000"), ClassInfo(3, "Background", "#000000")]
+    assert find_background(table) == 3
+    assert find_background([replace(table[0], background=True), table[1]]) == 1
+    assert find_background(table[:1]) is None
+
+
+@few
+@given(
+    st.lists(st.tuples(*[st.integers(-72, 160)] * 2), min_size=3, max_size=6),
+    st.integers(0, 1),
+)
+def test_an_outline_changes_its_own_plane_and_nothing_beyond_itself(
+    corners: list[tuple[float, float]], plane: int
+) -> None:
+    vertices = np.array(corners) / 8
+    inside = inside_outlines((2, 9, 11), [(plane, vertices)])
+    assert not inside[1 - plane].any()
+    rows, columns = np.nonzero(inside[plane])
+    assert (rows >= vertices[:, 0].min()).all()
+    assert (columns <= vertices[:, 1].max()).all()
+
+
+def test_a_region_larger_than_the_plane_holds_all_of_it() -> None:
+    square = np.array([[-0.5, -0.5], [-0.5, 10.5], [8.5, 10.5], [8.5, -0.5]])
+    assert inside_outlines((1, 9, 11), [(0, square)]).all()
+    inside = inside_outlines((1, 9, 11), [(0, square / 2 + 0.1)])[0]
+    assert inside.sum() == 5 * 6
+    assert inside[:5, :6].all()
+
+
+def test_filling_outlines_changes_unlabelled_pixels_of_their_plane_only() -> None:
+    annotations = np.array([[[0, 2], [3, 0]], [[0, 0], [0, 0]]])
+    whole = np.array([[-0.5, -0.5], [-0.5, 1.5], [1.5, 1.5], [1.5, -0.5]])
+    filled = fill_outlines(annotations, [(0, whole), (-1, whole), (2, whole)], 4)
+    np.testing.assert_array_equal(filled, [[[4, 2], [3, 4]], [[0, 0], [0, 0]]])
+    assert fill_outlines(annotations, [(0, whole)], None) is annotations
 
 
 def test_simple_mapping_and_byte_order_mark_are_accepted(tmp_path: Path) -> None:
@@ -218,6 +261,10 @@ def rows(*rows: object) -> str:
         (rows({"id": 1.0, "name": "a"}), r"cannot have the id 1\.0"),
         (rows({"id": 1, "name": "a"}, {"id": 1, "name": "b"}), "same id"),
         (rows({"id": 1, "name": "a"}, {"id": 2, "name": "A "}), "same name"),
+        (
+            rows(*({"id": i, "name": f"c{i}", "background": True} for i in (1, 2))),
+            "marked as background",
+        ),
         (rows({"id": 1, "name": "a\x1b[31m"}), "control characters"),
         (rows({"id": 1, "name": "a\u202eb"}), "control characters"),
         (rows({"id": 1, "name": "a\ud800"}), "control characters"),

@@ -22,7 +22,7 @@ from PIL import Image
 from napari_convlora import files
 from napari_convlora.config import InputError
 from napari_convlora.files import atomic_write, read_image, read_labels
-from napari_convlora.planes import check_pixels, drop_alpha, to_planes
+from napari_convlora.planes import check_pixels, drop_alpha, lazy_planes, to_planes
 
 few = settings(max_examples=25, deadline=None)
 dtypes = st.sampled_from(["uint8", "uint16", "int16", "int32", "float32", "float64"])
@@ -508,6 +508,30 @@ def test_to_planes_moves_the_channel_axis() -> None:
         to_planes(array, channel_axis=5)
     with pytest.raises(InputError, match="height and width"):
         to_planes(array[0], channel_axis=0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ((9, 8), {}),
+        ((9, 8, 3), {"rgb": True}),
+        ((2, 5, 9, 8), {}),
+        ((5, 9, 8, 4), {"rgb": True}),
+        ((2, 9, 8), {"channel_axis": 0}),
+        ((5, 2, 9, 8), {"channel_axis": 1}),
+        ((3, 5, 2, 9, 8), {"channel_axis": 0}),
+        ((5, 9, 8, 2), {"channel_axis": 3}),
+        ((5, 9, 2, 8), {"channel_axis": 2}),
+    ],
+)
+def test_a_region_is_read_as_to_planes_would_show_it(
+    shape: tuple[int, ...], options: dict[str, int]
+) -> None:
+    array, region = noise(*shape), np.s_[2:7, 1:8]
+    planes = to_planes(array, **{"rgb": False, **options})
+    for plane in range(len(planes)):
+        read = lazy_planes(array, **{"rgb": False, **options})[plane][region]
+        np.testing.assert_array_equal(read, planes[plane][region])
 
 
 def test_drop_alpha_is_a_view_of_the_colours() -> None:

@@ -97,3 +97,19 @@ def test_a_round_that_ran_elsewhere_is_accounted_for(session: Session) -> None:
     assert elsewhere.state is State.READY
     assert elsewhere.installed is elsewhere.rounds[0].adapter is finished.adapter
     assert elsewhere.rounds[0].reason == "failed"
+
+
+def test_a_session_beside_another_shares_its_backbone_and_nothing_else() -> None:
+    session, other = Session(train_config=QUICK), random_backbone()
+    loaded = Session(_backbone=("litemedsam", other))
+    session.share_backbone(loaded)
+    prompter = session.prompter()
+    assert session.backbone() is other
+    assert session.prompter() is prompter
+    assert session.cache is not loaded.cache
+    session.share_backbone(Session(_backbone=("vit_b", random_backbone("vit"))))  # not the chosen
+    assert session.backbone() is other
+    weights = dict(other.named_parameters())
+    assert all(
+        p.data_ptr() == weights[name].data_ptr() for name, p in prompter.backbone.named_parameters()
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -201,6 +202,13 @@ class Backbone(nn.Module):
         """Embed (B, 3, H, W) images as (B, C, H / stride, W / stride)."""
         embedding: Tensor = self.encoder(images)
         return embedding
+
+    def sharing_copy(self) -> Backbone:
+        """Copy the modules but share their tensors, so that the copy can be changed or moved."""
+        # New Parameter objects on the same storage: moving the copy to a device swaps the data of
+        # its own ones only, and leaves this backbone (and other copies) where they are.
+        shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in self.parameters()}
+        return copy.deepcopy(self, shared | {id(b): b for b in self.buffers()})
 
     @torch.no_grad()
     def no_prompt(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:

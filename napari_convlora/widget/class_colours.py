@@ -54,7 +54,10 @@ def known_classes(meta: Mapping[str, Any]) -> tuple[ClassInfo, ...]:
     """
     rows = (meta.get("metadata") or {}).get(KEY, {}).get("classes")
     if rows:
-        return tuple(ClassInfo(int(r["id"]), str(r["name"]), str(r["colour"])) for r in rows)
+        return tuple(
+            ClassInfo(int(r["id"]), str(r["name"]), str(r["colour"]), r.get("background") is True)
+            for r in rows
+        )
     names = _names(meta.get("features"))
     colours = getattr(meta.get("colormap"), "color_dict", {})
     ids = {*names, *(i for i in colours if isinstance(i, int))} - {0}
@@ -66,6 +69,30 @@ def known_classes(meta: Mapping[str, Any]) -> tuple[ClassInfo, ...]:
         )
         for info in default_classes(i for i in ids if 0 < i <= MAX_CLASSES)
     )
+
+
+def known_only(
+    labels: np.ndarray, classes: Sequence[ClassInfo], merged: Mapping[int, int]
+) -> np.ndarray:
+    """Return class ids without those that have left the table since a model learnt them.
+
+    Parameters
+    ----------
+    labels
+        Class ids, 0..255.
+    classes
+        The class table.
+    merged
+        For classes that were merged, the one that has taken their pixels.
+    """
+    known = {info.id for info in classes}
+    table = np.zeros(MAX_CLASSES + 1, np.uint8)
+    for class_id in range(1, MAX_CLASSES + 1):
+        now = class_id
+        while now not in known and now in merged:
+            now = merged[now]
+        table[class_id] = now if now in known else 0
+    return table[labels]
 
 
 def complete(classes: Iterable[ClassInfo], ids: Iterable[int]) -> tuple[ClassInfo, ...]:

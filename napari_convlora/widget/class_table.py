@@ -1,9 +1,11 @@
-"""The class table: colour, name and painted pixels of every class."""
+"""The class table: key, colour, name, painted strokes and pixels of every class."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 from qtpy.QtCore import QSize, Qt, Signal
 from qtpy.QtGui import QColor, QIcon, QPixmap
@@ -12,6 +14,7 @@ from qtpy.QtWidgets import (
     QColorDialog,
     QHBoxLayout,
     QHeaderView,
+    QMenu,
     QPushButton,
     QTableWidget,
     QTableWidgetItem,
@@ -20,10 +23,11 @@ from qtpy.QtWidgets import (
 )
 from superqt.utils import signals_blocked
 
-from napari_convlora.annotations import default_classes
+from napari_convlora.annotations import default_classes, find_background
 from napari_convlora.config import MAX_CLASSES, ClassInfo, InputError
 
-_COLOUR, _NAME, _PIXELS = range(3)
+_KEY, _COLOUR, _NAME, _STROKES, _PIXELS = range(5)
+_HEADERS = ("Key", "", "Class", "Strokes", "Pixels")
 _SWATCH = 18
 _MAX_NAME = 200
 
@@ -40,6 +44,10 @@ class ClassTable(QWidget):
     removal_asked
         The id of a class that the user wants to remove; whoever knows the painted pixels
         decides, and calls `remove`.
+    merge_asked
+        The ids of a class and of the one that is to take its pixels.
+    load_asked, save_asked
+        The user wants to read or write a file of classes.
     refused
         One sentence that says why an edit was undone.
     """
@@ -47,15 +55,19 @@ class ClassTable(QWidget):
     changed = Signal()
     selected = Signal(int)
     removal_asked = Signal(int)
+    merge_asked = Signal(int, int)
+    load_asked = Signal()
+    save_asked = Signal()
     refused = Signal(str)
 
     def __init__(self, classes: Sequence[ClassInfo] = (), parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._classes: list[ClassInfo] = []
         self._removed: dict[int, ClassInfo] = {}
-        self._counts: dict[int, int] = {}
-        self._table = QTableWidget(0, 3)
-        self._table.setHorizontalHeaderLabels(["", "Class", "Pixels"])
+        self._pixels: dict[int, int] = {}
+        self._strokes: dict[int, int] = {}
+        self._table = QTableWidget(0, len(_HEADERS))
+        self._table.setHorizontalHeaderLabels(_HEADERS)
         self._table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
         self._table.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
         self._table.setEditTriggers(
@@ -70,15 +82,18 @@ class ClassTable(QWidget):
         header = self._table.horizontalHeader()
         header.setSectionResizeMode(_COLOUR, QHeaderView.ResizeMode.Fixed)
         header.setSectionResizeMode(_NAME, QHeaderView.ResizeMode.Stretch)
-        header.setSectionResizeMode(_PIXELS, QHeaderView.ResizeMode.ResizeToContents)
+        for column in (_KEY, _STROKES, _PIXELS):
+            header.setSectionResizeMode(column, QHeaderView.ResizeMode.ResizeToContents)
         self._table.setColumnWidth(_COLOUR, _SWATCH + 18)
         self._table.setFixedHeight(5 * (_SWATCH + 10) + 4)
         self._add = QPushButton("Add class")
         self._rename = QPushButton("Rename")
         self._remove = QPushButton("Remove")
+        self._more = QPushButton("More")
+        self._more.setMenu(self._menu())
         buttons = QHBoxLayout()
         buttons.setContentsMargins(0, 0, 0, 0)
-        for button in (self._add, self._rename, self._remove):
+        for button in (self._add, self._rename, self._remove, self._more):
             button.setAutoDefault(False)
             buttons.addWidget(button)
         layout = QVBoxLayout(self)
@@ -114,6 +129,21 @@ class ClassTable(QWidget):
                 self._fill(row, info)
         self.select(current or next((info.id for info in self._classes), 0))
         self._remove.setEnabled(len(self._classes) > 1)
+
+    def replace_with(self, classes: Sequence[ClassInfo], used: Collection[int]) -> None:
+        """Take over a table from a file; other classes stay if their ids are `used`."""
+        taken = {info.id for info in classes}
+        others = [info for info in self._classes if info.id not in taken]
+        self._removed |= {info.id: info for info in others}
+        self.set_classes(classes)
+        self.ensure([info for info in others if info.id in used])
+        self.changed.emit()
+
+    def mark_background(self, class_id: int) -> None:
+        """Mark a class as what remains where annotation is complete, and no other."""
+        for info in self._classes:
+            if info.background != (info.id == class_id):
+                self._edit(info.id, background=info.id == class_id)
 
     def add(self, name: str = "", colour: str = "") -> ClassInfo:
         """Add a class with the next free id.
@@ -178,12 +208,12 @@ class ClassTable(QWidget):
             with signals_blocked(self._table):
                 self._table.setCurrentCell(row, _NAME)
 
-    def set_counts(self, counts: Mapping[int, int]) -> None:
-        """Show how many pixels of each class are painted."""
-        self._counts = dict(counts)
+    def set_counts(self, pixels: Mapping[int, int], strokes: Mapping[int, int]) -> None:
+        """Show how many pixels of each class are painted, and in how many strokes."""
+        self._pixels, self._strokes = dict(pixels), dict(strokes)
         with signals_blocked(self._table):
-            for row, info in enumerate(self._classes):
-                self._table.item(row, _PIXELS).setText(f"{self._counts.get(info.id, 0):,}")
+            for row in range(len(self._classes)):
+                self._fill_counts(row)
 
     def _row(self, class_id: int) -> int:
         return next((r for r, info in enumerate(self._classes) if info.id == class_id), -1)
@@ -193,25 +223,57 @@ class ClassTable(QWidget):
         pixmap.fill(QColor(info.colour))
         icon = QIcon(pixmap)
         icon.addPixmap(pixmap, QIcon.Mode.Selected)  # or Qt would tint it
+        key = QTableWidgetItem(str(row + 1) if row < 9 else "")
         swatch, name = QTableWidgetItem(icon, ""), QTableWidgetItem(info.name)
-        pixels = QTableWidgetItem(f"{self._counts.get(info.id, 0):,}")
+        if key.text():
+            key.setToolTip(f"Class {info.id}: on the canvas, press {key.text()} to paint with it")
         swatch.setToolTip(f"Class {info.id}: click to change its colour")
         name.setToolTip(f"Class {info.id}: double-click to rename")
-        pixels.setTextAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
-        for item in (swatch, pixels):
-            item.setFlags(item.flags() & ~Qt.ItemFlag.ItemIsEditable)
-        for column, item in enumerate((swatch, name, pixels)):
+        if info.id == find_background(self._classes):
+            font = name.font()
+            font.setItalic(True)
+            name.setFont(font)
+            name.setToolTip(f"{name.toolTip()}. It is the background of reviewed regions.")
+        cells = (key, swatch, name, QTableWidgetItem(), QTableWidgetItem())
+        for column, item in enumerate(cells):
+            if item is not name:
+                item.setFlags(item.flags() & ~Qt.ItemFlag.ItemIsEditable)
             self._table.setItem(row, column, item)
+        self._fill_counts(row)
 
-    def _edit(self, class_id: int, **values: str) -> None:
+    def _fill_counts(self, row: int) -> None:
+        info = self._classes[row]
+        for column, counts in ((_STROKES, self._strokes), (_PIXELS, self._pixels)):
+            item, n = self._table.item(row, column), counts.get(info.id, 0)
+            item.setText(f"{n:,}" if n else "–")
+            item.setToolTip("" if n else f"No labels yet for {info.name}")
+            item.setTextAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
+
+    def _menu(self) -> QMenu:
+        menu = QMenu(self)
+        self._merge = menu.addMenu("Merge into")
+        self._merge.aboutToShow.connect(self._list_targets)
+        menu.addAction("Mark as background", lambda: self.mark_background(self.current))
+        menu.addSeparator()
+        menu.addAction("Load class table…", self.load_asked.emit)
+        menu.addAction("Save class table…", self.save_asked.emit)
+        return menu
+
+    def _list_targets(self) -> None:
+        self._merge.clear()
+        source = self.current
+        for info in self._classes:
+            if info.id != source:
+                self._merge.addAction(info.name, partial(self.merge_asked.emit, source, info.id))
+
+    def _edit(self, class_id: int, **values: Any) -> None:
         row = self._row(class_id)
         if row < 0:
             raise InputError(f"There is no class {class_id} in the table; add it first.")
-        old = self._classes[row]
-        name, colour = values.get("name", old.name), values.get("colour", old.colour)
-        self._classes[row] = replace(old, name=name, colour=colour)
+        self._classes[row] = replace(self._classes[row], **values)
         with signals_blocked(self._table):
-            self._fill(row, self._classes[row])
+            for row, info in enumerate(self._classes):  # another may have become the background
+                self._fill(row, info)
         self.changed.emit()
 
     def _checked_name(self, name: str, class_id: int) -> str:

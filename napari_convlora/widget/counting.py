@@ -1,81 +1,134 @@
-"""Counts painted pixels without holding up the window."""
+"""Counts what is annotated, in a thread."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from qtpy.QtCore import QObject, QTimer, Signal
+from skimage.measure import label
 
+from napari_convlora.annotations import inside_outlines
 from napari_convlora.config import MAX_CLASSES, ConvLoRAError
+from napari_convlora.widget.worker import in_thread
+
+logger = logging.getLogger(__name__)
 
 _DELAY_MS = 150
-_SLICE_SECONDS = 0.01
-_PIECE = 2**20
+
+Outlines = Sequence[tuple[int, np.ndarray]]
+"""Plane and vertices (N, 2) of reviewed regions."""
 
 
-def pixels_by_id(labels: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield pixels per id so far, a piece of `labels` at a time; ids of no class come last."""
-    flat = labels.reshape(-1)
-    total = np.zeros(MAX_CLASSES + 2, np.int64)
-    for start in range(0, flat.size, _PIECE):
-        piece = np.clip(flat[start : start + _PIECE], 0, MAX_CLASSES + 1)
-        total += np.bincount(piece, minlength=MAX_CLASSES + 2)
-        yield total
-
-
-class PixelCounter(QObject):
-    """Counts again soon after `touch`, a hundredth of a second at a time.
+@dataclass(frozen=True)
+class Counts:
+    """What is annotated in one image.
 
     Parameters
     ----------
-    labels
-        Returns what to count; None if there is nothing.
+    pixels, strokes
+        Painted pixels, and connected groups of them in a plane, per class id.
+    regions
+        Reviewed regions.
+    remaining
+        Unpainted pixels inside them.
     """
 
-    counted = Signal(dict)
+    pixels: dict[int, int] = field(default_factory=dict)
+    strokes: dict[int, int] = field(default_factory=dict)
+    regions: int = 0
+    remaining: int = 0
+
+
+def count(labels: np.ndarray, outlines: Outlines = ()) -> Counts:
+    """Count what is painted in `labels` (P, H, W) int, and what remains inside `outlines`."""
+    pixels = np.zeros(MAX_CLASSES + 1, np.int64)
+    strokes = np.zeros(MAX_CLASSES + 1, np.int64)
+    remaining = 0
+    for p, plane in enumerate(labels):
+        here = [vertices for plane_index, vertices in outlines if plane_index == p]
+        if here:
+            inside = inside_outlines((1, *plane.shape), [(0, vertices) for vertices in here])[0]
+            remaining += int(np.count_nonzero(inside & (plane == 0)))
+        rows, columns = np.flatnonzero(plane.any(1)), np.flatnonzero(plane.any(0))
+        if not len(rows) or not len(columns):
+            continue
+        part = plane[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        part = np.where((part > 0) & (part <= MAX_CLASSES), part, 0).astype(np.uint8)
+        pixels += np.bincount(part.ravel(), minlength=MAX_CLASSES + 1)
+        groups, n_groups = label(part, connectivity=2, return_num=True)
+        classes = np.zeros(n_groups + 1, np.uint8)
+        classes[groups] = part
+        strokes += np.bincount(classes[1:], minlength=MAX_CLASSES + 1)
+    used = [int(i) for i in np.flatnonzero(pixels) if i]
+    return Counts(
+        {i: int(pixels[i]) for i in used},
+        {i: int(strokes[i]) for i in used},
+        len(outlines),
+        remaining,
+    )
+
+
+class Counter(QObject):
+    """Counts again soon after `touch`, in a thread.
+
+    Parameters
+    ----------
+    annotated
+        Returns labels and outlines to count; None if there are none.
+    """
+
+    counted = Signal(object)
 
     def __init__(
-        self, labels: Callable[[], np.ndarray | None], parent: QObject | None = None
+        self,
+        annotated: Callable[[], tuple[np.ndarray, Outlines] | None],
+        parent: QObject | None = None,
     ) -> None:
         super().__init__(parent)
-        self._labels = labels
-        self._pieces: Iterator[np.ndarray] = iter(())
-        self._total = np.zeros(0, np.int64)
-        self._soon, self._next = QTimer(self), QTimer(self)
+        self._annotated = annotated
+        self._busy = self._again = self._stopped = False
+        self._soon = QTimer(self)
         self._soon.setInterval(_DELAY_MS)
+        self._soon.setSingleShot(True)
         self._soon.timeout.connect(self._begin)
-        self._next.timeout.connect(self._go_on)
-        for timer in (self._soon, self._next):
-            timer.setSingleShot(True)
 
     def touch(self, event: Any = None) -> None:
         """Something was painted; also fit to be connected to a napari event."""
-        if not self._soon.isActive():
+        if not self._soon.isActive() and not self._stopped:
             self._soon.start()
 
     def stop(self) -> None:
         """Count no more."""
+        self._stopped = True
         self._soon.stop()
-        self._next.stop()
 
     def _begin(self) -> None:
+        if self._busy:
+            self._again = True
+            return
         try:
-            labels = self._labels()
+            annotated = self._annotated()
         except ConvLoRAError:  # the layer has just lost its size; Adapt says what is wrong
             return
-        self._pieces = iter(()) if labels is None else pixels_by_id(labels)
-        self._total = np.zeros(0, np.int64)
-        self._go_on()
+        if annotated is None:
+            self.counted.emit(Counts())
+            return
+        self._busy, self._again = True, False
+        # The array is read while the user paints on: what is missed is counted the next time.
+        in_thread(count, *annotated, then=self._on_counted, failed=self._on_failed)
 
-    def _go_on(self) -> None:
-        until = time.monotonic() + _SLICE_SECONDS
-        for total in self._pieces:
-            self._total = total
-            if time.monotonic() > until:
-                self._next.start()
-                return
-        ids = np.flatnonzero(self._total[: MAX_CLASSES + 1])
-        self.counted.emit({int(i): int(self._total[i]) for i in ids if i})
+    def _on_failed(self, error: Exception) -> None:
+        self._busy = False
+        logger.error("Counting broke", exc_info=error)
+
+    def _on_counted(self, counts: Counts) -> None:
+        self._busy = False
+        if self._stopped:
+            return
+        self.counted.emit(counts)
+        if self._again:
+            self.touch()

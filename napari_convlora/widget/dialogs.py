@@ -9,6 +9,7 @@ from qtpy.QtWidgets import QFileDialog, QMessageBox, QWidget
 _MASKS = "TIFF (*.tif *.tiff);;PNG (*.png)"
 _INSTANCES = "TIFF and table (*.tif *.tiff);;Table alone (*.csv)"
 _ADAPTER = "Adapter (*.safetensors)"
+_CLASSES = "Class table (*.json)"
 _CHECKPOINT = "Checkpoint (*.pth *.pt *.safetensors);;All files (*)"
 
 Action = Callable[[str], None]
@@ -38,6 +39,16 @@ def with_checkpoint(parent: QWidget, action: Action) -> None:
 def with_instances(parent: QWidget, action: Action) -> None:
     """Ask where to write instances."""
     _save(parent, action, "Export instances", "instances.tif", _INSTANCES)
+
+
+def with_classes(parent: QWidget, action: Action) -> None:
+    """Ask for a class table."""
+    _open(parent, action, "Load class table", _CLASSES)
+
+
+def with_new_classes(parent: QWidget, action: Action) -> None:
+    """Ask where to write a class table."""
+    _save(parent, action, "Save class table", "classes.json", _CLASSES)
 
 
 def may_remove(parent: QWidget, name: str, painted: int) -> bool:

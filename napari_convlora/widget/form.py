@@ -46,4 +46,9 @@ class Unfolding(QPushButton):
     def unfold(self, shown: bool) -> None:
         """Show or hide the content."""
         self._content.setVisible(shown)
-        self.setText(f"{self._title} {'▾' if shown else '▸'}")
+        self.set_title(self._title)
+
+    def set_title(self, title: str) -> None:
+        """Say something else on the button."""
+        self._title = title
+        self.setText(f"{title} {'▸' if self._content.isHidden() else '▾'}")

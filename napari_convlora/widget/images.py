@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from napari.layers import Image, Labels
+from napari.layers import Image, Labels, Shapes
 from qtpy.QtCore import QObject, Signal
 
+from napari_convlora.annotations import find_background
 from napari_convlora.config import ClassInfo, ConvLoRAError, InputError
 from napari_convlora.widget.class_colours import known_classes
-from napari_convlora.widget.counting import PixelCounter
+from napari_convlora.widget.counting import Counter, Counts, Outlines
 from napari_convlora.widget.layers import ImageLayers
 
 if TYPE_CHECKING:
@@ -27,9 +28,11 @@ class Images(QObject):
     changed
         Another image is current, or its layers have changed.
     counted
-        Painted pixels of the current image per class id.
+        What is annotated in the current image: `Counts`.
     found
         Classes that a layer brings along.
+    class_chosen
+        The id of the class that the user chose on a layer.
     leaving
         The `ImageLayers` that are about to change under a run, and why.
     failed
@@ -37,8 +40,9 @@ class Images(QObject):
     """
 
     changed = Signal()
-    counted = Signal(dict)
+    counted = Signal(object)
     found = Signal(object)
+    class_chosen = Signal(int)
     leaving = Signal(object, str)
     failed = Signal(str)
 
@@ -47,9 +51,10 @@ class Images(QObject):
         self.viewer = viewer
         self.classes: tuple[ClassInfo, ...] = ()
         self.current: ImageLayers | None = None
-        self.counts: dict[int, int] = {}
+        self.counts = Counts()
+        self._merged: dict[int, int] = {}
         self._records: dict[tuple[Image, int | None], ImageLayers] = {}
-        self._counter = PixelCounter(self._painted, self)
+        self._counter = Counter(self._annotated, self)
         self._counter.counted.connect(self._on_counted)
         viewer.layers.events.removed.connect(self._on_layer_removed)
 
@@ -82,7 +87,7 @@ class Images(QObject):
                 other
                 for other in self._records.values()
                 if other is not current
-                and other.annotating
+                and (other.annotating or other.outlines())
                 and other.n_channels == current.n_channels
             ),
         ]
@@ -93,9 +98,20 @@ class Images(QObject):
             return "Open an image to begin, or try File > Open Sample > Conv-LoRA."
         if not self.current.annotating:
             return "Press Start annotating, then paint a few strokes of each class."
-        if len(self.counts) < 2:
-            return "Select a class in the table and paint a stroke; do so for two classes or more."
-        return f"Press Adapt to learn from {sum(self.counts.values()):,} painted pixels."
+        learnable = self.learnable_pixels()
+        if len(learnable) >= 2:
+            return f"Press Adapt to learn from {sum(learnable.values()):,} annotated pixels."
+        missing = [info.name for info in self.classes if info.id not in learnable]
+        if learnable and missing:
+            return f"No labels yet for {_listed(missing)}: select a class and paint a stroke."
+        return "Select a class in the table and paint a stroke; do so for two classes or more."
+
+    def learnable_pixels(self) -> dict[int, int]:
+        """Return annotated pixels of the current image per class id, reviewed ones included."""
+        pixels, background = dict(self.counts.pixels), find_background(self.classes)
+        if background is not None and self.counts.remaining:
+            pixels[background] = pixels.get(background, 0) + self.counts.remaining
+        return pixels
 
     def choose(self, image: Image | None, channel_axis: int | None = None) -> None:
         """Work on `image` from now on; the layers of other images stay as they are."""
@@ -104,6 +120,8 @@ class Images(QObject):
             key = (image, None if image.rgb else channel_axis)
             if key not in self._records:
                 self._records[key] = ImageLayers(self.viewer, image, self.classes, key[1])
+                self._records[key].on_label = self._on_label
+                self._records[key].merged = self._merged
             record = self._records[key]
         if record is self.current:
             return
@@ -147,6 +165,14 @@ class Images(QObject):
         self._touch()
         return layer
 
+    def start_reviewing(self) -> Shapes:
+        """Return the layer of reviewed regions, created if there is none."""
+        record = self.need()
+        layer = record.review()
+        self._listen(record)
+        self._touch()
+        return layer
+
     def use_annotations(self, layer: Labels) -> None:
         """Take the user's own Labels layer for annotations of the current image.
 
@@ -167,7 +193,23 @@ class Images(QObject):
 
     def erase_class(self, class_id: int) -> int:
         """Erase a class from every image; Ctrl-Z on the annotations brings its strokes back."""
-        count = sum(record.erase(class_id) for record in self._records.values())
+        return self._relabel(class_id, 0)
+
+    def merge_class(self, class_id: int, into: int) -> int:
+        """Give a class's pixels to another in every image; Ctrl-Z brings its strokes back."""
+        self._merged[class_id] = into
+        self._merged.pop(into, None)  # it is in use again, so that no chain runs in a circle
+        return self._relabel(class_id, into)
+
+    def used_classes(self) -> set[int]:
+        """Return the ids that occur in any layer of ours."""
+        layers = (
+            r.predicted_labels() if r.predicted else r.painted() for r in self._records.values()
+        )
+        return {int(i) for labels in layers for i in np.unique(labels)} - {0}
+
+    def _relabel(self, class_id: int, to: int) -> int:
+        count = sum(record.relabel(class_id, to) for record in self._records.values())
         self._counter.touch()
         return count
 
@@ -178,6 +220,10 @@ class Images(QObject):
         self._listen(record)
         self._touch()
         return count
+
+    def _on_label(self, class_id: int) -> None:
+        self.select_class(class_id)
+        self.class_chosen.emit(class_id)
 
     def _touch(self) -> None:
         self._counter.touch()
@@ -193,11 +239,14 @@ class Images(QObject):
         if layer is not None:  # connecting twice is connecting once
             for event in (layer.events.paint, layer.events.set_data, layer.events.data):
                 event.connect(self._counter.touch)
+        if record.reviewed is not None:
+            record.reviewed.events.data.connect(self._counter.touch)
 
-    def _painted(self) -> np.ndarray | None:
-        return None if self.current is None else self.current.painted()
+    def _annotated(self) -> tuple[np.ndarray, Outlines] | None:
+        record = self.current
+        return None if record is None else (record.painted(), record.outlines())
 
-    def _on_counted(self, counts: dict[int, int]) -> None:
+    def _on_counted(self, counts: Counts) -> None:
         self.counts = counts
         self.counted.emit(counts)
         self.changed.emit()
@@ -205,9 +254,10 @@ class Images(QObject):
     def _on_layer_removed(self, event: Any) -> None:
         layer = event.value
         for key, record in list(self._records.items()):
-            if layer not in (record.image, record.annotations, record.prediction):
+            if layer not in (record.image, record.annotations, record.prediction, record.reviewed):
                 continue
-            self.leaving.emit(record, f"'{layer.name}' was removed")
+            if layer is not record.reviewed:
+                self.leaving.emit(record, f"'{layer.name}' was removed")
             try:
                 record.let_go(layer)
             except ConvLoRAError as error:
@@ -217,3 +267,8 @@ class Images(QObject):
                 if record is self.current:
                     self.current = None
         self._touch()
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

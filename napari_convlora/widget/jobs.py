@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import cloudpickle
 import numpy as np
 
-from napari_convlora.annotations import LabelledImage
+from napari_convlora.annotations import LabelledImage, fill_outlines
 from napari_convlora.blocks import Block, is_large, plan
 from napari_convlora.child import Job
-from napari_convlora.config import ClassInfo, ConvLoRAError, ModelConfig, TrainConfig
+from napari_convlora.config import ClassInfo, ConvLoRAError, InputError, ModelConfig, TrainConfig
 from napari_convlora.events import Controls, Event, Finished, Preview, Tiles
 from napari_convlora.planes import Planes, drop_alpha, lazy_planes, to_planes
+from napari_convlora.prompts import Prompt, Window, choose_window
 
 if TYPE_CHECKING:
     from napari_convlora.adapter_file import Adapter
@@ -45,6 +46,10 @@ class Snapshot:
     annotations : (P, H, W) int
     seen
         What the viewer shows; a large image is predicted there first.
+    reviewed
+        Plane and vertices (N, 2) of every reviewed region.
+    background_id
+        Class of what remains unpainted in them; None if no class is the background.
     """
 
     name: str
@@ -53,16 +58,12 @@ class Snapshot:
     channel_axis: int | None
     annotations: np.ndarray
     seen: Block | None = None
+    reviewed: tuple[tuple[int, np.ndarray], ...] = ()
+    background_id: int | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave a lazy array to the process it is sent to, unless it hangs on an open file."""
-        pixels = self.pixels
-        if not isinstance(pixels, np.ndarray):
-            try:
-                cloudpickle.dumps(pixels)
-            except Exception:  # pickle raises whatever the object does
-                pixels = np.asarray(pixels)
-        return self.__dict__ | {"pixels": pixels}
+        """Leave lazy pixels to the process that gets them."""
+        return self.__dict__ | {"pixels": _portable(self.pixels)}
 
     def planes(self) -> Planes:
         """Return the pixels as (P, H, W, C); a large lazy array stays lazy."""
@@ -76,10 +77,70 @@ class Snapshot:
         return drop_alpha(planes) if self.rgb else planes
 
     def labelled(self) -> list[tuple[Block, LabelledImage]]:
-        """Return what the engine learns from, and where it lies; see `labelled_parts`."""
+        """Return what the engine learns from, and where it lies; see `labelled_parts`.
+
+        Raises
+        ------
+        InputError
+            There are reviewed regions, but no class is the background.
+        """
         from napari_convlora.sampling import labelled_parts
 
-        return labelled_parts(self.planes(), self.annotations, self.name)
+        if self.reviewed and self.background_id is None:
+            raise InputError(
+                f"'{self.name}' has reviewed regions, but no class is the background; "
+                "mark one in the class table."
+            )
+        annotations = fill_outlines(self.annotations, self.reviewed, self.background_id)
+        return labelled_parts(self.planes(), annotations, self.name)
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """A prompt on one plane of an image.
+
+    Parameters
+    ----------
+    pixels, rgb, channel_axis
+        As in a `Snapshot`.
+    plane
+        Index of the plane.
+    shape
+        Its height and width.
+    prompt
+        What the user said about the object.
+    window
+        Where the model looked for the object's first prompt; kept as long as it holds them all.
+    """
+
+    pixels: Any
+    rgb: bool
+    channel_axis: int | None
+    plane: int
+    shape: tuple[int, int]
+    prompt: Prompt
+    window: Window | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """See `Snapshot`."""
+        return self.__dict__ | {"pixels": _portable(self.pixels)}
+
+    def read(self, window: Window) -> np.ndarray:
+        """Return the pixels (H, W, C) of a window."""
+        planes = lazy_planes(
+            self.pixels, rgb=self.rgb, channel_axis=self.channel_axis, alpha=self.rgb
+        )
+        return planes[self.plane][window.region]
+
+
+def _portable(pixels: Any) -> Any:
+    """Leave a lazy array to the process it is sent to, unless it hangs on an open file."""
+    if not isinstance(pixels, np.ndarray):
+        try:
+            cloudpickle.dumps(pixels)
+        except Exception:  # pickle raises whatever the object does
+            return np.asarray(pixels)
+    return pixels
 
 
 @dataclass(frozen=True)
@@ -127,6 +188,25 @@ class Parts:
 @dataclass(frozen=True)
 class AllParts:
     """All parts of a large image have come."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prompted:
+    """The object that a prompt means.
+
+    Parameters
+    ----------
+    question
+        What is answered.
+    window
+        Where the model looked.
+    mask : (H, W) bool
+        Of the window.
+    """
+
+    question: Question
+    window: Window
+    mask: np.ndarray
 
 
 def warm_up(session: SessionGetter, controls: Controls) -> Iterator[Any]:
@@ -186,6 +266,25 @@ def load(path: Path, snapshot: Snapshot | None, recipe: Recipe) -> Job:
         yield Loaded(adapter)
         if snapshot is not None:
             yield from _predict(state, snapshot, controls, recipe)
+
+    return job
+
+
+def prompt(question: Question, recipe: Recipe, loaded: Session | None) -> Job:
+    """Find the object that a prompt means, with the backbone of `loaded` if it is the chosen one.
+
+    The session is not that of a round, so that prompts are answered while one runs.
+    """
+
+    def job(session: SessionGetter, controls: Controls) -> Iterator[Any]:
+        state = _prepare(session, recipe)
+        if loaded is not None:
+            state.share_backbone(loaded)
+        prompter, prompt = state.prompter(), question.prompt
+        window = question.window
+        if window is None or not window.holds(prompt.bounds):
+            window = choose_window(question.shape, prompt.bounds, prompter.tile)
+        yield Prompted(question, window, prompter.mask(question.read(window), window, prompt))
 
     return job
 

@@ -6,23 +6,32 @@ Everything here runs in the main thread; what travels to the worker is a `Snapsh
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from napari.layers import Image, Labels
+from napari.layers import Image, Labels, Shapes
 
-from napari_convlora.annotations import merge_corrections, protect
+from napari_convlora.annotations import (
+    fill_outlines,
+    find_background,
+    merge_corrections,
+    protect,
+)
 from napari_convlora.blocks import Block
 from napari_convlora.config import UNLABELLED, ClassInfo, InputError
 from napari_convlora.widget import class_colours
+from napari_convlora.widget.class_keys import bind_keys
 from napari_convlora.widget.derived import DerivedLayers
 from napari_convlora.widget.jobs import Snapshot
-from napari_convlora.widget.new_layer import labels_like
+from napari_convlora.widget.new_layer import labels_like, regions_like
+from napari_convlora.widget.plane_axes import PlaneAxes
 from napari_convlora.widget.strokes import StrokeWatch
 
 if TYPE_CHECKING:
     from napari.viewer import Viewer
+
+    from napari_convlora.prompts import Window
 
 
 class ImageLayers:
@@ -41,9 +50,13 @@ class ImageLayers:
 
     Attributes
     ----------
-    annotations, prediction
-        Labels layers, or None. Annotations that were removed from the viewer are remembered, so
-        that `annotate` can bring them back.
+    on_label
+        Called with the class that the user chooses on a layer, by key or by hand.
+    merged
+        For classes that are no longer in the table, the one that has taken their pixels.
+    annotations, prediction, reviewed
+        Labels layers and the Shapes layer of reviewed regions, or None. Annotations that were
+        removed from the viewer are remembered, so that `annotate` can bring them back.
     derived
         Layers that are made from the prediction.
     adapter
@@ -63,10 +76,13 @@ class ImageLayers:
         self.prediction: Labels | None = None
         self.derived = DerivedLayers(self)
         self.adapter: object = None
+        self.reviewed: Shapes | None = None
         self._written = np.empty(0, np.uint8)
         self._edited = False
         self._late: list[tuple[Block, np.ndarray]] = []
         self._stroke: StrokeWatch | None = None
+        self.on_label: Callable[[int], None] = lambda class_id: None
+        self.merged: Mapping[int, int] = {}
 
     @property
     def pixels(self) -> Any:
@@ -84,7 +100,7 @@ class ImageLayers:
     @property
     def planes_shape(self) -> tuple[int, int, int]:
         """(P, H, W) of the image."""
-        shape = [n for axis, n in enumerate(self.shape) if axis != self.channel_axis]
+        shape = [self.shape[axis] for axis in self.axes.planar]
         if len(shape) < 2:
             raise InputError("This layer has no height and width; choose an image.")
         return math.prod(shape[:-2]), shape[-2], shape[-1]
@@ -109,13 +125,18 @@ class ImageLayers:
 
     def plane(self) -> int:
         """Index of the plane that the viewer shows."""
-        at = np.round(self.image.world_to_data(self.viewer.dims.point))
-        leading = [a for a in range(len(self.shape)) if a != self.channel_axis][:-2]
-        index = 0
-        for axis in leading:
-            n = self.shape[axis]
-            index = index * n + int(np.clip(at[axis], 0, n - 1))
-        return index
+        return self.locate(self.viewer.dims.point)[0]
+
+    def locate(self, world: Sequence[float]) -> tuple[int, float, float]:
+        """Return plane, row and column of a point in world coordinates."""
+        at = self.image.world_to_data(world)
+        rows, columns = self.axes.planar[-2:]
+        return self.axes.index(at), float(at[rows]), float(at[columns])
+
+    @property
+    def axes(self) -> PlaneAxes:
+        """How rows and columns of planes lie in a layer of this image."""
+        return PlaneAxes(self.shape, self.channel_axis)
 
     def fits(self, layer: Labels) -> bool:
         """Whether `layer` can hold annotations of this image: its size, in memory, integers."""
@@ -131,6 +152,18 @@ class ImageLayers:
         if self.annotations not in self.viewer.layers:
             self.viewer.add_layer(self.annotations)
         return self.annotations
+
+    def review(self) -> Shapes:
+        """Return the layer of reviewed regions, created if there is none."""
+        if self.reviewed is None:
+            where = self.image, len(self.shape), self.channel_axis
+            self.reviewed = regions_like(*where, self._free_name("reviewed"))
+            self.viewer.add_layer(self.reviewed)
+        return self.reviewed
+
+    def outlines(self) -> list[tuple[int, np.ndarray]]:
+        """Return plane and vertices (N, 2) in pixels of every reviewed region."""
+        return [] if self.reviewed is None else self.axes.outlines(self.reviewed)
 
     def adopt(self, layer: Labels) -> None:
         """Use the user's own `layer` as annotations; its pixels stay as they are."""
@@ -148,16 +181,20 @@ class ImageLayers:
 
     def find_layers(self) -> bool:
         """Take up layers that an earlier session or the sample data made; True if there were."""
-        before = self.annotations, self.prediction
+        before = self.annotations, self.prediction, self.reviewed
         for layer in self.viewer.layers:
-            known = layer.metadata.get(class_colours.KEY, {}) if isinstance(layer, Labels) else {}
-            if known.get("image") != self.image.name or not self.fits(layer):
+            known = layer.metadata.get(class_colours.KEY, {})
+            if known.get("image") != self.image.name:
+                continue
+            if isinstance(layer, Shapes) and known.get("role") == "reviewed":
+                self.reviewed = self.reviewed or layer
+            if not isinstance(layer, Labels) or not self.fits(layer):
                 continue
             if known.get("role") == "annotations" and self.annotations is None:
                 self.annotations = layer
             elif known.get("role") == "prediction" and self.prediction is None:
                 self._watch(layer)
-        return before != (self.annotations, self.prediction)
+        return before != (self.annotations, self.prediction, self.reviewed)
 
     def show_classes(self, classes: Sequence[ClassInfo]) -> None:
         """Give both layers the colours and names of `classes`."""
@@ -165,6 +202,7 @@ class ImageLayers:
         for role in ("annotations", "prediction"):
             layer = getattr(self, role)
             if layer is not None:
+                self._follow(layer)
                 layer.colormap = class_colours.colormap(classes)
                 layer.features = class_colours.features(classes)
                 layer.metadata.update(class_colours.metadata(classes, role, self.image.name))
@@ -190,7 +228,7 @@ class ImageLayers:
 
     def predicted_labels(self) -> np.ndarray:
         """Prediction (P, H, W) with corrections and annotations on top."""
-        return protect(self.predicted_view(), self.painted())
+        return protect(self.predicted_view(), self._annotated(np.s_[:]))
 
     def snapshot(self) -> Snapshot:
         """Return a copy that includes the corrections made on the prediction."""
@@ -203,6 +241,8 @@ class ImageLayers:
             self.channel_axis,
             painted,
             self.seen(),
+            tuple(self.outlines()),
+            find_background(self.classes),
         )
 
     def seen(self) -> Block:
@@ -215,6 +255,31 @@ class ImageLayers:
         spatial = [a for a in range(len(self.shape)) if a != self.channel_axis][-2:]
         (top, left), (bottom, right) = corners[:, spatial].round().astype(int).tolist()
         return Block(self.plane(), top, left, bottom - top + 1, right - left + 1)
+
+    def paint(self, plane: int, window: Window, mask: np.ndarray, class_id: int, over: bool) -> Any:
+        """Paint a mask into the annotations as one item of their undo history.
+
+        Parameters
+        ----------
+        plane, window, mask, class_id
+            Where, which pixels (H, W) of the window, and what.
+        over
+            Whether pixels of other classes are painted over.
+
+        Returns
+        -------
+        tuple of (N,) int
+            Plane, row and column of the pixels that changed.
+        """
+        if not self.annotating:
+            raise InputError(f"'{self.image.name}' has no annotations layer; start annotating.")
+        before = self.painted()[plane][window.region]
+        rows, columns = np.nonzero(mask & (before != class_id) & (over | (before == 0)))
+        at = (np.full(len(rows), plane), rows + window.top, columns + window.left)
+        if len(rows):
+            flat = np.ravel_multi_index(at, self.painted().shape)
+            self._set(self.annotate(), flat, np.full(len(rows), class_id))
+        return at
 
     def collect_corrections(self) -> int:
         """Turn edits of the prediction into annotations; returns how many pixels changed.
@@ -283,9 +348,11 @@ class ImageLayers:
             self._set(self.prediction, at + first * predicted[0].size, np.zeros_like(at))
         return len(at)
 
-    def let_go(self, layer: Image | Labels) -> None:
+    def let_go(self, layer: Image | Labels | Shapes) -> None:
         """Take note that the user removed `layer`; corrections are kept as annotations."""
-        if layer is not self.annotations:
+        if layer is self.reviewed:
+            self.reviewed = None
+        elif layer is not self.annotations:
             self.collect_corrections()
         if layer is self.prediction:
             layer.events.paint.disconnect(self._on_edit)
@@ -293,15 +360,19 @@ class ImageLayers:
                 self._stroke.end()
             self.prediction = None
 
-    def erase(self, class_id: int) -> int:
-        """Erase a class from annotations (undoable) and prediction; returns annotated pixels."""
+    def relabel(self, class_id: int, to: int = 0) -> int:
+        """Give a class's pixels to another, or erase them; returns annotated pixels.
+
+        One item of the annotations' undo history; the prediction follows as if the model had
+        written it, as undoing there would look like a correction.
+        """
         self.collect_corrections()
         at = np.flatnonzero(self.painted() == class_id)
         if len(at):
-            self._set(self.annotate(), at, np.zeros_like(at))
+            self._set(self.annotate(), at, np.full_like(at, to))
         if self.predicted:
             view = self._view()
-            self._put(np.s_[:], np.where(view == class_id, 0, view))
+            self._put(np.s_[:], np.where(view == class_id, to, view))
         return len(at)
 
     def prepare_prediction(self) -> None:
@@ -333,7 +404,8 @@ class ImageLayers:
         self.prepare_prediction()
         self.collect_corrections()
         part = np.s_[:] if plane is None else np.s_[plane : plane + 1]
-        self._put(part, protect(labels.reshape(self._written[part].shape), self.painted()[part]))
+        labels = class_colours.known_only(labels, self.classes, self.merged)
+        self._put(part, protect(labels.reshape(self._written[part].shape), self._annotated(part)))
         return True
 
     def show_parts(self, parts: Sequence[tuple[Block, np.ndarray]]) -> None:
@@ -344,7 +416,7 @@ class ImageLayers:
             return
         self.prepare_prediction()
         self.collect_corrections()
-        painted, late, self._late = self.painted(), self._late, []
+        painted, late, self._late = self._annotated(np.s_[:]), self._late, []
         for block, labels in late:
             at = block.plane, block.rows, block.columns
             self._view()[at] = self._written[at] = protect(labels, painted[at])
@@ -352,11 +424,26 @@ class ImageLayers:
         assert self.prediction is not None
         self.prediction.refresh()
 
+    def _annotated(self, part: slice) -> np.ndarray:
+        """Return annotations of some planes, the background of reviewed regions included."""
+        outlines = [(plane - (part.start or 0), v) for plane, v in self.outlines()]
+        return fill_outlines(self.painted()[part], outlines, find_background(self.classes))
+
     def _new(self, role: str) -> Labels:
-        taken = any(layer.name == role for layer in self.viewer.layers)
-        name = f"{role} of {self.image.name}" if taken else role
-        shape, classes = self.shape, self.classes
-        return labels_like(self.image, shape, self.channel_axis, role, name, classes)
+        where = self.image, self.shape, self.channel_axis
+        layer = labels_like(*where, role, self._free_name(role), self.classes)
+        self._follow(layer)
+        return layer
+
+    def _follow(self, layer: Labels) -> None:
+        bind_keys(layer, self.classes)
+        layer.events.selected_label.connect(self._on_label)
+
+    def _on_label(self, event: Any) -> None:
+        self.on_label(event.source.selected_label)
+
+    def _free_name(self, role: str) -> str:
+        return f"{role} of {self.image.name}" if role in self.viewer.layers else role
 
     def _view(self) -> np.ndarray:
         assert self.prediction is not None

@@ -1,4 +1,4 @@
-"""New Labels layers that lie exactly on an image."""
+"""New Labels and Shapes layers that lie exactly on an image."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from napari.layers import Image, Labels
+from napari.layers import Image, Labels, Shapes
 
 from napari_convlora.blocks import is_large
 from napari_convlora.config import ClassInfo
 from napari_convlora.widget import class_colours
 
 _TRANSFORMS = ("rotate", "shear", "affine", "units", "axis_labels")
+_REVIEWED = "#56b4e9"
 _OPACITY = {"annotations": 0.7, "prediction": 0.5}
 
 
@@ -69,3 +70,23 @@ def labels_like(
         **placement(image, channel_axis),
         **class_colours.attributes(classes, role, image.name),
     )
+
+
+def shapes_like(image: Image, ndim: int, channel_axis: int | None, name: str) -> Shapes:
+    """Return an empty Shapes layer of outlines in the place of `image`; see `labels_like`."""
+    return Shapes(
+        ndim=ndim,
+        name=name,
+        face_color="transparent",
+        edge_width=1,
+        **placement(image, channel_axis),
+    )
+
+
+def regions_like(image: Image, ndim: int, channel_axis: int | None, name: str) -> Shapes:
+    """Return an empty layer of reviewed regions in the place of `image`; see `labels_like`."""
+    layer = shapes_like(image, ndim, channel_axis, name)
+    layer.current_edge_color = _REVIEWED
+    layer.current_edge_width = max(1, round(min(image.extent.data[1][-2:]) / 200))
+    layer.metadata = {class_colours.KEY: {"role": "reviewed", "image": image.name}}
+    return layer

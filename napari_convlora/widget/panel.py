@@ -17,15 +17,23 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_convlora.annotations import default_classes
+from napari_convlora.annotations import (
+    default_classes,
+    find_background,
+    read_classes,
+    write_classes,
+)
 from napari_convlora.config import ClassInfo, ConvLoRAError
 from napari_convlora.widget import dialogs
 from napari_convlora.widget.class_table import ClassTable
+from napari_convlora.widget.counting import Counts
 from napari_convlora.widget.form import Unfolding
 from napari_convlora.widget.instances_section import InstancesSection
 from napari_convlora.widget.jobs import Recipe
 from napari_convlora.widget.plot import TrainingPlot
+from napari_convlora.widget.prompt_tool import PromptTool
 from napari_convlora.widget.review_section import ReviewSection
+from napari_convlora.widget.reviewed_form import ReviewedForm, counted
 from napari_convlora.widget.run_bar import RunBar
 from napari_convlora.widget.settings import SettingsForm
 from napari_convlora.widget.source_form import SourceForm
@@ -61,12 +69,15 @@ class ConvLoRAWidget(QWidget):
         self.settings = SettingsForm()
         self.table = ClassTable(default_classes(2))
         self.run_bar = RunBar()
+        self.prompts = PromptTool(napari_viewer, self.images, self._recipe, session, self)
         self.plot = TrainingPlot()
         flow, table = self.workflow, self.table
         self.review = ReviewSection(napari_viewer, flow, lambda: table.current, self._recipe)
         self.instances = InstancesSection(flow, lambda: table.current)
+        self.reviewed = ReviewedForm(self.images, self)
+        self._reviewed = Unfolding("Reviewed regions", self.reviewed)
         self._untouched = True
-        self._counts: dict[int, int] = {}
+        self._counts = Counts()
         self._hint = ""
         self._status = QLabel()
         self._status.setWordWrap(True)
@@ -84,9 +95,10 @@ class ConvLoRAWidget(QWidget):
         self._lay_out()
         self._wire()
         self.images.show_classes(self.table.classes)
-        # Captures the workflow only, as this widget is half gone when `destroyed` comes.
-        workflow = self.workflow
+        # Captures what can do without Qt, as this widget is half gone when `destroyed` comes.
+        workflow, prompts = self.workflow, self.prompts
         self.destroyed.connect(lambda *_: workflow.close())
+        self.destroyed.connect(lambda *_: prompts.close_down())
         self._viewer = napari_viewer
         self._follow_theme()
         self._on_image()
@@ -171,6 +183,20 @@ class ConvLoRAWidget(QWidget):
         self._try(lambda: self.images.erase_class(class_id))
         self.table.remove(class_id)
 
+    def merge_class(self, class_id: int, into: int) -> None:
+        """Merge a class into another; Ctrl-Z on the annotations brings strokes and row back."""
+        self._try(lambda: self.images.merge_class(class_id, into))
+        self.table.remove(class_id)
+        self.table.select(into)
+
+    def load_classes(self, path: str | Path) -> None:
+        """Take over a class table; classes in use that it lacks are kept."""
+        self._try(lambda: self.table.replace_with(read_classes(path), self.images.used_classes()))
+
+    def save_classes(self, path: str | Path) -> None:
+        """Write the class table."""
+        self._try(lambda: write_classes(path, self.classes))
+
     def _follow_theme(self) -> None:
         # The palette has no colour that stands out in both of napari's themes.
         self.plot.set_accent(get_theme(self._viewer.theme).current.as_hex())
@@ -191,6 +217,10 @@ class ConvLoRAWidget(QWidget):
             self.run_bar,
             self.plot,
             self._status,
+            Unfolding("SAM prompts", self.prompts),
+            self.prompts,
+            self._reviewed,
+            self.reviewed,
             Unfolding("Review", self.review),
             self.review,
             Unfolding("Instances", self.instances),
@@ -217,10 +247,15 @@ class ConvLoRAWidget(QWidget):
             lambda: dialogs.with_checkpoint(self, self.source.choose_backbone)
         )
         self._annotate.clicked.connect(self.start_annotating)
+        self.reviewed.said.connect(self._say)
         table.changed.connect(self._on_classes)
         table.selected.connect(self.images.select_class)
         table.removal_asked.connect(self._on_removal)
         table.refused.connect(self._say)
+        table.merge_asked.connect(self.merge_class)
+        table.load_asked.connect(lambda: dialogs.with_classes(self, self.load_classes))
+        table.save_asked.connect(lambda: dialogs.with_new_classes(self, self.save_classes))
+        self.images.class_chosen.connect(table.select)
         bar.adapt_pressed.connect(self.adapt)
         bar.stop_pressed.connect(self.stop)
         bar.pause_pressed.connect(flow.pause)
@@ -288,15 +323,16 @@ class ConvLoRAWidget(QWidget):
 
     def _on_removal(self, class_id: int) -> None:
         name = next(info.name for info in self.classes if info.id == class_id)
-        if dialogs.may_remove(self, name, self.images.counts.get(class_id, 0)):
+        if dialogs.may_remove(self, name, self.images.counts.pixels.get(class_id, 0)):
             self.remove_class(class_id)
 
-    def _on_counted(self, counts: dict[int, int]) -> None:
-        self.table.ensure(default_classes(counts))
+    def _on_counted(self, counts: Counts) -> None:
+        self.table.ensure(default_classes(counts.pixels))
         before, self._counts = self._counts, counts
-        self.table.set_counts(counts)
+        self.table.set_counts(counts.pixels, counts.strokes)
+        self._reviewed.set_title(counted(counts, find_background(self.classes) is not None))
         # Counting lags behind: what a failed round said meanwhile stays, until it is remedied.
-        news = self.status == self._hint or len(before) < 2 <= len(counts)
+        news = self.status == self._hint or len(before.pixels) < 2 <= len(counts.pixels)
         if counts != before and news and not self.running and not self.workflow.has_adapter:
             self._suggest()
 

@@ -111,9 +111,12 @@ class Workflow(QObject):
         """Start a round on everything painted so far."""
         record = self.images.need()
         first, *others = (other.snapshot() for other in self.images.learnable())
-        snapshots = [first, *(other for other in others if other.annotations.any())]
+        snapshots = [
+            first,
+            *(other for other in others if other.annotations.any() or other.reviewed),
+        ]
         record.derived.keep_previous()
-        if len(self.images.counts) > 1:
+        if len(self.images.learnable_pixels()) > 1:
             record.prepare_prediction()
         job = jobs.adapt(snapshots, self.images.classes, recipe)
         self._start(job, record, "Loading the backbone…")

@@ -74,6 +74,16 @@ def paint() -> Callable:
 
 
 @pytest.fixture
+def press() -> Callable:
+    """Press a key on the canvas; keys of the active layer come first, as for a user."""
+
+    def key(viewer, name):
+        viewer.__wrapped__.window._qt_viewer._key_map_handler.press_key(name)
+
+    return key
+
+
+@pytest.fixture
 def wait(qtbot) -> Callable:
     """Wait until the widget's thread has nothing to do."""
 
@@ -94,7 +104,7 @@ def ready(make_napari_viewer_proxy, make_widget, halves, paint, qtbot):
         layer = widget.start_annotating()
         paint(layer, 1, 10)
         paint(layer, 2, 70)
-        qtbot.waitUntil(lambda: len(widget.images.counts) == 2)
+        qtbot.waitUntil(lambda: len(widget.images.counts.pixels) == 2)
         return viewer, widget
 
     return make

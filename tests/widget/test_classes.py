@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from qtpy.QtWidgets import QMessageBox
 
-from napari_convlora.annotations import default_classes
+from napari_convlora.annotations import default_classes, read_classes, write_classes
 from napari_convlora.config import ClassInfo, InputError
 from napari_convlora.widget.class_table import ClassTable
 
@@ -32,16 +32,16 @@ def test_add_takes_the_next_id_and_selects_it(table, qtbot):
 
 def test_renaming_inline_tells_everyone(table, qtbot):
     with qtbot.waitSignal(table.changed):
-        table._table.item(1, 1).setText("  nucleus ")
+        table._table.item(1, 2).setText("  nucleus ")
     assert table.classes[1].name == "nucleus"
 
 
 @pytest.mark.parametrize("name", ["", "  ", "BACKGROUND", "a\u202eb", "x" * 201])
 def test_bad_names_are_refused_in_one_sentence(table, qtbot, name):
     with qtbot.waitSignal(table.refused) as refused:
-        table._table.item(1, 1).setText(name)
+        table._table.item(1, 2).setText(name)
     assert refused.args[0].count("\n") == 0
-    assert table._table.item(1, 1).text() == "class 2"
+    assert table._table.item(1, 2).text() == "class 2"
     with pytest.raises(InputError):
         table.rename(2, name)
 
@@ -82,7 +82,7 @@ def test_names_and_colours_reach_both_layers(ready, wait):
 
 def test_selecting_a_row_selects_the_label_to_paint_with(ready):
     viewer, widget = ready()
-    widget.table._table.setCurrentCell(1, 1)
+    widget.table._table.setCurrentCell(1, 2)
     assert viewer.layers["annotations"].selected_label == 2
     widget.table.add()
     assert viewer.layers["annotations"].selected_label == 3
@@ -125,9 +125,137 @@ def test_removing_a_class_keeps_corrections_of_others(ready, paint, wait):
     assert (viewer.layers["annotations"].data == 3).sum() == 150
 
 
+def test_number_keys_choose_a_class_by_its_row(ready, press):
+    viewer, widget = ready()
+    widget.table.add("third")
+    widget.remove_class(2)
+    layer = viewer.layers["annotations"]
+    layer.mode = "paint"
+    press(viewer, "2")
+    assert layer.selected_label == widget.table.current == 3
+    press(viewer, "1")
+    assert layer.selected_label == widget.table.current == 1
+    press(viewer, "5")  # of no row: napari's own meaning, pick mode, would surprise
+    assert layer.selected_label == 1
+    assert layer.mode == "paint"
+    assert widget.table._table.item(1, 0).text() == "2"
+
+
+def test_keys_on_the_prediction_choose_for_both_layers(ready, wait, press):
+    viewer, widget = ready()
+    widget.adapt()
+    wait(widget)
+    viewer.layers.selection.active = viewer.layers["prediction"]
+    press(viewer, "2")
+    assert viewer.layers["prediction"].selected_label == 2
+    assert viewer.layers["annotations"].selected_label == 2
+
+
+def test_merging_keeps_every_label_and_is_one_undo(ready, wait, paint, qtbot):
+    viewer, widget = ready()
+    layer = viewer.layers["annotations"]
+    widget.table.rename(2, "nucleus")
+    third = widget.table.add("nucleolus").id
+    paint(layer, third, 40)
+    before = layer.data.copy()
+    widget.adapt()
+    wait(widget)
+    predicted = viewer.layers["prediction"].data.copy()
+    widget.merge_class(third, 2)
+    assert [info.id for info in widget.classes] == [1, 2]
+    assert (layer.data == np.where(before == third, 2, before)).all()
+    assert (viewer.layers["prediction"].data == np.where(predicted == third, 2, predicted)).all()
+    assert widget.images.current.collect_corrections() == 0
+    # The adapter still knows the class; what it predicts goes where the class went.
+    widget.predict()
+    wait(widget)
+    assert set(np.unique(viewer.layers["prediction"].data)) <= {1, 2}
+    layer.undo()
+    assert (layer.data == before).all()
+    qtbot.waitUntil(lambda: len(widget.classes) == 3)
+    assert widget.classes[2].name == "nucleolus"
+
+
+def test_a_removed_class_is_not_predicted_any_more(ready, wait, paint):
+    viewer, widget = ready()
+    paint(viewer.layers["annotations"], widget.table.add().id, 40)
+    widget.adapt()
+    wait(widget)
+    widget.remove_class(3)
+    widget.predict()
+    wait(widget)
+    assert set(np.unique(viewer.layers["prediction"].data)) <= {0, 1, 2}
+
+
+def test_the_menu_merges_the_selected_class_into_another(table, qtbot):
+    table.select(2)
+    table._list_targets()
+    (action,) = table._merge.actions()
+    with qtbot.waitSignal(table.merge_asked) as asked:
+        action.trigger()
+    assert asked.args == [2, 1]
+    assert action.text() == "background"
+
+
+def test_one_class_at_most_is_the_background(table):
+    assert table._table.item(0, 2).font().italic()
+    table.mark_background(2)
+    assert [info.background for info in table.classes] == [False, True]
+    assert [table._table.item(row, 2).font().italic() for row in (0, 1)] == [False, True]
+    table.mark_background(1)
+    assert [info.background for info in table.classes] == [True, False]
+
+
+def test_class_tables_are_saved_and_loaded(ready, tmp_path, qtbot):
+    viewer, widget = ready()
+    widget.table.rename(2, "nucleus")
+    widget.table.mark_background(1)
+    widget.save_classes(tmp_path / "classes.json")
+    saved = widget.classes
+    assert read_classes(tmp_path / "classes.json") == saved
+    widget.table.rename(2, "something else")
+    widget.table.add("unused")
+    widget.load_classes(tmp_path / "classes.json")
+    assert widget.classes == saved
+    assert list(viewer.layers["annotations"].features["name"])[1:] == ["background", "nucleus"]
+
+
+def test_a_loaded_table_that_lacks_a_painted_class_keeps_it(ready, tmp_path):
+    _, widget = ready()
+    widget.table.rename(2, "nucleus")
+    write_classes(tmp_path / "classes.json", [ClassInfo(1, "nucleus", "#112233")])
+    widget.load_classes(tmp_path / "classes.json")
+    assert [info.name for info in widget.classes] == ["nucleus", "nucleus (2)"]
+
+
+def test_a_damaged_class_table_changes_nothing(ready, tmp_path):
+    _, widget = ready()
+    before = widget.classes
+    (tmp_path / "classes.json").write_text("[")
+    widget.load_classes(tmp_path / "classes.json")
+    assert "not valid JSON" in widget.status
+    assert widget.classes == before
+
+
+def test_strokes_are_counted_beside_pixels(ready, paint, qtbot):
+    viewer, widget = ready()
+    cells = widget.table._table
+    assert [cells.item(1, column).text() for column in (3, 4)] == ["1", "150"]
+    paint(viewer.layers["annotations"], 2, 40)
+    qtbot.waitUntil(lambda: cells.item(1, 3).text() == "2")
+    assert cells.item(1, 4).text() == "300"
+
+
+def test_a_class_without_labels_is_named(ready, qtbot, paint):
+    viewer, widget = ready()
+    viewer.layers["annotations"].undo()
+    qtbot.waitUntil(lambda: widget.status.startswith("No labels yet for class 2"))
+    assert widget.table._table.item(1, 3).text() == "–"
+
+
 def test_painting_an_id_outside_the_table_adds_it(ready, paint, qtbot):
     viewer, widget = ready()
     paint(viewer.layers["annotations"], 5, 40)
-    qtbot.waitUntil(lambda: widget.images.counts.get(5) == 150)
+    qtbot.waitUntil(lambda: widget.images.counts.pixels.get(5) == 150)
     assert [info.id for info in widget.classes] == [1, 2, 5]
-    assert widget.table._table.item(2, 2).text() == "150"
+    assert widget.table._table.item(2, 4).text() == "150"

@@ -67,7 +67,7 @@ def test_samples_open_with_strokes_and_classes(
     assert widget.classes == sample_classes(key)
     assert widget.source.annotations_combo.value == viewer.layers["annotations"]
     ids = [info.id for info in widget.classes]
-    qtbot.waitUntil(lambda: list(widget.images.counts) == ids)
+    qtbot.waitUntil(lambda: list(widget.images.counts.pixels) == ids)
     assert widget.status.startswith("Press Adapt to learn from")
     strokes = viewer.layers["annotations"].data
     truth = np.asarray(Image.open(SAMPLES / f"{key}_truth.png"))

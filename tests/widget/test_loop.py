@@ -49,7 +49,7 @@ def test_paint_adapt_correct_adapt_export_reload_predict(
         str(i): int((annotations.data == i).sum()) for i in (1, 2)
     }
     assert (prediction.data[10:60, 40:43] == wrong).all()
-    qtbot.waitUntil(lambda: widget.images.counts.get(1) == (annotations.data == 1).sum())
+    qtbot.waitUntil(lambda: widget.images.counts.pixels.get(1) == (annotations.data == 1).sum())
 
     widget.export_masks(tmp_path / "masks.tif")
     assert (tifffile.imread(tmp_path / "masks.tif") == prediction.data).all()
