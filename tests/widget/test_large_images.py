@@ -49,7 +49,7 @@ def begun(make_napari_viewer_proxy, make_widget, paint, qtbot):
         plane = () if layer.ndim == 2 else (0,)
         paint(layer, 1, 200, plane=plane)
         paint(layer, 2, 400, plane=plane)
-        qtbot.waitUntil(lambda: len(widget.images.counts) == 2)
+        qtbot.waitUntil(lambda: len(widget.images.counts.pixels) == 2)
         return viewer, widget
 
     return make

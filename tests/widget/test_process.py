@@ -53,7 +53,7 @@ def begin(tiny, halves, paint, qtbot):
         layer = widget.start_annotating()
         paint(layer, 1, 10)
         paint(layer, 2, 70)
-        qtbot.waitUntil(lambda: len(widget.images.counts) == 2)
+        qtbot.waitUntil(lambda: len(widget.images.counts.pixels) == 2)
         return widget
 
     yield make

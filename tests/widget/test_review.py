@@ -263,7 +263,7 @@ def test_planes_are_reviewed_one_by_one_or_all_at_once(
     review.by_class[True].click()
     painted = viewer.layers["annotations"].data
     assert [(plane == 2).sum() for plane in painted] == [0, 400, 0]
-    qtbot.waitUntil(lambda: widget.images.counts == {2: 400})  # they count as painted
+    qtbot.waitUntil(lambda: widget.images.counts.pixels == {2: 400})  # they count as painted
     review.tools["click", True].click()
     review.all_planes.setChecked(True)
     mouse(viewer, (4, 20 * 0.5, 20 * 0.5))
@@ -327,7 +327,7 @@ def test_next_finds_the_uncertainty_and_tours_the_planes(
     layer = widget.start_annotating()
     paint(layer, 1, 10, plane=(0,))
     paint(layer, 2, 70, plane=(0,))
-    qtbot.waitUntil(lambda: len(widget.images.counts) == 2)
+    qtbot.waitUntil(lambda: len(widget.images.counts.pixels) == 2)
     widget.adapt()
     wait(widget)
     assert "uncertainty" not in viewer.layers  # nobody has asked for it
