@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -31,3 +33,14 @@ def choose_device(name: DeviceName = "auto") -> torch.device:
 def leave_a_core() -> None:
     """Limit torch to all cores but one, so that a window beside it keeps answering."""
     torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))
+
+
+@contextmanager
+def use_threads(count: int) -> Iterator[None]:
+    """Let torch use `count` threads for a while, as sums depend on it in their last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, min(count, 4 * (os.cpu_count() or 1))))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -22,7 +22,9 @@ from napari_convlora.config import ClassInfo, ConvLoRAError, ModelConfig, TrainC
 from napari_convlora.data import FeatureCache
 from napari_convlora.events import Event, Failed, Finished, RunControl
 from napari_convlora.prediction import Prediction, Progress, predict
+from napari_convlora.rounds import Verdict, decide
 from napari_convlora.training import adapt
+from napari_convlora.training.compare import Learnt, Rival, learnt_pixels
 
 
 class State(Enum):
@@ -36,12 +38,13 @@ class State(Enum):
 
 @dataclass(frozen=True)
 class Round:
-    """One finished round: its number from 1, adapter, how it ended, and seconds it took."""
+    """One finished round: its number from 1, adapter, how it ended, seconds, and verdict."""
 
     number: int
     adapter: Adapter
     reason: str
     seconds: float
+    verdict: Verdict
 
 
 @dataclass
@@ -63,6 +66,7 @@ class Session:
     installed: Adapter | None = None
     state: State = State.EMPTY
     cache: FeatureCache = field(default_factory=FeatureCache)
+    _learnt: Learnt = field(default_factory=dict)
     _backbone: tuple[str, Backbone] | None = None
 
     def backbone(self) -> Backbone:
@@ -78,9 +82,10 @@ class Session:
         classes: Sequence[ClassInfo],
         control: RunControl | None = None,
     ) -> Generator[Event, None, None]:
-        """Run one round on `images`, installing its adapter when it finishes.
+        """Run one round on `images`, and install its adapter unless the one before is better.
 
-        Every round starts from the backbone and learns from all annotations handed in.
+        Every round learns from all annotations handed in, from the backbone or, if the settings
+        say so, from the installed adapter on.
 
         Yields
         ------
@@ -105,14 +110,13 @@ class Session:
                 self.train_config,
                 control=control,
                 cache=self.cache,
+                start=self.installed if self.train_config.start == "installed" else None,
+                rival=None if self.installed is None else Rival(self.installed, self._learnt),
             )
             for event in events:
                 if isinstance(event, Finished):
-                    self.install(event.adapter)
                     seconds = time.monotonic() - start
-                    self.rounds.append(
-                        Round(len(self.rounds) + 1, event.adapter, event.reason, seconds)
-                    )
+                    self._take(event, images, seconds)
                     ended = True
                 elif isinstance(event, Failed):
                     ended, self.state = True, State.FAILED
@@ -121,10 +125,18 @@ class Session:
             if not ended:
                 self.state = State.FAILED
 
-    def install(self, adapter: Adapter) -> None:
-        """Make `adapter` the one that predicts."""
-        self.installed = adapter
+    def install(self, adapter: Adapter, learnt: Learnt | None = None) -> None:
+        """Make `adapter` the one that predicts; `learnt` tells which pixels it learnt from."""
+        self.installed, self._learnt = adapter, learnt or {}
         self.state = State.READY
+
+    def _take(self, event: Finished, images: Sequence[LabelledImage], seconds: float) -> None:
+        verdict = decide(event.adapter.summary)
+        if verdict.better:
+            self.install(event.adapter, learnt_pixels(images, event.adapter))
+        self.state = State.READY
+        number = len(self.rounds) + 1
+        self.rounds.append(Round(number, event.adapter, event.reason, seconds, verdict))
 
     def predict(
         self,

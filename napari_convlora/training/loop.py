@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterator, Sequence
 import numpy as np
 import torch
 
+from napari_convlora.adapter_file import Adapter
 from napari_convlora.annotations import LabelledImage, check_annotations
 from napari_convlora.backbones import Backbone
 from napari_convlora.config import ClassInfo, ConvLoRAError, ModelConfig, TrainConfig
@@ -27,6 +28,7 @@ from napari_convlora.events import (
 )
 from napari_convlora.prediction import Returning, detail_logits, plane_logits
 from napari_convlora.sampling import pixel_samples, view_pool
+from napari_convlora.training.compare import Rival, compare
 from napari_convlora.training.start import begin_head
 from napari_convlora.training.state import RoundState
 from napari_convlora.training.step import take_score, train_step
@@ -48,6 +50,8 @@ def adapt(
     *,
     control: RunControl | None = None,
     cache: FeatureCache | None = None,
+    start: Adapter | None = None,
+    rival: Rival | None = None,
 ) -> Generator[Event, None, None]:
     """Adapt `backbone` to annotated images.
 
@@ -65,6 +69,10 @@ def adapt(
         Stops, pauses, resumes the round or hands it new annotations, from any thread.
     cache
         Keeps frozen features between rounds.
+    start
+        Go on from this adapter, of the same backbone, method and classes, instead of the base.
+    rival
+        The installed adapter; the summary of the new one then says how both compare.
 
     Yields
     ------
@@ -80,8 +88,9 @@ def adapt(
             config or TrainConfig(),
             control or RunControl(),
             FeatureCache() if cache is None else cache,  # an empty one is falsy
+            start,
         )
-        yield from _adapt(run)
+        yield from _adapt(run, rival)
     except ConvLoRAError as error:
         yield Failed(str(error))
     except (torch.OutOfMemoryError, MemoryError):
@@ -90,13 +99,14 @@ def adapt(
         )
 
 
-def _adapt(run: RoundState) -> Iterator[Event]:
+def _adapt(run: RoundState, rival: Rival | None) -> Iterator[Event]:
     config, control = run.config, run.control
     yield Started(config.max_steps, run.pixels, run.data.holds_out, str(run.device))
     if run.model.detail is not None:
         yield from _fit_detail(run, run.model.detail)
     run.model.eval()
-    begin_head(run)
+    if not run.warm:
+        begin_head(run)
     parameters = [p for n, p in run.model.trained().items() if not n.startswith("detail.")]
     adapter = {p for n, p in run.model.backbone.named_parameters() if p.requires_grad}
     optimiser = torch.optim.AdamW(
@@ -159,7 +169,7 @@ def _adapt(run: RoundState) -> Iterator[Event]:
             began = time.monotonic()
             yield from _adapted_preview(run)
             next_preview = run.next_preview(began)
-    yield Finished(run.adapter(step, reason, score), reason)
+    yield Finished(run.adapter(step, reason, score, compare(run, rival)), reason)
 
 
 def _take_over(run: RoundState, images: Sequence[LabelledImage]) -> Iterator[Event]:

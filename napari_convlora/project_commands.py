@@ -1,0 +1,173 @@
+"""What ``adapt`` and ``predict`` work on: files, a project or a recipe."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from napari_convlora.adapter_file import Adapter
+from napari_convlora.annotations import LabelledImage, protect
+from napari_convlora.config import ClassInfo, InputError
+from napari_convlora.devices import use_threads
+from napari_convlora.events import Event, Finished
+from napari_convlora.export import save_masks, save_probabilities
+from napari_convlora.files import read_image
+from napari_convlora.prediction import Prediction
+from napari_convlora.project import ImageEntry, Project, Recipe, Settings
+from napari_convlora.session import Session
+from napari_convlora.training.compare import learnt_pixels
+
+RunRound = Callable[..., tuple[Finished, list[Event]]]
+"""Runs a round of a session on images and classes, until a step if one is given."""
+
+
+@dataclass(frozen=True)
+class PredictionTask:
+    """An image to predict: its name, how to read (P, H, W, C), and what to do with the result."""
+
+    name: str
+    read: Callable[[], np.ndarray]
+    keep: Callable[[Prediction], None]
+
+
+def settings(options: argparse.Namespace, base: Settings | None = None) -> Settings:
+    """Return `base`, else the defaults, with what the command line gives in its place."""
+    base = base or Settings()
+
+    def given(*names: str) -> dict[str, Any]:
+        found = {name: getattr(options, name) for name in names}
+        return {name: value for name, value in found.items() if value is not None}
+
+    train = given("preset", "max_steps", "max_minutes", "seed", "device", "start")
+    return replace(
+        base,
+        model=replace(base.model, **given("method")),
+        train=replace(base.train, **train),
+        **given("backbone"),
+    )
+
+
+def adapt(options: argparse.Namespace, run: RunRound) -> tuple[Finished, list[Event], str]:
+    """Run a round on a project, which it is added to, or repeat that of a recipe.
+
+    Returns
+    -------
+    tuple
+        How it ended, its events, and what to say of it.
+    """
+    if options.recipe:
+        recipe = Recipe.read(options.recipe)
+        session = _session(recipe.settings)
+        if recipe.start is not None:
+            session.install(Adapter.load(options.recipe.parent / recipe.start))
+        with use_threads(recipe.threads):
+            images = recipe.labelled(options.recipe.parent)
+            return *run(session, images, recipe.classes, recipe.stop_after), str(options.out)
+    with closing(Project.open(options.project)) as project:
+        chosen = settings(options, project.manifest.settings)
+        stems, images = project.labelled()
+        session = _session(chosen)
+        restore(project, session)
+        last, history = run(session, images, project.manifest.classes)
+        labels = [image.annotations for image in images]
+        record = project.add_round(
+            last.adapter, dict(zip(stems, labels, strict=True)), chosen, history
+        )
+        return last, history, f"{record.reason}\nRound {record.number}"
+
+
+def restore(project: Project, session: Session) -> None:
+    """Install the adapter of a project's installed round, and what that learnt from.
+
+    Raises
+    ------
+    ConvLoRAError
+        The round's files are absent or damaged.
+    """
+    number = project.manifest.installed
+    if number is not None:
+        adapter = project.adapter(number)
+        blank = [
+            # Only what was painted is asked for, so that no image need be read.
+            LabelledImage(np.broadcast_to(np.uint8(0), (*labels.shape, 1)), labels, name=entry.name)
+            for entry, labels in project.round_labels(number)
+        ]
+        session.install(adapter, learnt_pixels(blank, adapter))
+
+
+@contextmanager
+def to_predict(options: argparse.Namespace) -> Iterator[tuple[Adapter, str, list[PredictionTask]]]:
+    """Give the adapter, its backbone's name or path, and the images to predict.
+
+    Predictions of a project are kept in it, and with annotations on top in ``--out`` if given.
+
+    Raises
+    ------
+    InputError
+        No round of the project is installed.
+    """
+    if options.project is None:
+        adapter = Adapter.load(options.adapter)
+        yield (
+            adapter,
+            adapter.backbone_name,
+            [_of_file(p, adapter, options) for p in options.images],
+        )
+        return
+    with closing(Project.open(options.project)) as project:
+        number = project.manifest.installed
+        if number is None:
+            raise InputError(
+                f"No round is installed in '{project.folder}'; run "
+                f"`napari-convlora adapt --project {project.folder}` first."
+            )
+        images = [_of_project(entry, project, options) for entry in project.manifest.images]
+        yield project.adapter(number), project.recipe(number).settings.backbone, images
+
+
+def _of_file(path: Path, adapter: Adapter, options: argparse.Namespace) -> PredictionTask:
+    return PredictionTask(
+        str(path),
+        lambda: read_image(path),
+        lambda prediction: _export(
+            prediction, prediction.labels, path.stem, adapter.classes, options
+        ),
+    )
+
+
+def _of_project(entry: ImageEntry, project: Project, options: argparse.Namespace) -> PredictionTask:
+    def keep(prediction: Prediction) -> None:
+        project.keep_prediction(entry.stem, prediction.labels)
+        if options.out:
+            painted, _ = project.annotations(entry.stem)
+            labels = prediction.labels if painted is None else protect(prediction.labels, painted)
+            _export(prediction, labels, entry.stem, project.manifest.classes, options)
+
+    return PredictionTask(entry.name, lambda: entry.read(project.folder), keep)
+
+
+def _export(
+    prediction: Prediction,
+    labels: np.ndarray,
+    stem: str,
+    classes: tuple[ClassInfo, ...],
+    options: argparse.Namespace,
+) -> None:
+    save_masks(_squeeze(labels), options.out / f"{stem}.tif", classes)
+    if prediction.probabilities is not None:
+        path = options.out / f"{stem}_probabilities.tif"
+        save_probabilities(_squeeze(prediction.probabilities), path, classes)
+
+
+def _squeeze(stack: np.ndarray) -> np.ndarray:
+    return stack[0] if len(stack) == 1 else stack
+
+
+def _session(chosen: Settings) -> Session:
+    return Session(chosen.model, chosen.train, chosen.backbone)
