@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from napari_convlora.adapter_file import Adapter
-from napari_convlora.annotations import LabelledImage, protect
+from napari_convlora.annotations import protect
 from napari_convlora.config import ClassInfo, InputError
 from napari_convlora.devices import use_threads
 from napari_convlora.events import Event, Finished
@@ -21,7 +21,6 @@ from napari_convlora.files import read_image
 from napari_convlora.prediction import Prediction
 from napari_convlora.project import ImageEntry, Project, Recipe, Settings
 from napari_convlora.session import Session
-from napari_convlora.training.compare import learnt_pixels
 
 RunRound = Callable[..., tuple[Finished, list[Event]]]
 """Runs a round of a session on images and classes, until a step if one is given."""
@@ -92,13 +91,8 @@ def restore(project: Project, session: Session) -> None:
     """
     number = project.manifest.installed
     if number is not None:
-        adapter = project.adapter(number)
-        blank = [
-            # Only what was painted is asked for, so that no image need be read.
-            LabelledImage(np.broadcast_to(np.uint8(0), (*labels.shape, 1)), labels, name=entry.name)
-            for entry, labels in project.round_labels(number)
-        ]
-        session.install(adapter, learnt_pixels(blank, adapter))
+        labels = [(entry.name, array) for entry, array in project.round_labels(number)]
+        session.reinstall(project.adapter(number), labels)
 
 
 @contextmanager

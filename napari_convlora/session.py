@@ -130,6 +130,23 @@ class Session:
         self.installed, self._learnt = adapter, learnt or {}
         self.state = State.READY
 
+    def reinstall(self, adapter: Adapter, labels: Sequence[tuple[str, np.ndarray]]) -> None:
+        """Install the adapter of an earlier round.
+
+        Parameters
+        ----------
+        adapter
+            Of that round.
+        labels
+            Name and annotations (P, H, W) of the images it learnt from, in order.
+        """
+        # Only what was painted is asked for, so that no image need be read.
+        blank = [
+            LabelledImage(np.broadcast_to(np.uint8(0), (*array.shape, 1)), array, name=name)
+            for name, array in labels
+        ]
+        self.install(adapter, learnt_pixels(blank, adapter) if blank else {})
+
     def _take(self, event: Finished, images: Sequence[LabelledImage], seconds: float) -> None:
         verdict = decide(event.adapter.summary)
         if verdict.better:

@@ -15,7 +15,7 @@ import numpy as np
 from napari_convlora.annotations import LabelledImage
 from napari_convlora.config import InputError
 from napari_convlora.export import write_history
-from napari_convlora.files import make_folder, read_labels
+from napari_convlora.files import make_folder, read_image, read_labels
 from napari_convlora.project import owner
 from napari_convlora.project.labels import read_newest, replace_labels, write_labels
 from napari_convlora.project.manifest import ImageEntry, Manifest, Settings, new_stem
@@ -96,6 +96,31 @@ class Project:
         """Leave the folder to others."""
         owner.release(self.folder)
 
+    def save_as(self, folder: Path) -> Project:
+        """Copy everything into a new or empty folder, and return the project there.
+
+        Raises
+        ------
+        InputError
+            The folder holds something, or cannot be written.
+        """
+        with self._lock:
+            there = Project.create(folder)
+            try:
+                for part in (_ANNOTATIONS, _PREDICTIONS, _IMAGES, _ROUNDS):
+                    if (self.folder / part).is_dir():
+                        shutil.copytree(self.folder / part, there.folder / part)
+            except OSError as error:
+                raise InputError(
+                    f"'{folder}' cannot be written ({error.strerror}); choose another folder."
+                ) from error
+            images = tuple(
+                e if e.path.startswith(f"{_IMAGES}/") else e.rebased(self.folder, there.folder)
+                for e in self.manifest.images
+            )
+            there.update(lambda m: replace(self.manifest, images=images))
+            return there
+
     def update(self, change: Callable[[Manifest], Manifest]) -> None:
         """Replace the manifest by what `change` makes of it, and write it if it differs."""
         with self._lock:
@@ -139,6 +164,36 @@ class Project:
             entry = entry.moved(path, self.folder)
             self.update(lambda m: replace(m, images=(*m.images, entry)))
             return entry
+
+    def add_file(self, path: Path) -> ImageEntry:
+        """Add an image file, to be annotated later.
+
+        Raises
+        ------
+        InputError
+            It cannot be read.
+        """
+        planes = read_image(path)
+        depth, height, width, channels = planes.shape
+        leading = () if depth == 1 else (depth,)
+        rgb = channels == 3 and planes.dtype == np.uint8
+        if channels == 1:
+            shape: tuple[int, ...] = (*leading, height, width)
+        else:
+            shape = (*leading, height, width, 3) if rgb else (*leading, channels, height, width)
+        return self.add(
+            ImageEntry(
+                stem="",
+                name=path.stem,
+                path="",
+                absolute=str(path.absolute()),
+                shape=planes.shape,
+                layer_shape=shape,
+                rgb=rgb,
+                channel_axis=None if rgb or channels == 1 else len(leading),
+                dtype=str(planes.dtype),
+            )
+        )
 
     def locate(self, stem: str, path: Path) -> None:
         """Take note that an image is at `path` now.

@@ -153,8 +153,13 @@ def predict(snapshot: Snapshot, recipe: Recipe) -> Job:
     return job
 
 
-def load(path: Path, snapshot: Snapshot | None, recipe: Recipe) -> Job:
-    """Install the adapter in `path` and predict with it."""
+def load(
+    path: Path,
+    snapshot: Snapshot | None,
+    recipe: Recipe,
+    labels: Sequence[tuple[str, np.ndarray]] = (),
+) -> Job:
+    """Install the adapter in `path`, which learnt from `labels` by name, and predict with it."""
 
     def job(session: SessionGetter, controls: Controls) -> Iterator[Any]:
         from napari_convlora.adapter_file import Adapter
@@ -164,7 +169,7 @@ def load(path: Path, snapshot: Snapshot | None, recipe: Recipe) -> Job:
         previous, backbone = state.installed, state.backbone_name
         if adapter.backbone_name in _available():
             state.backbone_name = adapter.backbone_name
-        state.install(adapter)
+        state.reinstall(adapter, labels)
         try:
             yield Loaded(adapter)
             if snapshot is not None:

@@ -1,6 +1,7 @@
 """The dock widget: lays out its parts and wires them to the workflow."""
 
 # No `from __future__ import annotations` here: napari reads the viewer's annotation at run time.
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,11 +20,15 @@ from qtpy.QtWidgets import (
 
 from napari_convlora.annotations import default_classes
 from napari_convlora.config import ClassInfo, ConvLoRAError
+from napari_convlora.project import Manifest
 from napari_convlora.widget import dialogs
 from napari_convlora.widget.class_table import ClassTable
 from napari_convlora.widget.form import Unfolding
 from napari_convlora.widget.jobs import Recipe
+from napari_convlora.widget.keeper import Keeper
 from napari_convlora.widget.plot import TrainingPlot
+from napari_convlora.widget.project_section import ProjectSection, RecoveryOffer
+from napari_convlora.widget.rounds_section import RoundsSection
 from napari_convlora.widget.run_bar import RunBar
 from napari_convlora.widget.settings import SettingsForm
 from napari_convlora.widget.source_form import SourceForm
@@ -47,7 +52,7 @@ class ConvLoRAWidget(QWidget):
 
     Attributes
     ----------
-    workflow, images, source, settings, table, run_bar, plot
+    workflow, images, source, settings, table, run_bar, plot, keeper, offer, project, rounds
         The parts, each of which works without the others.
     """
 
@@ -60,6 +65,9 @@ class ConvLoRAWidget(QWidget):
         self.table = ClassTable(default_classes(2))
         self.run_bar = RunBar()
         self.plot = TrainingPlot()
+        self.keeper = Keeper(self.workflow, self._recipe, self)
+        self.offer, self.project = RecoveryOffer(self.keeper), ProjectSection(self.keeper)
+        self.rounds = RoundsSection(self.keeper)
         self._untouched = True
         self._counts: dict[int, int] = {}
         self._hint = ""
@@ -80,8 +88,9 @@ class ConvLoRAWidget(QWidget):
         self._wire()
         self.images.show_classes(self.table.classes)
         # Captures the workflow only, as this widget is half gone when `destroyed` comes.
-        workflow = self.workflow
+        workflow, keeper = self.workflow, self.keeper
         self.destroyed.connect(lambda *_: workflow.close())
+        self.destroyed.connect(lambda *_: keeper.close())
         self._viewer = napari_viewer
         self._follow_theme()
         self._on_image()
@@ -178,6 +187,7 @@ class ConvLoRAWidget(QWidget):
         column = QVBoxLayout(inside)
         column.setSpacing(6)
         for part in (
+            self.offer,
             self.source.native,
             Unfolding("Advanced", self.settings.native),
             self.settings.native,
@@ -186,6 +196,10 @@ class ConvLoRAWidget(QWidget):
             self.run_bar,
             self.plot,
             self._status,
+            Unfolding("Project", self.project),
+            self.project,
+            Unfolding("Rounds", self.rounds),
+            self.rounds,
         ):
             column.addWidget(part)
         column.addLayout(buttons)
@@ -225,15 +239,19 @@ class ConvLoRAWidget(QWidget):
         flow.stepped.connect(self._on_steps)
         flow.scored.connect(lambda s: self.plot.add(scores=[(s.step, s.score)]))
         flow.tiled.connect(bar.show_tiles)
+        self.keeper.opened.connect(self.source.choose)
+        self.keeper.loaded.connect(self._on_project)
+        self.keeper.said.connect(self._say)
+        for part in (self.keeper, self.offer, self.project, self.rounds):
+            part.failed.connect(lambda sentence: self._complain(sentence, False))
         self._predict.clicked.connect(self.predict)
         self._masks.clicked.connect(lambda: dialogs.with_masks(self, self.export_masks))
         self._save.clicked.connect(lambda: dialogs.with_new_adapter(self, self.export_adapter))
         self._load.clicked.connect(lambda: dialogs.with_adapter(self, self.load_adapter))
 
     def _recipe(self) -> Recipe:
-        return Recipe(
-            self.source.backbone, self.settings.model_config(), self.settings.train_config()
-        )
+        train = replace(self.settings.train_config(), start=self.rounds.start)
+        return Recipe(self.source.backbone, self.settings.model_config(), train)
 
     def _fits(self, layer: "napari.layers.Labels") -> bool:
         record = self.images.current
@@ -265,6 +283,15 @@ class ConvLoRAWidget(QWidget):
         self._untouched = False
         self.images.show_classes(self.table.classes)
         self._refresh()
+
+    def _on_project(self, manifest: Manifest) -> None:
+        """Show classes and settings of a project that was opened."""
+        self.source.choose_backbone(manifest.settings.backbone)
+        self.settings.show(manifest.settings.model, manifest.settings.train)
+        self.rounds.go_on.setChecked(manifest.settings.train.start == "installed")
+        if manifest.classes:
+            self.table.set_classes(manifest.classes)
+            self._on_classes()
 
     def _on_found(self, classes: tuple[ClassInfo, ...]) -> None:
         """Take up classes that come with a layer or an adapter."""

@@ -58,6 +58,7 @@ def make_widget(make_session) -> Callable:
 
     yield make
     for widget in widgets:
+        widget.keeper.close()
         assert widget.workflow.runner.close(20)
 
 

@@ -1,0 +1,184 @@
+"""Projects in the window: several images, autosave, rounds, recovery."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tifffile
+
+from napari_convlora.project import Project
+
+
+@pytest.fixture
+def pictures(tmp_path, halves):
+    """Three image files that differ."""
+    paths = [tmp_path / f"picture{i}.tif" for i in range(3)]
+    for i, path in enumerate(paths):
+        tifffile.imwrite(path, np.roll(halves, 10 * i, 0) + i)
+    return paths
+
+
+@pytest.fixture
+def saved(qtbot):
+    """Wait until everything painted is on disk."""
+
+    def wait(widget):
+        widget.keeper.save()
+        widget.keeper._writer.flush()
+        qtbot.wait(20)
+
+    return wait
+
+
+@pytest.fixture
+def started(make_napari_viewer_proxy, make_widget, pictures, saved, tmp_path):
+    """A window with a project of three images, the first of them open."""
+
+    def make():
+        viewer = make_napari_viewer_proxy()
+        widget = make_widget(viewer)
+        widget.keeper.create(tmp_path / "p")
+        widget.keeper.add_files(pictures)
+        saved(widget)
+        widget.keeper.step(1)
+        return viewer, widget
+
+    return make
+
+
+def test_images_of_a_project_remember_strokes_and_prediction(
+    started, paint, wait, qtbot, saved, tmp_path, make_napari_viewer_proxy, make_widget
+):
+    viewer, widget = started()
+    assert [layer.name for layer in viewer.layers] == ["picture0"]
+    layer = widget.start_annotating()
+    paint(layer, 1, 10)
+    paint(layer, 2, 70)
+    qtbot.waitUntil(lambda: len(widget.images.counts) == 2)
+    widget.adapt()
+    wait(widget)
+    prediction = viewer.layers["prediction"].data.copy()
+    painted = layer.data.copy()
+
+    widget.keeper.step(1)
+    assert [layer.name for layer in viewer.layers] == ["picture1"]
+    paint(widget.start_annotating(), 2, 30)
+    widget.keeper.step(1)
+    assert [layer.name for layer in viewer.layers] == ["picture2"]
+    widget.keeper.step(-2)
+    assert (viewer.layers["annotations"].data == painted).all()
+    assert (viewer.layers["prediction"].data == prediction).all()
+    saved(widget)
+    rows = [widget.project.images.item(i).text() for i in range(3)]
+    assert rows == [
+        "✎● picture0  (background 150, class 2 150)",
+        "✎ picture1  (class 2 150)",
+        "· picture2",
+    ]
+
+    # Every image of the project is learnt from, whether it is open or not.
+    widget.adapt()
+    wait(widget)
+    saved(widget)
+    assert widget.keeper.records[-1].pixels == {1: 150, 2: 300}
+    assert widget.keeper.records[-1].images == ("picture0", "picture1")
+    keeper = widget.keeper
+    viewer.window.remove_dock_widget(widget)
+    widget.deleteLater()
+    qtbot.waitUntil(lambda: keeper._closed)
+
+    other = make_napari_viewer_proxy()
+    fresh = make_widget(other)
+    fresh.keeper.open(tmp_path / "p")
+    wait(fresh)
+    assert [layer.name for layer in other.layers] == ["picture0", "prediction", "annotations"]
+    assert (other.layers["annotations"].data == painted).all()
+    assert fresh.workflow.has_adapter
+    assert [c.name for c in fresh.classes] == ["background", "class 2"]
+    assert fresh.rounds.table.rowCount() == 2
+    fresh.keeper.step(1)
+    assert (other.layers["annotations"].data > 0).sum() == 150
+
+
+_CRASHES = """
+import os, sys
+import numpy as np, napari
+from napari_convlora.widget import ConvLoRAWidget
+from napari_convlora.session import Session
+from napari_convlora.backbones.testing import random_backbone
+viewer = napari.Viewer(show=False)
+viewer.add_image(np.random.default_rng(0).random((80, 90)), name="unsaved")
+widget = ConvLoRAWidget(viewer, Session(_backbone=("litemedsam", random_backbone())))
+viewer.window.add_dock_widget(widget)
+layer = widget.start_annotating()
+layer.data_setitem(np.mgrid[10:60, 10:13].reshape(2, -1), 1)
+layer.data_setitem(np.mgrid[10:60, 70:73].reshape(2, -1), 2)
+import time
+from qtpy.QtWidgets import QApplication
+end = time.monotonic() + 60
+while time.monotonic() < end:
+    QApplication.processEvents()
+    project = widget.keeper.project
+    if project is not None and project.manifest.images and project.manifest.images[0].counts:
+        break
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_strokes_survive_a_kill_and_are_offered_again(
+    make_napari_viewer_proxy, make_widget, wait, recovery_folder
+):
+    done = subprocess.run([sys.executable, "-c", _CRASHES], check=False)
+    assert done.returncode == -9
+    viewer = make_napari_viewer_proxy()
+    widget = make_widget(viewer)
+    assert not widget.offer.isHidden()
+    assert widget.offer.sentence.text().startswith("Napari ended unexpectedly on ")
+    assert widget.offer.sentence.text().endswith(": 300 painted pixels on 1 image.")
+    widget.offer.recover_button.click()
+    assert widget.offer.isHidden()
+    painted = viewer.layers["annotations"].data
+    assert (painted[10:60, 10:13] == 1).all()
+    assert (painted > 0).sum() == 300
+    assert (viewer.layers["unsaved"].data == np.random.default_rng(0).random((80, 90))).all()
+    assert [f.name for f in recovery_folder.iterdir()] == [widget.keeper.project.folder.name]
+
+
+def test_a_session_without_strokes_leaves_nothing_behind(
+    make_napari_viewer_proxy, make_widget, halves, recovery_folder
+):
+    viewer = make_napari_viewer_proxy()
+    viewer.add_image(halves)
+    widget = make_widget(viewer)
+    widget.start_annotating()
+    widget.keeper.save()
+    widget.keeper.close()
+    assert not recovery_folder.exists()
+
+
+def test_unsaved_strokes_are_offered_after_a_clean_close_until_discarded(
+    ready, make_widget, recovery_folder
+):
+    viewer, widget = ready()
+    widget.keeper.close()
+    again = make_widget(viewer)
+    assert again.offer.sentence.text().startswith("Napari was closed without saving on ")
+    again.offer.discard_button.click()
+    assert again.offer.isHidden()
+    again.keeper.close()  # its layers are still open, so that it has kept them anew
+    assert len(list(recovery_folder.iterdir())) == 1
+
+
+def test_saving_as_a_project_leaves_no_recovery_behind(ready, saved, tmp_path, recovery_folder):
+    _, widget = ready()
+    saved(widget)
+    assert len(list(recovery_folder.iterdir())) == 1
+    widget.keeper.create(tmp_path / "p")
+    widget.keeper.close()
+    assert list(recovery_folder.iterdir()) == []
+    project = Project.open(tmp_path / "p")
+    assert (project.annotations("halves")[0] > 0).sum() == 300
+    assert project.entry("halves").read(project.folder).shape == (1, 80, 90, 1)
