@@ -75,7 +75,7 @@ def adapt(options: argparse.Namespace, run: RunRound) -> tuple[Finished, list[Ev
         restore(project, session)
         last, history = run(session, images, project.manifest.classes)
         labels = [image.annotations for image in images]
-        record = project.add_round(
+        record = project.rounds.add(
             last.adapter, dict(zip(stems, labels, strict=True)), chosen, history
         )
         return last, history, f"{record.reason}\nRound {record.number}"
@@ -91,8 +91,8 @@ def restore(project: Project, session: Session) -> None:
     """
     number = project.manifest.installed
     if number is not None:
-        labels = [(entry.name, array) for entry, array in project.round_labels(number)]
-        session.reinstall(project.adapter(number), labels)
+        labels = [(entry.name, array) for entry, array in project.rounds.labels(number)]
+        session.reinstall(project.rounds.adapter(number), labels)
 
 
 @contextmanager
@@ -122,7 +122,8 @@ def to_predict(options: argparse.Namespace) -> Iterator[tuple[Adapter, str, list
                 f"`napari-convlora adapt --project {project.folder}` first."
             )
         images = [_of_project(entry, project, options) for entry in project.manifest.images]
-        yield project.adapter(number), project.recipe(number).settings.backbone, images
+        backbone = project.rounds.recipe(number).settings.backbone
+        yield project.rounds.adapter(number), backbone, images
 
 
 def _of_file(path: Path, adapter: Adapter, options: argparse.Namespace) -> PredictionTask:

@@ -326,15 +326,15 @@ def test_an_instance_map_is_refused_and_nothing_is_lost(project: Project) -> Non
 def with_rounds(project: Project, adapter: Adapter) -> Project:
     """The project with a first round, and a second that is worse."""
     project.update(lambda m: replace(m, classes=adapter.classes))
-    project.add_round(adapter, {"cells": strokes()}, Settings())
+    project.rounds.add(adapter, {"cells": strokes()}, Settings())
     compared = {"installed": 0.8, "new": 0.6, "pixels": 300}
     worse = replace(adapter, summary=adapter.summary | {"compared": compared})
-    project.add_round(worse, {"cells": strokes(1, 1)}, Settings())
+    project.rounds.add(worse, {"cells": strokes(1, 1)}, Settings())
     return project
 
 
 def test_a_worse_round_is_kept_but_not_installed(with_rounds: Project) -> None:
-    first, second = with_rounds.rounds()
+    first, second = with_rounds.rounds.records()
     assert (first.number, first.better) == (1, True)
     assert (second.number, second.better) == (2, False)
     assert second.reason.startswith("Kept but not installed, as it scores 0.60 on 300")
@@ -343,24 +343,24 @@ def test_a_worse_round_is_kept_but_not_installed(with_rounds: Project) -> None:
     with_rounds.close()
     again = Project.open(with_rounds.folder)
     assert again.manifest.installed == 2
-    assert again.adapter(2).classes == again.manifest.classes
-    assert (again.round_labels(2)[0][1] == strokes(1, 1)).all()
+    assert again.rounds.adapter(2).classes == again.manifest.classes
+    assert (again.rounds.labels(2)[0][1] == strokes(1, 1)).all()
 
 
 def test_a_damaged_record_does_not_close_the_project(with_rounds: Project) -> None:
-    (with_rounds.round_folder(1) / "round.json").write_text("{")
-    assert [r.number for r in with_rounds.rounds()] == [2]
-    with_rounds.add_round(with_rounds.adapter(2), {"cells": strokes()}, Settings())
-    assert [r.number for r in with_rounds.rounds()] == [2, 3]
+    (with_rounds.rounds.folder(1) / "round.json").write_text("{")
+    assert [r.number for r in with_rounds.rounds.records()] == [2]
+    with_rounds.rounds.add(with_rounds.rounds.adapter(2), {"cells": strokes()}, Settings())
+    assert [r.number for r in with_rounds.rounds.records()] == [2, 3]
 
 
 def test_the_correction_score_is_that_of_later_strokes(with_rounds: Project) -> None:
-    assert with_rounds.corrections(1).pixels == 0
-    with_rounds.keep_round_prediction(1, "cells", np.ones(SHAPE[:3], np.uint8))
+    assert with_rounds.rounds.corrections(1).pixels == 0
+    with_rounds.rounds.keep_prediction(1, "cells", np.ones(SHAPE[:3], np.uint8))
     later = strokes()
     later[0, 20:24, :4], later[0, 30:34, :4] = 1, 2
     with_rounds.keep_annotations("cells", later)
-    found = with_rounds.corrections(1)
+    found = with_rounds.rounds.corrections(1)
     assert found.pixels == 32
     assert found.accuracy == 0.5
     assert found.mean_iou == 0.25  # half of class 1, nothing of class 2
@@ -371,7 +371,7 @@ def test_a_recipe_is_exported_with_all_it_needs(with_rounds: Project, tmp_path: 
 
     (tmp_path / "out").mkdir()
     path = tmp_path / "out" / "mine.json"
-    with_rounds.export_recipe(2, path)
+    with_rounds.rounds.export_recipe(2, path)
     recipe = Recipe.read(path)
     (image,) = recipe.labelled(path.parent)
     assert (image.annotations == strokes(1, 1)).all()
@@ -384,7 +384,7 @@ def test_a_recipe_is_exported_with_all_it_needs(with_rounds: Project, tmp_path: 
 def test_hostile_recipes_are_refused(with_rounds: Project, tmp_path: Path, change: dict) -> None:
     from napari_convlora.project import Recipe
 
-    data = json.loads((with_rounds.round_folder(1) / "recipe.json").read_text())
+    data = json.loads((with_rounds.rounds.folder(1) / "recipe.json").read_text())
     (tmp_path / "r.json").write_text(json.dumps(data | change))
     with pytest.raises(InputError, match="damaged") as error:
         Recipe.read(tmp_path / "r.json")

@@ -56,7 +56,7 @@ def test_adapt_and_predict_a_project(folder: Path, capsys: pytest.CaptureFixture
     said = capsys.readouterr().out
     assert "Installed, as there was no adapter before." in said
     assert "Round 1: 3 classes, 3 steps" in said
-    (first,) = opened(folder).rounds()
+    (first,) = opened(folder).rounds.records()
     assert first.images == ("image_0", "image_1")
     assert first.pixels == {1: 228, 2: 228, 3: 228}
     assert opened(folder).manifest.installed == 1
@@ -77,10 +77,10 @@ def test_adapt_and_predict_a_project(folder: Path, capsys: pytest.CaptureFixture
 
 def test_options_of_the_command_go_before_the_projects_settings(folder: Path) -> None:
     assert cli.main(["adapt", "--project", str(folder), "--max-steps", "2"]) == cli.DONE
-    (record,) = opened(folder).rounds()
+    (record,) = opened(folder).rounds.records()
     assert record.steps == 2
     assert opened(folder).manifest.settings == QUICK
-    assert opened(folder).recipe(1).settings.train.detail_steps == 15
+    assert opened(folder).rounds.recipe(1).settings.train.detail_steps == 15
 
 
 def test_a_second_round_is_compared_with_the_first_and_may_go_on_from_it(
@@ -89,7 +89,7 @@ def test_a_second_round_is_compared_with_the_first_and_may_go_on_from_it(
     assert cli.main(["adapt", "--project", str(folder)]) == cli.DONE
     assert cli.main(["adapt", "--project", str(folder), "--start", "installed"]) == cli.DONE
     assert "without a comparison, as too few labels are held out" in capsys.readouterr().out
-    assert [r.started_from for r in opened(folder).rounds()] == ["base", "round 1"]
+    assert [r.started_from for r in opened(folder).rounds.records()] == ["base", "round 1"]
 
 
 @pytest.mark.parametrize("start", ["base", "installed"])
@@ -97,18 +97,19 @@ def test_a_recipe_repeats_its_round_bit_for_bit(folder: Path, start: str) -> Non
     for option in ("base", start):
         assert cli.main(["adapt", "--project", str(folder), "--start", option]) == cli.DONE
     recipe = folder.parent / "mine.json"
-    opened(folder).export_recipe(2, recipe)
+    opened(folder).rounds.export_recipe(2, recipe)
     torch.rand(3)  # whatever else the process did with random numbers
     out = folder.parent / "again.safetensors"
     assert cli.main(["adapt", "--recipe", str(recipe), "--out", str(out)]) == cli.DONE
-    assert same_state(Adapter.load(out), opened(folder).adapter(2))
-    assert same_state(opened(folder).adapter(1), opened(folder).adapter(2)) == (start == "base")
+    assert same_state(Adapter.load(out), opened(folder).rounds.adapter(2))
+    first, second = (opened(folder).rounds.adapter(n) for n in (1, 2))
+    assert same_state(first, second) == (start == "base")
 
 
 def test_a_round_that_was_stopped_is_repeated_until_there(folder: Path) -> None:
     assert cli.main(["adapt", "--project", str(folder), "--max-steps", "9"]) == cli.DONE
     path = folder / "rounds" / "001" / "recipe.json"
-    stopped = replace(opened(folder).recipe(1), stop_after=2)
+    stopped = replace(opened(folder).rounds.recipe(1), stop_after=2)
     stopped.write(path)
     out = folder.parent / "again.safetensors"
     assert cli.main(["adapt", "--recipe", str(path), "--out", str(out)]) == cli.DONE

@@ -182,7 +182,10 @@ class ImageLayers:
     def snapshot(self) -> Snapshot:
         """Return a copy that includes the corrections made on the prediction."""
         self.collect_corrections()
-        painted = self.painted().copy()
+        return self.snapshot_of(self.painted().copy())
+
+    def snapshot_of(self, painted: np.ndarray) -> Snapshot:
+        """Return the image with other annotations (P, H, W)."""
         return Snapshot(self.image.name, self.pixels, self.image.rgb, self.channel_axis, painted)
 
     def work(self) -> np.ndarray | None:

@@ -24,6 +24,7 @@ from napari_convlora.project import Manifest
 from napari_convlora.widget import dialogs
 from napari_convlora.widget.class_table import ClassTable
 from napari_convlora.widget.form import Unfolding
+from napari_convlora.widget.history import History
 from napari_convlora.widget.jobs import Recipe
 from napari_convlora.widget.keeper import Keeper
 from napari_convlora.widget.plot import TrainingPlot
@@ -52,7 +53,8 @@ class ConvLoRAWidget(QWidget):
 
     Attributes
     ----------
-    workflow, images, source, settings, table, run_bar, plot, keeper, offer, project, rounds
+    workflow, images, source, settings, table, run_bar, plot, keeper, history, offer, project,
+    rounds
         The parts, each of which works without the others.
     """
 
@@ -66,8 +68,9 @@ class ConvLoRAWidget(QWidget):
         self.run_bar = RunBar()
         self.plot = TrainingPlot()
         self.keeper = Keeper(self.workflow, self._recipe, self)
+        self.history = History(self.keeper, self.workflow, self._recipe, self)
         self.offer, self.project = RecoveryOffer(self.keeper), ProjectSection(self.keeper)
-        self.rounds = RoundsSection(self.keeper)
+        self.rounds = RoundsSection(self.history)
         self._untouched = True
         self._counts: dict[int, int] = {}
         self._hint = ""
@@ -242,6 +245,7 @@ class ConvLoRAWidget(QWidget):
         self.keeper.opened.connect(self.source.choose)
         self.keeper.loaded.connect(self._on_project)
         self.keeper.said.connect(self._say)
+        self.history.said.connect(self._say)
         for part in (self.keeper, self.offer, self.project, self.rounds):
             part.failed.connect(lambda sentence: self._complain(sentence, False))
         self._predict.clicked.connect(self.predict)

@@ -21,7 +21,7 @@ from qtpy.QtWidgets import (
 from napari_convlora.config import ConvLoRAError, StartName
 from napari_convlora.project import RoundRecord
 from napari_convlora.widget import dialogs
-from napari_convlora.widget.keeper import Keeper
+from napari_convlora.widget.history import History
 
 _COLUMNS = ("", "Round", "Score", "Seconds", "Labels", "Corrected later")
 
@@ -37,9 +37,9 @@ class RoundsSection(QWidget):
 
     failed = Signal(str)
 
-    def __init__(self, keeper: Keeper, parent: QWidget | None = None) -> None:
+    def __init__(self, history: History, parent: QWidget | None = None) -> None:
         super().__init__(parent)
-        self._keeper = keeper
+        self._history = history
         self.table = QTableWidget(0, len(_COLUMNS))
         self.table.setHorizontalHeaderLabels(_COLUMNS)
         self.table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
@@ -54,7 +54,7 @@ class RoundsSection(QWidget):
         self.recipe_button.setToolTip("Write a file that repeats the selected round anywhere.")
         self.go_on = QCheckBox("Next round goes on from the installed one")
         self.go_on.setToolTip("Otherwise it fits from the base on all labels.")
-        self.install_button.clicked.connect(lambda: self._on_selected(keeper.install))
+        self.install_button.clicked.connect(lambda: self._on_selected(history.install))
         self.recipe_button.clicked.connect(lambda: self._on_selected(self._export))
         buttons = QHBoxLayout()
         for button in (self.install_button, self.recipe_button):
@@ -64,7 +64,7 @@ class RoundsSection(QWidget):
         column.addWidget(self.table)
         column.addLayout(buttons)
         column.addWidget(self.go_on)
-        keeper.changed.connect(self.refresh)
+        history.changed.connect(self.refresh)
         self.table.itemSelectionChanged.connect(self._enable)
         self.refresh()
 
@@ -75,7 +75,7 @@ class RoundsSection(QWidget):
 
     def refresh(self) -> None:
         """Show the history as it is."""
-        records = self._keeper.records
+        records = self._history.records
         self.table.setRowCount(len(records))
         for row, record in enumerate(reversed(records)):  # the newest first
             for column, text in enumerate(self._texts(record)):
@@ -88,9 +88,9 @@ class RoundsSection(QWidget):
         score = "not scored"
         if record.score is not None:
             score = f"{record.score:.2f} {'held-out' if record.held_out else 'on training labels'}"
-        later = self._keeper.curve.get(record.number)
+        later = self._history.curve.get(record.number)
         return (
-            "✓" if record.number == self._keeper.installed else "",
+            "✓" if record.number == self._history.installed else "",
             str(record.number),
             score,
             f"{record.seconds:.0f}",
@@ -110,4 +110,4 @@ class RoundsSection(QWidget):
             self.failed.emit(str(error))
 
     def _export(self, number: int) -> None:
-        dialogs.with_recipe(self, lambda p: self._keeper.export_recipe(number, Path(p)))
+        dialogs.with_recipe(self, lambda p: self._history.export_recipe(number, Path(p)))

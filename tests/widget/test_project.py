@@ -27,7 +27,7 @@ def saved(qtbot):
 
     def wait(widget):
         widget.keeper.save()
-        widget.keeper._writer.flush()
+        widget.keeper.writer.flush()
         qtbot.wait(20)
 
     return wait
@@ -83,12 +83,12 @@ def test_images_of_a_project_remember_strokes_and_prediction(
     widget.adapt()
     wait(widget)
     saved(widget)
-    assert widget.keeper.records[-1].pixels == {1: 150, 2: 300}
-    assert widget.keeper.records[-1].images == ("picture0", "picture1")
+    assert widget.history.records[-1].pixels == {1: 150, 2: 300}
+    assert widget.history.records[-1].images == ("picture0", "picture1")
     keeper = widget.keeper
     viewer.window.remove_dock_widget(widget)
     widget.deleteLater()
-    qtbot.waitUntil(lambda: keeper._closed)
+    qtbot.waitUntil(lambda: keeper.closed)
 
     other = make_napari_viewer_proxy()
     fresh = make_widget(other)
@@ -114,8 +114,8 @@ viewer.add_image(np.random.default_rng(0).random((80, 90)), name="unsaved")
 widget = ConvLoRAWidget(viewer, Session(_backbone=("litemedsam", random_backbone())))
 viewer.window.add_dock_widget(widget)
 layer = widget.start_annotating()
-layer.data_setitem(np.mgrid[10:60, 10:13].reshape(2, -1), 1)
-layer.data_setitem(np.mgrid[10:60, 70:73].reshape(2, -1), 2)
+layer.data_setitem(tuple(np.mgrid[10:60, 10:13].reshape(2, -1)), 1)
+layer.data_setitem(tuple(np.mgrid[10:60, 70:73].reshape(2, -1)), 2)
 import time
 from qtpy.QtWidgets import QApplication
 end = time.monotonic() + 60
