@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import tifffile
 
+from napari_convlora.config import InputError
 from napari_convlora.project import Project
 
 
@@ -182,3 +185,143 @@ def test_saving_as_a_project_leaves_no_recovery_behind(ready, saved, tmp_path, r
     project = Project.open(tmp_path / "p")
     assert (project.annotations("halves")[0] > 0).sum() == 300
     assert project.entry("halves").read(project.folder).shape == (1, 80, 90, 1)
+
+
+def test_rolling_back_installs_the_chosen_round(ready, wait, saved):
+    _, widget = ready()
+    for _ in range(2):
+        widget.adapt()
+        wait(widget)
+    saved(widget)
+    rounds = widget.rounds.table
+    assert [rounds.item(row, 1).text() for row in range(2)] == ["2", "1"]
+    assert [rounds.item(row, 0).text() for row in range(2)] == ["✓", ""]
+    assert "on training labels" in rounds.item(0, 2).text()
+    rounds.selectRow(1)
+    widget.rounds.install_button.click()
+    wait(widget)
+    saved(widget)
+    assert [rounds.item(row, 0).text() for row in range(2)] == ["", "✓"]
+    first = widget.session.rounds[0].adapter.state
+    assert all((widget.session.installed.state[k] == v).all() for k, v in first.items())
+    assert widget.status.startswith("The prediction is ready")
+
+
+def test_a_worse_round_is_not_installed_and_says_so(ready, wait, saved, monkeypatch):
+    _, widget = ready()
+    widget.adapt()
+    wait(widget)
+    first = widget.session.installed
+    compared = {"installed": 0.9, "new": 0.4, "pixels": 320}
+    monkeypatch.setattr("napari_convlora.training.loop.compare", lambda *_: compared)
+    widget.adapt()
+    wait(widget)
+    saved(widget)
+    assert "Round 2 is done" in widget.status
+    assert "Kept but not installed, as it scores 0.40 on 320 held-out pixels" in widget.status
+    assert widget.session.installed is first
+    assert [r.better for r in widget.history.records] == [True, False]
+    assert widget.history.installed == 1
+    assert [widget.rounds.table.item(row, 0).text() for row in range(2)] == ["", "✓"]
+
+
+def test_the_next_round_goes_on_from_the_installed_one_if_asked(ready, wait, saved, tmp_path):
+    _, widget = ready()
+    widget.adapt()
+    wait(widget)
+    widget.rounds.go_on.setChecked(True)
+    widget.adapt()
+    wait(widget)
+    saved(widget)
+    assert [r.started_from for r in widget.history.records] == ["base", "round 1"]
+    widget.history.export_recipe(2, tmp_path / "mine.json")
+    assert "adapt --recipe mine.json" in widget.status
+    assert (tmp_path / "mine_start.safetensors").exists()
+    widget.keeper.create(tmp_path / "p")
+    widget.keeper.close()
+    assert Project.open(tmp_path / "p").manifest.settings.train.start == "installed"
+
+
+def test_later_corrections_are_scored(ready, paint, wait, saved):
+    viewer, widget = ready()
+    widget.adapt()
+    wait(widget)
+    prediction = viewer.layers["prediction"]
+    paint(prediction, 3 - prediction.data[30, 40], 40, rows=(30, 31), width=1)
+    widget.adapt()
+    wait(widget)
+    saved(widget)
+    assert widget.history.curve[1].pixels == 1
+    assert widget.history.curve[1].accuracy == 0
+    assert widget.rounds.table.item(1, 5).text() == "0% of 1 right"
+
+
+def test_a_missing_image_is_said_and_located(started, pictures, tmp_path, paint):
+    viewer, widget = started()
+    paint(widget.start_annotating(), 1, 10)
+    pictures[1].rename(tmp_path / "moved.tif")
+    widget.project.images.itemClicked.emit(widget.project.images.item(1))
+    assert "is no longer at" in widget.status
+    assert [layer.name for layer in viewer.layers] == ["picture0", "annotations"]
+    widget.keeper.locate("picture1", tmp_path / "moved.tif")
+    assert [layer.name for layer in viewer.layers] == ["picture1"]
+
+
+def test_a_full_disk_is_said_and_the_next_autosave_catches_up(
+    started, paint, saved, monkeypatch, tmp_path
+):
+    _, widget = started()
+
+    def full(*_):
+        raise InputError("The disk is full; free some space.")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(widget.keeper.project, "keep_annotations", full)
+        paint(widget.start_annotating(), 1, 10)
+        saved(widget)
+        assert widget.status == "The disk is full; free some space."
+    saved(widget)
+    assert (widget.keeper.project.annotations("picture0")[0] == 1).sum() == 150
+
+
+def test_only_what_changed_is_written(started, paint, saved, monkeypatch):
+    _, widget = started()
+    written = []
+    project = widget.keeper.project
+    keep = project.keep_annotations
+    monkeypatch.setattr(
+        project, "keep_annotations", lambda stem, labels: (written.append(stem), keep(stem, labels))
+    )
+    layer = widget.start_annotating()
+    paint(layer, 1, 10)
+    saved(widget)
+    layer.refresh()  # tells everybody of a change where there is none
+    saved(widget)
+    widget.keeper.step(1)
+    widget.keeper.step(-1)
+    saved(widget)
+    assert written == ["picture0"]
+
+
+def test_twenty_images_reopen_within_seconds(
+    make_napari_viewer_proxy, make_widget, tmp_path, halves
+):
+    project = Project.create(tmp_path / "p")
+    painted = np.zeros((1, *halves.shape), int)
+    painted[0, 10:60, 10:13] = 1
+    for i in range(20):
+        tifffile.imwrite(tmp_path / f"{i:02d}.tif", halves)
+        own = project.add_file(tmp_path / f"{i:02d}.tif")
+        project.keep_annotations(own.stem, painted)
+        project.keep_prediction(own.stem, painted + 1)
+    project.update(lambda m: replace(m, current="07"))
+    project.close()
+    viewer = make_napari_viewer_proxy()
+    widget = make_widget(viewer)
+    begun = time.perf_counter()
+    widget.keeper.open(tmp_path / "p")
+    assert time.perf_counter() - begun < 5
+    assert [layer.name for layer in viewer.layers] == ["07", "prediction", "annotations"]
+    assert widget.project.images.count() == 20
+    assert widget.project.images.currentRow() == 7
+    assert (viewer.layers["annotations"].data == painted[0]).all()
