@@ -64,10 +64,10 @@ def compare(run: RoundState, rival: Rival | None) -> dict[str, Any]:
     """
     if rival is None:
         return {}
-    spec, old = run.model.backbone.spec, rival.adapter
+    backbone, old = run.backbone, rival.adapter
     if (old.backbone_name, old.backbone_sha256) != (
-        spec.name,
-        run.model.backbone.checkpoint_sha256,
+        backbone.spec.name,
+        backbone.checkpoint_sha256,
     ):
         return {"why": "the backbone is another one than before"}
     if [c.id for c in old.classes] != run.ids.tolist():
@@ -83,7 +83,7 @@ def compare(run: RoundState, rival: Rival | None) -> dict[str, Any]:
     for image, plane, region in _regions(fresh, run.side):
         if run.control.stopping:
             return {"why": "it was stopped"}
-        before = before or old.build(run.model.backbone, run.device)
+        before = before or old.build(backbone, run.device)
         pixels = run.data.images[image].image[plane][region]
         truth = np.where(fresh[image][plane][region], run.data.held[image][plane][region], VOID)
         fresh[image][plane][region] = False

@@ -60,6 +60,7 @@ class RoundState:
         start: Adapter | None = None,
     ) -> None:
         self.control, self.cache, self.config = control, cache, config
+        self.backbone = backbone  # without the method, which `model` puts into a copy
         for image in images:
             check_pixels(image.image)
         self.pixels = check_annotations(images, classes)

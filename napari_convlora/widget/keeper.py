@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -341,6 +342,9 @@ class Keeper(QObject):
 
     def _close_layers(self, kept: Kept) -> None:
         record, layers = kept.record, self._images.viewer.layers
+        with contextlib.suppress(ConvLoRAError):
+            record.collect_corrections()  # which may make a layer of annotations
+        kept.follow()
         for layer in (record.prediction, record.annotations, record.image):
             if layer is not None and layer in layers:
                 layers.remove(layer)

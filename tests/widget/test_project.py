@@ -256,6 +256,16 @@ def test_later_corrections_are_scored(ready, paint, wait, saved):
     assert widget.rounds.table.item(1, 5).text() == "0% of 1 right"
 
 
+def test_a_correction_without_annotations_goes_with_its_image(started, paint, wait, saved):
+    viewer, widget = started()
+    widget.images.restore(None, np.ones((1, 80, 90), np.uint8))
+    paint(viewer.layers["prediction"], 2, 40)
+    widget.keeper.step(1)
+    assert [layer.name for layer in viewer.layers] == ["picture1"]
+    widget.keeper.step(-1)
+    assert (viewer.layers["annotations"].data == 2).sum() == 150
+
+
 def test_a_missing_image_is_said_and_located(started, pictures, tmp_path, paint):
     viewer, widget = started()
     paint(widget.start_annotating(), 1, 10)
