@@ -64,7 +64,7 @@ def replace_labels(path: Path, labels: np.ndarray, now: float | None = None) -> 
     if path.exists() and (not kept or now - _when(kept[-1]) >= VERSION_SECONDS):
         make_folder(path.parent / _FOLDER)
         copy = path.parent / _FOLDER / f"{path.stem}.{round(now * 1000)}.tif"
-        with contextlib.suppress(FileExistsError):
+        with contextlib.suppress(OSError):  # today's work matters more than yesterday's
             try:
                 os.link(path, copy)  # safe, as a file is replaced and never written into
             except (OSError, NotImplementedError):

@@ -14,7 +14,7 @@ import numpy as np
 
 from napari_convlora.config import InputError
 from napari_convlora.export import write_history
-from napari_convlora.files import make_folder, read_labels
+from napari_convlora.files import atomic_write, make_folder, read_labels
 from napari_convlora.project.checked import build, read_json, write_json
 from napari_convlora.project.labels import write_labels
 from napari_convlora.project.manifest import ImageEntry, Settings
@@ -88,6 +88,11 @@ def read_record(folder: Path) -> RoundRecord:
         return build(RoundRecord, data)
     except (TypeError, ValueError) as error:
         raise InputError(f"'{folder / RECORD}' is damaged ({error}); restore a copy.") from error
+
+
+def _copy(source: Path, target: Path) -> None:
+    with atomic_write(target) as file:
+        file.write(source.read_bytes())
 
 
 def numbers(folder: Path) -> list[int]:
@@ -193,7 +198,7 @@ class Rounds:
             adapter.save(aside / ADAPTER)
             write_history(aside / HISTORY, events)
             if warm and installed is not None:
-                shutil.copyfile(self.folder(installed) / ADAPTER, aside / START)
+                _copy(self.folder(installed) / ADAPTER, aside / START)
             final = self.folder(number)
             recipe.write(aside / RECIPE)
             write_record(aside, record)
@@ -221,7 +226,7 @@ class Rounds:
             write_labels(beside / f"{entry.stem}.tif", labels)
         if recipe.start is not None:
             start = f"{path.stem}_{START}"
-            shutil.copyfile(source / recipe.start, path.parent / start)
+            _copy(source / recipe.start, path.parent / start)
             recipe = replace(recipe, start=start)
         images = tuple(e.rebased(source, path.parent) for e in recipe.images)
         replace(recipe, images=images, labels=beside.name).write(path)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from qtpy.QtCore import QObject, Signal
 
-from napari_convlora.config import InputError
+from napari_convlora.config import ConvLoRAError, InputError
 from napari_convlora.project import RoundRecord
 from napari_convlora.project.rounds import ADAPTER
 from napari_convlora.rounds import Correction
@@ -140,10 +140,14 @@ class History(QObject):
 
     def _install_adapter(self, *, show: bool) -> None:
         project, number = self._keeper.need_project(), self.installed
-        if number is not None:
+        if number is None:
+            return
+        try:
             labels = [(entry.name, array) for entry, array in project.rounds.labels(number)]
             path = project.rounds.folder(number) / ADAPTER
             self._workflow.load_adapter(path, self._recipe(), labels, show=show)
+        except ConvLoRAError as error:
+            self._keeper.failed.emit(str(error))
 
     def _on_wrote(self) -> None:
         project = self._keeper.project

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 
 AUTOSAVE_MS = 3000
+_REST = 30
+"""Autosaves are at least this many times as far apart as copying the layers takes."""
 
 
 class Keeper(QObject):
@@ -129,8 +132,7 @@ class Keeper(QObject):
         InputError
             The folder holds something, or cannot be written.
         """
-        self.save()
-        self.writer.flush()
+        self._settle()
         if self.project is None:
             self.project = Project.create(folder, self._manifest())
         else:
@@ -152,6 +154,7 @@ class Keeper(QObject):
         """
         if self._workflow.running:
             raise InputError("A round is running; press Stop first, then open the project.")
+        self._settle()
         project = Project.open(folder)
         self._leave_project()
         self.project, self.named = project, named
@@ -160,16 +163,22 @@ class Keeper(QObject):
         stems = [e.stem for e in project.manifest.images]
         if stems:
             current = project.manifest.current
-            self.show_image(current if current in stems else stems[0])
+            try:
+                self.show_image(current if current in stems else stems[0])
+            except ConvLoRAError as error:  # the list shows the others
+                self.failed.emit(str(error))
         self.switched.emit()
 
     def save(self) -> None:
         """Hand everything that is not on disk yet to the writer; returns at once."""
         self._soon.stop()
         self._follow()
+        begun = time.monotonic()
         for kept in self._kept:
             if kept.dirty:
                 self._keep(kept)
+        took = 1000 * (time.monotonic() - begun)
+        self._soon.setInterval(max(AUTOSAVE_MS, round(_REST * took)))
         if self.project is not None:
             project, chosen = self.project, self._manifest()
 
@@ -222,8 +231,7 @@ class Keeper(QObject):
             return
         project = self.need_project()
         kept = next((k for k in self._kept if k.stem == stem), None)
-        self.save()
-        self.writer.flush()
+        self._settle()
         entry = project.entry(stem)
         painted, note = project.annotations(stem)
         predicted = project.prediction(stem)
@@ -265,8 +273,14 @@ class Keeper(QObject):
             self.save()
 
     def _follow(self) -> None:
-        for record in self._images.records:
+        records = self._images.records
+        for record in records:
             kept = self.find(record)
+            for other in self._kept:
+                # An image that was removed and opened again finds its annotations in the viewer.
+                same = other.record.annotations is record.annotations is not None
+                if kept is None and same and other.record not in records:
+                    kept, other.record = other, record
             if kept is None:
                 kept = Kept(record, self._touch)
                 self._kept.append(kept)
@@ -352,12 +366,23 @@ class Keeper(QObject):
             self._keep(kept)
         self._kept.remove(kept)
 
-    def _leave_project(self) -> None:
+    def _settle(self) -> None:
+        """Wait until everything is on disk, as layers are to be closed."""
         self.save()
-        if self.named:
-            for kept in [k for k in self._kept if k.stem is not None]:
-                self._close_layers(kept)
         self.writer.flush()
+        if any(kept.dirty for kept in self._kept):
+            raise InputError(
+                self.writer.failures.popleft()
+                if self.writer.failures
+                else "What is painted could not be saved; mend the layer named above first."
+            )
+
+    def _leave_project(self) -> None:
+        for kept in [k for k in self._kept if k.stem is not None]:
+            self._close_layers(kept)
+        self.writer.flush()
+        if not self.named and any(e.counts for e in self.entries):
+            self.said.emit("What was painted before is kept aside, and offered at the next start.")
         self._kept.clear()
         self._release()
         self.project = None

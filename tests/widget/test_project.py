@@ -277,6 +277,36 @@ def test_a_missing_image_is_said_and_located(started, pictures, tmp_path, paint)
     assert [layer.name for layer in viewer.layers] == ["picture1"]
 
 
+def test_an_image_that_was_removed_finds_its_strokes_again(
+    started, paint, saved, pictures, tmp_path
+):
+    viewer, widget = started()
+    paint(widget.start_annotating(), 1, 10)
+    saved(widget)
+    data = viewer.layers["picture0"].data
+    viewer.layers.remove("picture0")
+    paint(viewer.layers["annotations"], 2, 50)  # somebody goes on painting
+    viewer.add_image(data, name="picture0")
+    saved(widget)
+    assert [e.stem for e in widget.keeper.entries] == ["picture0", "picture1", "picture2"]
+    assert widget.keeper.entries[0].counts == {1: 150, 2: 150}
+
+
+def test_opening_a_project_keeps_what_was_painted_before(
+    ready, saved, make_widget, tmp_path, recovery_folder
+):
+    viewer, widget = ready()
+    Project.create(tmp_path / "other").close()
+    widget.keeper.open(tmp_path / "other")
+    assert widget.status.startswith("What was painted before is kept aside")
+    assert len(viewer.layers) == 0
+    widget.keeper.close()
+    assert Project.open(tmp_path / "other").manifest.images == ()
+    again = make_widget(viewer)
+    again.offer.recover_button.click()
+    assert (viewer.layers["annotations"].data > 0).sum() == 300
+
+
 def test_a_full_disk_is_said_and_the_next_autosave_catches_up(
     started, paint, saved, monkeypatch, tmp_path
 ):
@@ -290,6 +320,10 @@ def test_a_full_disk_is_said_and_the_next_autosave_catches_up(
         paint(widget.start_annotating(), 1, 10)
         saved(widget)
         assert widget.status == "The disk is full; free some space."
+        saved(widget)
+        with pytest.raises(InputError, match="disk is full"):  # its strokes are nowhere else
+            widget.keeper.step(1)
+        assert widget.keeper.current == "picture0"
     saved(widget)
     assert (widget.keeper.project.annotations("picture0")[0] == 1).sum() == 150
 
