@@ -10,7 +10,7 @@ import numpy as np
 from qtpy.QtCore import QObject, Signal
 
 from napari_convlora.config import ConvLoRAError, InputError
-from napari_convlora.project import RoundRecord
+from napari_convlora.project import RoundRecord, Settings
 from napari_convlora.project.rounds import ADAPTER
 from napari_convlora.rounds import Correction
 from napari_convlora.widget.jobs import Recipe, Snapshot
@@ -94,12 +94,14 @@ class History(QObject):
             "--out adapter.safetensors"
         )
 
-    def _on_learnt(self, message: Finished, snapshots: list[Snapshot]) -> None:
+    def _on_learnt(self, message: Finished, snapshots: list[Snapshot], used: Recipe) -> None:
+        by_name = self._keeper.layers
+        for snapshot in snapshots:
+            self._keeper.enlist(by_name.get(snapshot.name))
         self._keeper.save()
         project = self._keeper.need_project()
-        chosen = self._keeper.settings
+        settings = Settings(used.backbone, used.model, used.train)
         history = list(self._events)
-        by_name = self._keeper.layers
 
         def write() -> None:
             stems = {e.name: e.stem for e in project.manifest.images}
@@ -107,9 +109,9 @@ class History(QObject):
             for snapshot in snapshots:
                 kept = by_name.get(snapshot.name)
                 stem = stems.get(snapshot.name) if kept is None else kept.stem
-                if stem is not None and snapshot.annotations.any():
+                if stem is not None:
                     labels[stem] = snapshot.annotations
-            record = project.rounds.add(message.adapter, labels, chosen, history)
+            record = project.rounds.add(message.adapter, labels, settings, history)
             self._newest = record.number if record.better else None
 
         self._keeper.writer.put(write)

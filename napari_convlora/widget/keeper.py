@@ -118,12 +118,6 @@ class Keeper(QObject):
         """The images that were opened, by the name of their layer."""
         return {kept.record.image.name: kept for kept in self._kept}
 
-    @property
-    def settings(self) -> Settings:
-        """What the next round is run with."""
-        chosen = self._recipe()
-        return Settings(chosen.backbone, chosen.model, chosen.train)
-
     def create(self, folder: Path) -> None:
         """Save everything so far as a project in a new or empty folder, and go on there.
 
@@ -199,6 +193,11 @@ class Keeper(QObject):
         self.writer.flush()
         self._release()
         self.closed = True
+
+    def enlist(self, kept: Kept | None) -> None:
+        """Put an image that was learnt from on the list, even if nothing was painted on it."""
+        if kept is not None and kept.stem is None:
+            self._keep(kept, blank=True)
 
     def add_files(self, paths: list[Path]) -> None:
         """Add image files to the list, in the background."""
@@ -296,10 +295,10 @@ class Keeper(QObject):
         if kept is not None and kept.dirty:
             self._keep(kept)
 
-    def _keep(self, kept: Kept) -> None:
+    def _keep(self, kept: Kept, *, blank: bool = False) -> None:
         """Have what is painted now written."""
         try:
-            job = kept.job(self.need_project)
+            job = kept.job(self.need_project, blank=blank)
         except ConvLoRAError as error:
             self.failed.emit(str(error))
             return
@@ -314,7 +313,9 @@ class Keeper(QObject):
 
     def _manifest(self) -> Manifest:
         """Return classes and settings as they are chosen now."""
-        return Manifest(classes=self._images.classes, settings=self.settings)
+        chosen = self._recipe()
+        settings = Settings(chosen.backbone, chosen.model, chosen.train)
+        return Manifest(classes=self._images.classes, settings=settings)
 
     def _on_wrote(self) -> None:
         while self.writer.failures:

@@ -56,13 +56,17 @@ class Kept:
         self.dirty = True
         self._touched()
 
-    def job(self, project: Callable[[], Project]) -> Callable[[], None] | None:
+    def job(
+        self, project: Callable[[], Project], *, blank: bool = False
+    ) -> Callable[[], None] | None:
         """Copy what is painted, and return what writes it if it is not on disk yet.
 
         Parameters
         ----------
         project
-            Returns where to write; not asked if nothing was ever painted here.
+            Returns where to write; not asked if there is nothing to write.
+        blank
+            Whether to write an image on which nothing was ever painted, too.
 
         Raises
         ------
@@ -70,7 +74,9 @@ class Kept:
             The layers do not fit their image, or there is nowhere to write.
         """
         painted = self.record.work()
-        if painted is None or (self.stem is None and not painted.any()):
+        if blank and painted is None:
+            painted = np.zeros(self.record.planes_shape, np.uint8)
+        if painted is None or not (blank or self.stem is not None or painted.any()):
             self.dirty = False
             return None
         home, entry, snapshot = project(), entry_of(self.record), self.record.snapshot_of(painted)

@@ -58,7 +58,7 @@ class Workflow(QObject):
     started, stepped, scored, tiled
         Progress: (total steps, held out), list of `Step`, `Scored`, `Tiles`.
     learnt
-        A round has ended: `Finished`, and the snapshots it learnt from.
+        A round has ended: `Finished`, the snapshots it learnt from, and its `Recipe`.
     predicted
         The image that was predicted, and what the model said (P, H, W).
     ready
@@ -73,7 +73,7 @@ class Workflow(QObject):
     stepped = Signal(list)
     scored = Signal(object)
     tiled = Signal(object)
-    learnt = Signal(object, list)
+    learnt = Signal(object, list, object)
     predicted = Signal(object, object)
     ready = Signal(dict)
 
@@ -86,7 +86,7 @@ class Workflow(QObject):
         self.earlier = 0
         self.elsewhere: Callable[[], list[jobs.Snapshot]] = list
         self._target: ImageLayers | None = None
-        self._snapshots: list[jobs.Snapshot] = []
+        self._learning: tuple[list[jobs.Snapshot], jobs.Recipe | None] = [], None
         self._outcome = ""
         self._score = ""
         self.runner = Runner(session)
@@ -134,7 +134,7 @@ class Workflow(QObject):
             record.prepare_prediction()
         job = jobs.adapt(snapshots, self.images.classes, recipe)
         self._start(job, record, "Loading the backbone…")
-        self._snapshots = snapshots
+        self._learning = snapshots, recipe
 
     def predict(self, recipe: jobs.Recipe) -> None:
         """Predict the current image with the installed adapter."""
@@ -253,7 +253,7 @@ class Workflow(QObject):
                     self.said.emit("A first preview, from local filters; now SAM is adapted.")
                 self.changed.emit()
             case events.Finished():
-                self.learnt.emit(message, self._snapshots)
+                self.learnt.emit(message, *self._learning)
                 self._finish(message)
             case events.Failed():
                 self._outcome = message.message

@@ -10,7 +10,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tifffile
+import torch
 
+from napari_convlora import cli
+from napari_convlora.adapter_file import Adapter
 from napari_convlora.config import InputError
 from napari_convlora.project import Project
 
@@ -240,6 +243,28 @@ def test_the_next_round_goes_on_from_the_installed_one_if_asked(ready, wait, sav
     widget.keeper.create(tmp_path / "p")
     widget.keeper.close()
     assert Project.open(tmp_path / "p").manifest.settings.train.start == "installed"
+
+
+def test_the_windows_recipe_repeats_its_round_bit_for_bit(
+    started, paint, wait, saved, tmp_path, monkeypatch, make_session
+):
+    _, widget = started()
+    layer = widget.start_annotating()
+    paint(layer, 1, 10)
+    paint(layer, 2, 70)
+    widget.keeper.step(1)  # learnt from one image, while another without a stroke is open
+    widget.adapt()
+    widget.settings.max_steps.value = 99  # of the next round
+    wait(widget)
+    saved(widget)
+    assert widget.history.records[0].images == ("picture1", "picture0")
+    recipe, out = tmp_path / "mine.json", tmp_path / "again.safetensors"
+    widget.history.export_recipe(1, recipe)
+    backbone = make_session().backbone()
+    monkeypatch.setattr("napari_convlora.session.load_backbone", lambda name: backbone)
+    assert cli.main(["adapt", "--recipe", str(recipe), "--out", str(out)]) == cli.DONE
+    again, first = Adapter.load(out).state, widget.session.rounds[0].adapter.state
+    assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
 
 
 def test_later_corrections_are_scored(ready, paint, wait, saved):
