@@ -266,7 +266,7 @@ def read_classes(path: str | os.PathLike[str]) -> tuple[ClassInfo, ...]:
         raise InputError(
             f"'{path.name}' is not valid JSON; correct it or write the class table again."
         ) from error
-    return _parse_table(data, path.name)
+    return parse_classes(data, path.name)
 
 
 def write_classes(path: str | os.PathLike[str], classes: Sequence[ClassInfo]) -> None:
@@ -284,13 +284,27 @@ def write_classes(path: str | os.PathLike[str], classes: Sequence[ClassInfo]) ->
         | ({"background": True} if info.background else {})
         for info in classes
     ]
-    _parse_table({"format": 1, "classes": rows}, "The class table")
+    parse_classes({"format": 1, "classes": rows}, "The class table")
     text = json.dumps({"format": 1, "classes": rows}, indent=2, ensure_ascii=False)
     with atomic_write(path) as file:
         file.write(text.encode() + b"\n")
 
 
-def _parse_table(data: Any, source: str) -> tuple[ClassInfo, ...]:
+def parse_classes(data: Any, source: str) -> tuple[ClassInfo, ...]:
+    """Return the class table in parsed JSON.
+
+    Parameters
+    ----------
+    data
+        What :func:`write_classes` writes, or ``{"1": "name"}``.
+    source
+        How messages call it.
+
+    Raises
+    ------
+    InputError
+        As :func:`read_classes`.
+    """
     if isinstance(data, dict) and "classes" in data:
         if type(data.get("format", 1)) is not int or data.get("format", 1) != 1:
             raise InputError(

@@ -278,9 +278,22 @@ def _listen(jobs: queue.SimpleQueue[tuple[bytes, Controls]]) -> None:
 
 
 def _work(content: bytes, controls: Controls, session: Session) -> Iterator[list[Any]]:
-    job, session.installed = pickle.loads(content)
+    job, installed = pickle.loads(content)
+    if not _same(installed, session.installed):
+        session.installed = None
+        if installed is not None:
+            session.install(installed)
     session.rounds.clear()  # the other side keeps them
     yield from batched(job(lambda: session, controls))
+
+
+def _same(one: Adapter | None, other: Adapter | None) -> bool:
+    """Whether two adapters, one of which has travelled, are the same."""
+    if one is None or other is None:
+        return one is other
+    return (one.summary, one.state.keys()) == (other.summary, other.state.keys()) and all(
+        tensor.equal(other.state[name]) for name, tensor in one.state.items()
+    )
 
 
 def _write(stream: IO[bytes], kind: str, content: Any) -> None:

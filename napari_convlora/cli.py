@@ -17,12 +17,13 @@ from rich.table import Table
 
 from napari_convlora.benchmark import commands_interactive, commands_paper
 from napari_convlora.config import (
+    ClassInfo,
     ConvLoRAError,
     DeviceName,
     InputError,
     MethodName,
-    ModelConfig,
     PresetName,
+    StartName,
     TrainConfig,
 )
 
@@ -59,7 +60,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("napari-convlora", description=__doc__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    defaults = TrainConfig()
 
     def command(
         name: str, run: Callable[[Any], int], help_: str, more: str = ""
@@ -69,40 +69,50 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     def device(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--device", choices=get_args(DeviceName), default="auto")
+        sub.add_argument("--device", choices=get_args(DeviceName))
 
+    # Options that are not given are a project's, else the defaults.
     sub = command("adapt", _adapt, "Adapt a backbone to annotated images.")
-    sub.add_argument("--images", nargs="+", required=True, type=Path, metavar="IMG")
+    sub.add_argument("--images", nargs="+", type=Path, metavar="IMG")
     sub.add_argument(
         "--labels",
         nargs="+",
-        required=True,
         type=Path,
         metavar="LAB",
         help="integer images in the order of the images; 0 = unlabelled",
     )
-    sub.add_argument("--out", required=True, type=Path, metavar="A.safetensors")
+    sub.add_argument("--out", type=Path, metavar="A.safetensors")
+    sub.add_argument(
+        "--project", type=Path, metavar="DIR", help="add a round on all its images; no --out needed"
+    )
+    sub.add_argument("--recipe", type=Path, metavar="R.json", help="repeat a round to --out")
     sub.add_argument("--classes", type=Path, metavar="classes.json")
-    sub.add_argument("--backbone", default="litemedsam", metavar="NAME|PATH")
-    sub.add_argument("--method", choices=get_args(MethodName), default=ModelConfig().method)
-    sub.add_argument("--preset", choices=get_args(PresetName), default=defaults.preset)
-    sub.add_argument("--max-steps", type=_positive(int), default=defaults.max_steps, metavar="N")
+    sub.add_argument("--backbone", metavar="NAME|PATH")
+    sub.add_argument("--method", choices=get_args(MethodName))
+    sub.add_argument("--preset", choices=get_args(PresetName))
+    sub.add_argument("--start", choices=get_args(StartName), help="base, or go on from a project's")
+    sub.add_argument("--max-steps", type=_positive(int), metavar="N")
     sub.add_argument("--max-minutes", type=_positive(float), metavar="M")
-    sub.add_argument("--seed", type=int, default=defaults.seed, metavar="S")
+    sub.add_argument("--seed", type=int, metavar="S")
     sub.add_argument("--history", type=Path, metavar="history.csv", help="loss and score by step")
     device(sub)
 
     sub = command("predict", _predict, "Predict images with an adapter.", _LARGE)
-    sub.add_argument("adapter", type=Path, metavar="A.safetensors")
+    sub.add_argument("adapter", nargs="?", type=Path, metavar="A.safetensors")
     sub.add_argument(
         "--images",
         nargs="+",
-        required=True,
         type=Path,
         metavar="IMG",
         help="image files, zarr arrays or OME-Zarr folders",
     )
-    sub.add_argument("--out", required=True, type=Path, metavar="DIR")
+    sub.add_argument("--out", type=Path, metavar="DIR")
+    sub.add_argument(
+        "--project",
+        type=Path,
+        metavar="DIR",
+        help="predict all its images with its installed round",
+    )
     sub.add_argument(
         "--format", choices=("tif", "zarr"), default="tif", help="masks as TIFF or as OME-Zarr"
     )
@@ -191,59 +201,77 @@ def _bar(what: str, total: float | None) -> Iterator[Callable[..., None]]:
 
 
 def _adapt(options: argparse.Namespace) -> int:
-    from napari_convlora import annotations, events, export, files, stores
+    from napari_convlora import annotations, export, files, project_commands, stores
     from napari_convlora.sampling import labelled_parts
     from napari_convlora.session import Session
 
-    if len(options.images) != len(options.labels):
-        options.parser.error(
-            f"{len(options.images)} images but {len(options.labels)} label images; give one each"
-        )
-    images = []
-    for image_path, label_path in zip(options.images, options.labels, strict=True):
-        image = stores.open_image(image_path)
-        labels = files.read_labels(label_path, image.shape[:3])
-        images += [part for _, part in labelled_parts(image, labels, image_path.stem)]
-    if options.classes:
-        classes = annotations.read_classes(options.classes)
-    else:
-        classes = annotations.default_classes({i for im in images for i in set(_ids(im))})
-    files.check_writable(options.out)
-    if options.history:
-        files.check_writable(options.history)
-    session = Session(
-        ModelConfig(method=options.method),
-        TrainConfig(
-            preset=options.preset,
-            max_steps=options.max_steps,
-            max_minutes=options.max_minutes,
-            seed=options.seed,
-            device=options.device,
-        ),
-        options.backbone,
+    by_file = not (options.project or options.recipe)
+    _need(
+        options, *(("images", "labels") if by_file else ()), *(() if options.project else ("out",))
     )
-    control = events.RunControl()
-    history: list[events.Event] = []
-    with _bar("adapting", options.max_steps) as update, _interrupt(control.stop):
-        for event in session.run_round(images, classes, control):
-            history.append(event)
-            if isinstance(event, events.Step):
-                update(completed=event.step, note=f"loss {event.loss:.3f}")
-    last = history[-1]
-    if isinstance(last, events.Failed):
-        raise ConvLoRAError(last.message)
-    assert isinstance(last, events.Finished)
-    last.adapter.save(options.out)
+    for path in filter(None, (options.out, options.history)):
+        files.check_writable(path)
+    if by_file:
+        if len(options.images) != len(options.labels):
+            options.parser.error(
+                f"{len(options.images)} images but {len(options.labels)} label images; "
+                "give one each"
+            )
+        images = []
+        for image_path, label_path in zip(options.images, options.labels, strict=True):
+            image = stores.open_image(image_path)
+            labels = files.read_labels(label_path, image.shape[:3])
+            images += [part for _, part in labelled_parts(image, labels, image_path.stem)]
+        if options.classes:
+            classes = annotations.read_classes(options.classes)
+        else:
+            classes = annotations.default_classes({i for im in images for i in set(_ids(im))})
+        settings = project_commands.settings(options)
+        session = Session(settings.model, settings.train, settings.backbone)
+        last, history = _run_round(session, images, classes)
+        said = str(options.out)
+    else:
+        last, history, said = project_commands.adapt(options, _run_round)
+    if options.out:
+        last.adapter.save(options.out)
     if options.history:
         export.write_history(options.history, history)
     summary = last.adapter.summary
     _out.print(
-        f"{options.out}: {len(last.adapter.classes)} classes, {summary['steps']} steps in "
+        f"{said}: {len(last.adapter.classes)} classes, {summary['steps']} steps in "
         f"{summary['seconds']:.0f} s, ended by {last.reason}{_score_text(summary)}.",
         highlight=False,
         markup=False,
     )
     return DONE
+
+
+def _need(options: argparse.Namespace, *names: str) -> None:
+    missing = [name for name in names if getattr(options, name) is None]
+    if missing:
+        listed = ", ".join(name if name == "adapter" else f"--{name}" for name in missing)
+        options.parser.error(f"the following arguments are required: {listed}")
+
+
+def _run_round(
+    session: Any, images: Sequence[Any], classes: Sequence[ClassInfo], stop_after: int | None = None
+) -> tuple[Any, list[Any]]:
+    """Run a round, until a step if one is given; returns its `Finished` and all its events."""
+    from napari_convlora import events
+
+    control = events.RunControl()
+    history: list[events.Event] = []
+    with _bar("adapting", session.train_config.max_steps) as update, _interrupt(control.stop):
+        for event in session.run_round(images, classes, control):
+            history.append(event)
+            if isinstance(event, events.Step):
+                update(completed=event.step, note=f"loss {event.loss:.3f}")
+                if event.step == stop_after:
+                    control.stop()
+    last = history[-1]
+    if isinstance(last, events.Failed):
+        raise ConvLoRAError(last.message)
+    return last, history
 
 
 def _ids(image: Any) -> Iterator[int]:
@@ -276,77 +304,49 @@ def _interrupt(stop: Callable[[], None]) -> Iterator[None]:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from napari_convlora import events, export, files, large, stores
-    from napari_convlora.adapter_file import Adapter
-    from napari_convlora.planes import LazyPlanes
-    from napari_convlora.prediction import Returning
+    from contextlib import ExitStack
+
+    from napari_convlora import events, files, project_commands
     from napari_convlora.session import Session
 
-    stems = [path.stem for path in options.images]
+    _need(options, *(() if options.project else ("adapter", "images", "out")))
+    if options.project and (options.scheduler or options.format == "zarr"):
+        options.parser.error("--scheduler and --format zarr go with --images, not with --project")
+    stems = [path.stem for path in options.images or ()]
     twice = sorted({stem for stem in stems if stems.count(stem) > 1})
     if twice:
         options.parser.error(f"several images are called {twice[0]!r}; predict them separately")
-    session = Session(train_config=TrainConfig(device=options.device))
-    adapter = Adapter.load(options.adapter)
-    session.install(adapter)
-    session.backbone_name = options.backbone or adapter.backbone_name
-    if not options.scheduler:
-        session.backbone()
-    blockwise = options.scheduler or options.format == "zarr"
+    session = Session(train_config=TrainConfig(device=options.device or TrainConfig().device))
     failed = 0
     control = events.RunControl()
-    files.make_folder(options.out)
-    with _bar("predicting", len(options.images)) as update, _interrupt(control.stop):
-        for number, path in enumerate(options.images):
-            update(completed=number, note=path.name)
+    with ExitStack() as stack:
+        adapter, backbone, tasks = stack.enter_context(project_commands.to_predict(options))
+        session.install(adapter)
+        session.backbone_name = options.backbone or backbone
+        if not options.scheduler:
+            session.backbone()
+        if options.out:
+            files.make_folder(options.out)
+        update = stack.enter_context(_bar("predicting", len(tasks)))
+        stack.enter_context(_interrupt(control.stop))
+        for number, task in enumerate(tasks):
+            update(completed=number, note=task.name)
             try:
-                image = stores.open_image(path)
-                if blockwise or isinstance(image, LazyPlanes):
-                    if options.probabilities:
-                        raise InputError("--probabilities is for small images; leave it out.")
-                    task = large.task(options.adapter, path, session.backbone_name, options.device)
-                    out = options.out / f"{path.stem}.{options.format}"
-                    backbone = None if options.scheduler else session.backbone()
-                    for step in large.predict_file(
-                        task, adapter, backbone, image, out, control, options.scheduler
-                    ):
-                        update(completed=number + step.done / step.total)
-                    if control.stopping:
-                        break
-                    continue
-                steps = Returning(
-                    session.predict(image, control, probabilities=options.probabilities)
-                )
-                for step in steps:
+                for step in task.run(session, control):
                     update(completed=number + step.done / step.total)
-                prediction = steps.value
-                if prediction is None:
-                    break
-                classes = adapter.classes
-                export.save_masks(
-                    _squeeze(prediction.labels), options.out / f"{path.stem}.tif", classes
-                )
-                if prediction.probabilities is not None:
-                    export.save_probabilities(
-                        _squeeze(prediction.probabilities),
-                        options.out / f"{path.stem}_probabilities.tif",
-                        classes,
-                    )
             except InputError as error:
                 failed += 1
-                _err.print(f"{path}: {error}", style="red", markup=False, highlight=False)
+                _err.print(f"{task.name}: {error}", style="red", markup=False, highlight=False)
+            if control.stopping:
+                break
+    where = options.out or options.project
     if control.stopping:
         raise ConvLoRAError(
-            f"Stopped; masks finished so far are in {options.out}, and of a large image the same "
+            f"Stopped; masks finished so far are in {where}, and of a large image the same "
             "command goes on where it was."
         )
-    done = len(options.images) - failed
-    _out.print(f"{done} of {len(options.images)} images predicted into {options.out}.")
+    _out.print(f"{len(tasks) - failed} of {len(tasks)} images predicted into {where}.")
     return FAILED if failed else DONE
-
-
-def _squeeze(stack: Any) -> Any:
-    return stack[0] if len(stack) == 1 else stack
 
 
 def _evaluate(options: argparse.Namespace) -> int:

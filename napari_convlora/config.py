@@ -21,6 +21,7 @@ MethodName = Literal[
 HeadName = Literal["class_tokens", "classification_branch", "mask_token"]
 PresetName = Literal["fast", "full"]
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+StartName = Literal["base", "installed"]
 
 UNLABELLED = 0
 """Annotation value of a pixel nobody has labelled; ignored by loss and metric."""
@@ -164,6 +165,9 @@ class TrainConfig:
         Of everything random in the round.
     device
         Where to train.
+    start
+        ``base`` learns all labels afresh from the backbone; ``installed`` goes on from the adapter
+        that is installed.
     batch, views
         Views per step, and how many are drawn for the round (their frozen features are kept).
     adapter_lr, decoder_lr, warmup
@@ -186,6 +190,7 @@ class TrainConfig:
     max_minutes: float | None = None
     seed: int = 0
     device: DeviceName = "auto"
+    start: StartName = "base"
     batch: int = 1
     views: int = 24
     decoder_share: float = 0.4

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -38,3 +40,14 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
     )
+
+
+@contextmanager
+def use_threads(count: int) -> Iterator[None]:
+    """Let torch use `count` threads for a while, as sums depend on it in their last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, min(count, 4 * (os.cpu_count() or 1))))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -159,7 +159,7 @@ def write_history(path: str | os.PathLike[str], events: Iterable[Event]) -> None
     path
         ``.csv`` file to create or replace.
     events
-        Of one round; others than `Step` and `Scored` are skipped.
+        Of one round, in any order; others than `Step` and `Scored` are skipped.
 
     Raises
     ------
@@ -169,12 +169,15 @@ def write_history(path: str | os.PathLike[str], events: Iterable[Event]) -> None
     rows: dict[int, dict[str, object]] = {}
     for event in events:
         if isinstance(event, Step):
-            rows[event.step] = {"loss": event.loss, "seconds": round(event.seconds, 3)}
+            found: dict[str, object] = {"loss": event.loss, "seconds": round(event.seconds, 3)}
         elif isinstance(event, Scored):
-            rows[event.step] |= {"score": event.score, "held_out": event.held_out}
+            found = {"score": event.score, "held_out": event.held_out}
+        else:
+            continue
+        rows[event.step] = rows.get(event.step, {}) | found
     text = io.StringIO(newline="")
     table = csv.DictWriter(text, ["step", "loss", "seconds", "score", "held_out"])
     table.writeheader()
-    table.writerows({"step": step} | row for step, row in rows.items())
+    table.writerows({"step": step} | row for step, row in sorted(rows.items()))
     with atomic_write(path) as file:
         file.write(text.getvalue().encode())

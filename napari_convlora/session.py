@@ -12,6 +12,8 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
+import numpy as np
+
 from napari_convlora.adapter_file import Adapter
 from napari_convlora.annotations import LabelledImage
 from napari_convlora.backbones import Backbone, load_backbone
@@ -29,8 +31,10 @@ from napari_convlora.prediction import (
     prepare,
 )
 from napari_convlora.prompter import Prompter
+from napari_convlora.rounds import Verdict, decide
 from napari_convlora.scorer import Progress
 from napari_convlora.training import adapt
+from napari_convlora.training.compare import Learnt, Rival, learnt_pixels
 
 
 class State(Enum):
@@ -44,12 +48,13 @@ class State(Enum):
 
 @dataclass(frozen=True)
 class Round:
-    """One finished round: its number from 1, adapter, how it ended, and seconds it trained."""
+    """One round: its number from 1, adapter, how it ended, seconds it trained, and verdict."""
 
     number: int
     adapter: Adapter
     reason: str
     seconds: float
+    verdict: Verdict
 
 
 @dataclass
@@ -71,6 +76,7 @@ class Session:
     installed: Adapter | None = None
     state: State = State.EMPTY
     cache: FeatureCache = field(default_factory=FeatureCache)
+    _learnt: Learnt = field(default_factory=dict)
     _backbone: tuple[str, Backbone] | None = None
     _prompter: Prompter | None = None
 
@@ -101,9 +107,10 @@ class Session:
         classes: Sequence[ClassInfo],
         control: RunControl | None = None,
     ) -> Generator[Event, None, None]:
-        """Run one round on `images`, installing its adapter when it finishes.
+        """Run one round on `images`, and install its adapter unless the one before is better.
 
-        Every round starts from the backbone and learns from all annotations handed in.
+        Every round learns from all annotations handed in, from the backbone or, if the settings
+        say so, from the installed adapter on.
 
         Yields
         ------
@@ -127,10 +134,14 @@ class Session:
                 self.train_config,
                 control=control,
                 cache=self.cache,
+                start=self.installed if self.train_config.start == "installed" else None,
+                rival=None if self.installed is None else Rival(self.installed, self._learnt),
             )
             for event in events:
                 self.record(event)
                 ended = isinstance(event, Finished | Failed)
+                if isinstance(event, Finished) and self.installed is event.adapter:
+                    self._learnt = learnt_pixels(images, event.adapter)
                 yield event
         finally:
             if not ended:
@@ -149,14 +160,34 @@ class Session:
                 self.state = State.FAILED
 
     def _keep(self, adapter: Adapter, reason: str) -> None:
+        verdict = decide(adapter.summary)
         seconds = adapter.summary["seconds"]
-        self.rounds.append(Round(len(self.rounds) + 1, adapter, reason, seconds))
-        self.install(adapter)
-
-    def install(self, adapter: Adapter) -> None:
-        """Make `adapter` the one that predicts."""
-        self.installed = adapter
+        self.rounds.append(Round(len(self.rounds) + 1, adapter, reason, seconds, verdict))
+        if verdict.better:
+            self.install(adapter)
         self.state = State.READY
+
+    def install(self, adapter: Adapter, learnt: Learnt | None = None) -> None:
+        """Make `adapter` the one that predicts; `learnt` tells which pixels it learnt from."""
+        self.installed, self._learnt = adapter, learnt or {}
+        self.state = State.READY
+
+    def reinstall(self, adapter: Adapter, labels: Sequence[tuple[str, np.ndarray]]) -> None:
+        """Install the adapter of an earlier round.
+
+        Parameters
+        ----------
+        adapter
+            Of that round.
+        labels
+            Name and annotations (P, H, W) of the images it learnt from, in order.
+        """
+        # Only what was painted is asked for, so that no image need be read.
+        blank = [
+            LabelledImage(np.broadcast_to(np.uint8(0), (*array.shape, 1)), array, name=name)
+            for name, array in labels
+        ]
+        self.install(adapter, learnt_pixels(blank, adapter) if blank else {})
 
     def predict(
         self,

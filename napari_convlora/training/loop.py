@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterator, Sequence
 import numpy as np
 import torch
 
+from napari_convlora.adapter_file import Adapter
 from napari_convlora.annotations import LabelledImage, check_annotations
 from napari_convlora.backbones import Backbone
 from napari_convlora.config import ClassInfo, ConvLoRAError, ModelConfig, TrainConfig
@@ -29,6 +30,7 @@ from napari_convlora.events import (
 )
 from napari_convlora.prediction import Returning, detail_logits, plane_logits
 from napari_convlora.sampling import pixel_samples, view_pool
+from napari_convlora.training.compare import Rival, compare
 from napari_convlora.training.start import begin_head
 from napari_convlora.training.state import RoundState
 from napari_convlora.training.step import take_score, train_step
@@ -50,6 +52,8 @@ def adapt(
     *,
     control: RunControl | None = None,
     cache: FeatureCache | None = None,
+    start: Adapter | None = None,
+    rival: Rival | None = None,
 ) -> Generator[Event, None, None]:
     """Adapt `backbone` to annotated images.
 
@@ -67,6 +71,10 @@ def adapt(
         Stops, pauses, resumes the round or hands it new annotations, from any thread.
     cache
         Keeps frozen features between rounds.
+    start
+        Go on from this adapter, of the same backbone, method and classes, instead of the base.
+    rival
+        The installed adapter; the summary of the new one then says how both compare.
 
     Yields
     ------
@@ -82,8 +90,9 @@ def adapt(
             config or TrainConfig(),
             control or RunControl(),
             FeatureCache() if cache is None else cache,  # an empty one is falsy
+            start,
         )
-        yield from _adapt(run)
+        yield from _adapt(run, rival)
     except ConvLoRAError as error:
         yield Failed(str(error))
     except (MemoryError, RuntimeError) as error:
@@ -94,13 +103,14 @@ def adapt(
         )
 
 
-def _adapt(run: RoundState) -> Iterator[Event]:
+def _adapt(run: RoundState, rival: Rival | None) -> Iterator[Event]:
     config, control = run.config, run.control
     yield Started(config.max_steps, run.pixels, run.data.holds_out, str(run.device))
     if run.model.detail is not None:
         yield from _fit_detail(run, run.model.detail)
     run.model.eval()
-    begin_head(run)
+    if not run.warm:
+        begin_head(run)
     parameters = [p for n, p in run.model.trained().items() if not n.startswith("detail.")]
     adapter = {p for n, p in run.model.backbone.named_parameters() if p.requires_grad}
     optimiser = torch.optim.AdamW(
@@ -121,7 +131,7 @@ def _adapt(run: RoundState) -> Iterator[Event]:
     kept = -math.inf
     while step < end:
         if control.keep_every is not None and time.monotonic() - kept >= control.keep_every:
-            yield Interim(step, run.adapter(step, "failure", score))
+            yield Interim(step, run.adapter(step, "failure", score, {}))
             kept = time.monotonic()
         if control.paused and not control.stopping:
             yield Paused(step)
@@ -167,7 +177,7 @@ def _adapt(run: RoundState) -> Iterator[Event]:
             began = time.monotonic()
             yield from _adapted_preview(run)
             next_preview = run.next_preview(began)
-    yield Finished(run.adapter(step, reason, score), reason)
+    yield Finished(run.adapter(step, reason, score, compare(run, rival)), reason)
 
 
 def _take_over(run: RoundState, images: Sequence[LabelledImage]) -> Iterator[Event]:

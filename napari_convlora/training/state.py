@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from napari_convlora import __version__
 from napari_convlora.adapter_file import Adapter
 from napari_convlora.annotations import LabelledImage, check_annotations
 from napari_convlora.backbones import Backbone
-from napari_convlora.config import ClassInfo, ModelConfig, TrainConfig
+from napari_convlora.config import AdapterError, ClassInfo, ModelConfig, TrainConfig
 from napari_convlora.data import FeatureCache, Normalizer, View, auto_pixel_scale
 from napari_convlora.detail import DetailBranch
 from napari_convlora.devices import choose_device
@@ -56,8 +57,10 @@ class RoundState:
         config: TrainConfig,
         control: RunControl,
         cache: FeatureCache,
+        start: Adapter | None = None,
     ) -> None:
         self.control, self.cache, self.config = control, cache, config
+        self.backbone = backbone  # without the method, which `model` puts into a copy
         for image in images:
             check_pixels(image.image)
         self.pixels = check_annotations(images, classes)
@@ -65,21 +68,29 @@ class RoundState:
         self.ids = np.array([c.id for c in self.classes], np.uint8)
         self.device = choose_device(config.device)
         self.tile = backbone.spec.image_size
-        self.normalizer = Normalizer.fit([image.image for image in images])
-        self.pixel_scale = auto_pixel_scale([i.image.shape[1:3] for i in images], self.tile)
+        if start is None:
+            self.normalizer = Normalizer.fit([image.image for image in images])
+            self.pixel_scale = auto_pixel_scale([i.image.shape[1:3] for i in images], self.tile)
+        else:
+            self.normalizer, self.pixel_scale = start.normalizer, start.pixel_scale
         self.side = max(1, round(self.tile / self.pixel_scale))
         self.set_annotations(images)
         first = model_config.first_block
         if first is None:
             first = 0 if config.preset == "full" else backbone.spec.fast_first_block
-        with torch.random.fork_rng():
-            torch.manual_seed(config.seed)
-            self.model = SemanticSAM(
-                backbone,
-                replace(model_config, first_block=first),
-                len(self.classes),
-                len(self.normalizer.low),
-            ).to(self.device)
+        model_config = replace(model_config, first_block=first)
+        self.warm = start is not None
+        if start is not None:
+            _check_start(start, model_config, self.classes, images[0].image.shape[3])
+            # Its encoder is no longer the one whose embeddings are cached.
+            self.config = config = replace(config, decoder_share=0.0)
+            self.model = start.build(backbone, self.device)
+        else:
+            with torch.random.fork_rng():
+                torch.manual_seed(config.seed)
+                self.model = SemanticSAM(
+                    backbone, model_config, len(self.classes), len(self.normalizer.low)
+                ).to(self.device)
         self.shares = (0.0,) if self.model.detail is None else SHARES
         self.views = view_pool(self.data, self.side, config.views, config.seed)
         self.details, self.blind = FeatureCache(_DETAIL_BYTES), list[DetailBranch]()
@@ -154,8 +165,10 @@ class RoundState:
                 for _ in range(self.data.n_folds)
             ]
 
-    def adapter(self, steps: int, reason: str, score: float | None) -> Adapter:
-        """Return what was learnt so far."""
+    def adapter(
+        self, steps: int, reason: str, score: float | None, compared: dict[str, Any]
+    ) -> Adapter:
+        """Return what was learnt so far; `compared` says how it does beside the installed one."""
         return Adapter(
             backbone_name=self.model.backbone.spec.name,
             backbone_sha256=self.model.backbone.checkpoint_sha256,
@@ -173,6 +186,26 @@ class RoundState:
                 "held_out": self.data.holds_out,
                 "labelled_pixels": {str(k): v for k, v in self.pixels.items()},
                 "seed": self.config.seed,
+                "start": "installed" if self.warm else "base",
+                "threads": torch.get_num_threads(),
+                "compared": compared,
             },
             version=__version__,
         )
+
+
+def _check_start(
+    start: Adapter, wanted: ModelConfig, classes: Sequence[ClassInfo], n_channels: int
+) -> None:
+    """Raise an `AdapterError` unless a round with these settings can go on from `start`."""
+    if start.model != wanted:
+        odd = "method or head settings"
+    elif [c.id for c in start.classes] != [c.id for c in classes]:
+        odd = "annotated classes"
+    elif len(start.normalizer.low) != n_channels:
+        odd = "image channels"
+    else:
+        return
+    raise AdapterError(
+        f"The installed adapter has other {odd} than this round would; fit from the base instead."
+    )

@@ -6,10 +6,13 @@ from collections.abc import Callable
 
 from qtpy.QtWidgets import QFileDialog, QMessageBox, QWidget
 
+from napari_convlora.files import READABLE_SUFFIXES
+
 _MASKS = "TIFF (*.tif *.tiff);;PNG (*.png)"
 _INSTANCES = "TIFF and table (*.tif *.tiff);;Table alone (*.csv)"
 _ADAPTER = "Adapter (*.safetensors)"
 _CLASSES = "Class table (*.json)"
+_IMAGES = f"Images ({' '.join(f'*{s}' for s in READABLE_SUFFIXES)});;All files (*)"
 _CHECKPOINT = "Checkpoint (*.pth *.pt *.safetensors);;All files (*)"
 
 Action = Callable[[str], None]
@@ -29,6 +32,35 @@ def with_new_adapter(parent: QWidget, action: Action) -> None:
 def with_adapter(parent: QWidget, action: Action) -> None:
     """Ask for an adapter file."""
     _open(parent, action, "Load adapter", _ADAPTER)
+
+
+def with_recipe(parent: QWidget, action: Action) -> None:
+    """Ask where to write a recipe."""
+    _save(parent, action, "Export recipe", "recipe.json", "Recipe (*.json)")
+
+
+def with_image(parent: QWidget, action: Action) -> None:
+    """Ask for one image file."""
+    _open(parent, action, "Where is the image?", _IMAGES)
+
+
+def with_images(parent: QWidget, action: Callable[[list[str]], None]) -> None:
+    """Ask for image files."""
+    paths, _ = QFileDialog.getOpenFileNames(parent, "Add images", "", _IMAGES)
+    if paths:
+        action(paths)
+
+
+def with_folder(parent: QWidget, action: Action) -> None:
+    """Ask for the folder of a project."""
+    path = QFileDialog.getExistingDirectory(parent, "Folder of the project")
+    if path:
+        action(path)
+
+
+def with_new_folder(parent: QWidget, action: Action) -> None:
+    """Ask where to make the folder of a project."""
+    _save(parent, action, "Folder of the new project", "project", "")
 
 
 def with_checkpoint(parent: QWidget, action: Action) -> None:

@@ -66,6 +66,23 @@ class Images(QObject):
             with contextlib.suppress(ConvLoRAError):
                 record.collect_corrections()
 
+    @property
+    def records(self) -> list[ImageLayers]:
+        """All images that were worked on and are still in the viewer."""
+        return list(self._records.values())
+
+    def restore(self, painted: np.ndarray | None, predicted: np.ndarray | None) -> None:
+        """Give the current image the annotations and the prediction (P, H, W) it once had."""
+        record = self.need()
+        if painted is not None and record.annotations is None:
+            record.fill(painted)
+        elif record.annotations is not None:
+            record.annotate()
+        self._listen(record)
+        if predicted is not None and not record.predicted:
+            record.show(predicted)
+        self._touch()
+
     def need(self) -> ImageLayers:
         """Return the current image.
 

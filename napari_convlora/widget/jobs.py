@@ -250,8 +250,13 @@ def predict(snapshot: Snapshot, recipe: Recipe) -> Job:
     return job
 
 
-def load(path: Path, snapshot: Snapshot | None, recipe: Recipe) -> Job:
-    """Install the adapter in `path` and predict with it."""
+def load(
+    path: Path,
+    snapshot: Snapshot | None,
+    recipe: Recipe,
+    labels: Sequence[tuple[str, np.ndarray]] = (),
+) -> Job:
+    """Install the adapter in `path`, which learnt from `labels` by name, and predict with it."""
 
     def job(session: SessionGetter, controls: Controls) -> Iterator[Any]:
         from napari_convlora.adapter_file import Adapter
@@ -262,7 +267,7 @@ def load(path: Path, snapshot: Snapshot | None, recipe: Recipe) -> Job:
             state.backbone_name = adapter.backbone_name
         if snapshot is not None:
             adapter.build(state.backbone())  # of another backbone: nothing has changed yet
-        state.install(adapter)
+        state.reinstall(adapter, labels)
         yield Loaded(adapter)
         if snapshot is not None:
             yield from _predict(state, snapshot, controls, recipe)

@@ -233,7 +233,10 @@ class ImageLayers:
     def snapshot(self) -> Snapshot:
         """Return a copy that includes the corrections made on the prediction."""
         self.collect_corrections()
-        painted = self.painted().copy()
+        return self.snapshot_of(self.painted().copy())
+
+    def snapshot_of(self, painted: np.ndarray) -> Snapshot:
+        """Return the image with other annotations (P, H, W)."""
         return Snapshot(
             self.image.name,
             self.pixels,
@@ -280,6 +283,27 @@ class ImageLayers:
             flat = np.ravel_multi_index(at, self.painted().shape)
             self._set(self.annotate(), flat, np.full(len(rows), class_id))
         return at
+
+    def work(self) -> np.ndarray | None:
+        """Copy (P, H, W) of everything painted; None where there is no layer to paint on.
+
+        Unlike `painted`, it holds annotations that were removed from the viewer, and corrections
+        that are not annotations yet. No layer changes.
+        """
+        base = None
+        if self.annotations is not None and self.fits(self.annotations):
+            base = self.annotations.data.reshape(self.planes_shape)
+        if self._edited and self.prediction is not None and self.fits(self.prediction):
+            base = np.zeros(self.planes_shape, np.int32) if base is None else base
+            now = self._view()
+            return np.where((now != self._written) & (now != 0), now, base)
+        return None if base is None else base.copy()
+
+    def fill(self, painted: np.ndarray) -> None:
+        """Put annotations (P, H, W) of an earlier session into a layer that is still empty."""
+        layer = self.annotate()
+        layer.data.reshape(self.planes_shape)[:] = painted
+        layer.refresh()
 
     def collect_corrections(self) -> int:
         """Turn edits of the prediction into annotations; returns how many pixels changed.

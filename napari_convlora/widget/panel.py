@@ -1,6 +1,7 @@
 """The dock widget: lays out its parts and wires them to the workflow."""
 
 # No `from __future__ import annotations` here: napari reads the viewer's annotation at run time.
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,16 +25,21 @@ from napari_convlora.annotations import (
     write_classes,
 )
 from napari_convlora.config import ClassInfo, ConvLoRAError
+from napari_convlora.project import Manifest
 from napari_convlora.widget import dialogs
 from napari_convlora.widget.class_table import ClassTable
 from napari_convlora.widget.counting import Counts
 from napari_convlora.widget.form import Unfolding
+from napari_convlora.widget.history import History
 from napari_convlora.widget.instances_section import InstancesSection
 from napari_convlora.widget.jobs import Recipe
+from napari_convlora.widget.keeper import Keeper
 from napari_convlora.widget.plot import TrainingPlot
+from napari_convlora.widget.project_section import ProjectSection, RecoveryOffer
 from napari_convlora.widget.prompt_tool import PromptTool
 from napari_convlora.widget.review_section import ReviewSection
 from napari_convlora.widget.reviewed_form import ReviewedForm, counted
+from napari_convlora.widget.rounds_section import RoundsSection
 from napari_convlora.widget.run_bar import RunBar
 from napari_convlora.widget.settings import SettingsForm
 from napari_convlora.widget.source_form import SourceForm
@@ -57,7 +63,8 @@ class ConvLoRAWidget(QWidget):
 
     Attributes
     ----------
-    workflow, images, source, settings, table, run_bar, plot, review, instances
+    workflow, images, source, settings, table, run_bar, plot, prompts, reviewed, review, instances
+    keeper, history, offer, project, rounds
         The parts, each of which works without the others.
     """
 
@@ -76,6 +83,10 @@ class ConvLoRAWidget(QWidget):
         self.instances = InstancesSection(flow, lambda: table.current)
         self.reviewed = ReviewedForm(self.images, self)
         self._reviewed = Unfolding("Reviewed regions", self.reviewed)
+        self.keeper = Keeper(self.workflow, self._recipe, self)
+        self.history = History(self.keeper, self.workflow, self._recipe, self)
+        self.offer, self.project = RecoveryOffer(self.keeper), ProjectSection(self.keeper)
+        self.rounds = RoundsSection(self.history)
         self._untouched = True
         self._counts = Counts()
         self._hint = ""
@@ -96,9 +107,10 @@ class ConvLoRAWidget(QWidget):
         self._wire()
         self.images.show_classes(self.table.classes)
         # Captures what can do without Qt, as this widget is half gone when `destroyed` comes.
-        workflow, prompts = self.workflow, self.prompts
+        workflow, prompts, keeper = self.workflow, self.prompts, self.keeper
         self.destroyed.connect(lambda *_: workflow.close())
         self.destroyed.connect(lambda *_: prompts.close_down())
+        self.destroyed.connect(lambda *_: keeper.close())
         self._viewer = napari_viewer
         self._follow_theme()
         self._on_image()
@@ -209,6 +221,7 @@ class ConvLoRAWidget(QWidget):
         column = QVBoxLayout(inside)
         column.setSpacing(6)
         for part in (
+            self.offer,
             self.source.native,
             Unfolding("Advanced", self.settings.native),
             self.settings.native,
@@ -217,6 +230,10 @@ class ConvLoRAWidget(QWidget):
             self.run_bar,
             self.plot,
             self._status,
+            Unfolding("Project", self.project),
+            self.project,
+            Unfolding("Rounds", self.rounds),
+            self.rounds,
             Unfolding("SAM prompts", self.prompts),
             self.prompts,
             self._reviewed,
@@ -269,18 +286,21 @@ class ConvLoRAWidget(QWidget):
         flow.stepped.connect(self._on_steps)
         flow.scored.connect(lambda s: self.plot.add(scores=[(s.step, s.score)]))
         flow.tiled.connect(bar.show_tiles)
+        self.keeper.opened.connect(self.source.choose)
+        self.keeper.loaded.connect(self._on_project)
+        self.keeper.said.connect(self._say)
+        self.history.said.connect(self._say)
+        for part in (self.keeper, self.offer, self.project, self.rounds):
+            part.failed.connect(lambda sentence: self._complain(sentence, False))
         self._predict.clicked.connect(self.predict)
         self._masks.clicked.connect(lambda: dialogs.with_masks(self, self.export_masks))
         self._save.clicked.connect(lambda: dialogs.with_new_adapter(self, self.export_adapter))
         self._load.clicked.connect(lambda: dialogs.with_adapter(self, self.load_adapter))
 
     def _recipe(self) -> Recipe:
-        return Recipe(
-            self.source.backbone,
-            self.settings.model_config(),
-            self.settings.train_config(),
-            self.review.keep_uncertainty.isChecked(),
-        )
+        train = replace(self.settings.train_config(), start=self.rounds.start)
+        uncertain = self.review.keep_uncertainty.isChecked()
+        return Recipe(self.source.backbone, self.settings.model_config(), train, uncertain)
 
     def _fits(self, layer: "napari.layers.Labels") -> bool:
         record = self.images.current
@@ -312,6 +332,15 @@ class ConvLoRAWidget(QWidget):
         self._untouched = False
         self.images.show_classes(self.table.classes)
         self._refresh()
+
+    def _on_project(self, manifest: Manifest) -> None:
+        """Show classes and settings of a project that was opened."""
+        self.source.choose_backbone(manifest.settings.backbone)
+        self.settings.show(manifest.settings.model, manifest.settings.train)
+        self.rounds.go_on.setChecked(manifest.settings.train.start == "installed")
+        if manifest.classes:
+            self.table.set_classes(manifest.classes)
+            self._on_classes()
 
     def _on_found(self, classes: tuple[ClassInfo, ...]) -> None:
         """Take up classes that come with a layer or an adapter."""

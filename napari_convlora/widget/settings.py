@@ -93,6 +93,16 @@ class SettingsForm:
             ]
         )
 
+    def show(self, model: ModelConfig, train: TrainConfig) -> None:
+        """Take over these settings, those that the form does not show as well."""
+        self.model, self.train = model, train
+        for name in ("method", "head", "detail"):
+            getattr(self, name).value = getattr(model, name)
+        for name in ("preset", "max_steps", "seed", "device"):
+            getattr(self, name).value = getattr(train, name)
+        self.max_minutes.value = train.max_minutes or 0
+        self.preview_seconds.value = train.preview_seconds or 0
+
     def model_config(self) -> ModelConfig:
         """Return what the next round trains."""
         return replace(

@@ -116,6 +116,12 @@ class SourceForm(QObject):
         if before != (self.image, self.channel_axis):
             self.image_chosen.emit()
 
+    def choose(self, image: Image, channel_axis: int | None) -> None:
+        """Choose an image of the viewer."""
+        self.refresh()
+        self.image_combo.value = image
+        self.channels_combo.value = channel_axis
+
     def set_backbones(self, titles: dict[str, str]) -> None:
         """Offer these backbones, by name, and files."""
         self._backbones = dict(titles) or dict(_DEFAULT)

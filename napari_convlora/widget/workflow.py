@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from qtpy.QtCore import QObject, Signal
 
 from napari_convlora import events
 from napari_convlora.config import ConvLoRAError, InputError
+from napari_convlora.rounds import decide
 from napari_convlora.widget import jobs
 from napari_convlora.widget.images import Images
 from napari_convlora.widget.layers import ImageLayers
@@ -37,6 +40,13 @@ Phase = Literal["idle", "starting", "training", "predicting"]
 class Workflow(QObject):
     """Images, and the one job that may run on them.
 
+    Attributes
+    ----------
+    elsewhere
+        Returns annotated images that are not in the viewer, to learn from as well.
+    earlier
+        Rounds of an earlier session, which count too.
+
     Signals
     -------
     changed
@@ -49,6 +59,10 @@ class Workflow(QObject):
         Classes that a layer or an adapter brings along.
     started, stepped, scored, tiled
         Progress: (total steps, held out), list of `Step`, `Scored`, `Tiles`.
+    learnt
+        A round has ended: `Finished`, the snapshots it learnt from, and its `Recipe`.
+    predicted
+        The image that was predicted, and what the model said (P, H, W).
     ready
         Titles of the backbones on this computer, by name.
     """
@@ -61,6 +75,8 @@ class Workflow(QObject):
     stepped = Signal(list)
     scored = Signal(object)
     tiled = Signal(object)
+    learnt = Signal(object, list, object)
+    predicted = Signal(object, object)
     ready = Signal(dict)
 
     def __init__(
@@ -69,7 +85,10 @@ class Workflow(QObject):
         super().__init__(parent)
         self.images = Images(viewer, self)
         self.phase: Phase = "idle"
+        self.earlier = 0
+        self.elsewhere: Callable[[], list[jobs.Snapshot]] = list
         self._target: ImageLayers | None = None
+        self._learning: tuple[list[jobs.Snapshot], jobs.Recipe | None] = [], None
         self._outcome = ""
         self._score = ""
         self._keep_labels = False
@@ -111,6 +130,8 @@ class Workflow(QObject):
         """Start a round on everything painted so far."""
         record = self.images.need()
         first, *others = (other.snapshot() for other in self.images.learnable())
+        known = {first.name, *(other.name for other in others)}
+        others += [s for s in self.elsewhere() if s.name not in known]
         snapshots = [
             first,
             *(other for other in others if other.annotations.any() or other.reviewed),
@@ -120,6 +141,7 @@ class Workflow(QObject):
             record.prepare_prediction()
         job = jobs.adapt(snapshots, self.images.classes, recipe)
         self._start(job, record, "Loading the backbone…")
+        self._learning = snapshots, recipe
 
     def predict(self, recipe: jobs.Recipe) -> None:
         """Predict the current image with the installed adapter."""
@@ -136,13 +158,32 @@ class Workflow(QObject):
         self.predict(replace(recipe, uncertainty=True))
         self._keep_labels = keep
 
-    def load_adapter(self, path: Path, recipe: jobs.Recipe) -> None:
-        """Install the adapter in a file, and predict the current image if there is one."""
-        record = self.images.current
+    def load_adapter(
+        self,
+        path: Path,
+        recipe: jobs.Recipe,
+        labels: Sequence[tuple[str, np.ndarray]] = (),
+        *,
+        show: bool = True,
+    ) -> None:
+        """Install the adapter in a file, and predict the current image if there is one.
+
+        Parameters
+        ----------
+        path
+            Of the adapter.
+        recipe
+            What the user has chosen.
+        labels
+            What it learnt from, if that is known: names and annotations (P, H, W).
+        show
+            Whether to predict.
+        """
+        record = self.images.current if show else None
         snapshot = None if record is None else record.snapshot()
         if record is not None:
             record.derived.keep_previous()
-        self._start(jobs.load(path, snapshot, recipe), record, f"Loading {path.name}…")
+        self._start(jobs.load(path, snapshot, recipe, labels), record, f"Loading {path.name}…")
 
     def stop(self) -> None:
         """End training and keep what was learnt, or cancel a prediction."""
@@ -230,6 +271,7 @@ class Workflow(QObject):
                     self.said.emit("A first preview, from local filters; now SAM is adapted.")
                 self.changed.emit()
             case events.Finished():
+                self.learnt.emit(message, *self._learning)
                 self._finish(message)
             case events.Failed():
                 self._outcome = message.message
@@ -261,11 +303,13 @@ class Workflow(QObject):
         session = self.runner.session
         if self._outcome:  # it was broken off, and why is known
             return
-        number = len(session.rounds) if session is not None else 1
+        number = self.earlier + (len(session.rounds) if session is not None else 1)
         how = _HOW.get(message.reason, "is done")
+        verdict = decide(message.adapter.summary)
+        reason = f" {verdict.reason}" if message.adapter.summary.get("compared") else ""
         self._outcome = (
-            f"Round {number} {how}{self._score}. Correct mistakes by painting on 'prediction', "
-            "then press Adapt again; or export."
+            f"Round {number} {how}{self._score}.{reason} Correct mistakes by painting on "
+            "'prediction', then press Adapt again; or export."
         )
 
     def _install(self, message: jobs.Predicted) -> None:
@@ -274,6 +318,7 @@ class Workflow(QObject):
             self._outcome = self._outcome or "The prediction was cancelled; the adapter is kept."
         elif self._target is not None:
             if not self._keep_labels:
+                self.predicted.emit(self._target, message.labels)
                 self._target.show(message.labels)
             self._target.adapter = None if session is None else session.installed
             self._target.derived.show_uncertainty(message.uncertainty)

@@ -20,6 +20,14 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
+@pytest.fixture(autouse=True)
+def recovery_folder(tmp_path_factory, monkeypatch):
+    """Unsaved work of a test goes where no other test, and no user, will find it."""
+    folder = tmp_path_factory.mktemp("user")
+    monkeypatch.setenv("NAPARI_CONVLORA_RECOVERY", str(folder))
+    return folder / "recovery"
+
+
 @pytest.fixture
 def halves() -> np.ndarray:
     """Grey image whose left half is dark and right half bright."""
@@ -47,7 +55,7 @@ def make_widget(make_session) -> Callable:
     widgets = []
 
     def make(viewer, **train):
-        widget = ConvLoRAWidget(viewer, make_session())
+        widget = ConvLoRAWidget(viewer, train.get("session") or make_session())
         viewer.window.add_dock_widget(widget, name="Conv-LoRA")
         widget.settings.train = TrainConfig(views=2, detail_steps=5, score_every=2)
         widget.settings.max_steps.value = train.get("max_steps", 3)
@@ -58,6 +66,7 @@ def make_widget(make_session) -> Callable:
 
     yield make
     for widget in widgets:
+        widget.keeper.close()
         assert widget.workflow.runner.close(20)
 
 

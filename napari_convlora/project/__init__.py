@@ -1,0 +1,10 @@
+"""Projects: a folder of annotations, rounds, settings and references to images."""
+
+from __future__ import annotations
+
+from napari_convlora.project.folder import Project
+from napari_convlora.project.manifest import ImageEntry, Manifest, Settings
+from napari_convlora.project.recipe import Recipe
+from napari_convlora.project.rounds import RoundRecord
+
+__all__ = ["ImageEntry", "Manifest", "Project", "Recipe", "RoundRecord", "Settings"]

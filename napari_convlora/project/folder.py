@@ -1,0 +1,296 @@
+"""A project on disk: plain files, each replaced as a whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from napari_convlora.annotations import LabelledImage
+from napari_convlora.config import InputError
+from napari_convlora.files import atomic_write, make_folder, read_image, read_labels
+from napari_convlora.project import owner
+from napari_convlora.project.labels import read_newest, replace_labels, write_labels
+from napari_convlora.project.manifest import ImageEntry, Manifest, new_stem
+from napari_convlora.project.rounds import ANNOTATIONS, PREDICTIONS, ROUNDS, Rounds
+
+MANIFEST = "project.json"
+_IMAGES = "images"
+
+
+class Project:
+    """A folder that holds annotations, rounds, settings and references to images.
+
+    Use `create` or `open`, and `close` in the end. Methods may be called from any thread, one at a
+    time.
+
+    Attributes
+    ----------
+    folder
+        Where it is.
+    manifest
+        What ``project.json`` holds; replaced as a whole, never changed.
+    rounds
+        The history.
+    lock
+        Held while something is written.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder, self.manifest = folder, manifest
+        self.lock = threading.RLock()
+        self.rounds = Rounds(self)
+
+    @classmethod
+    def create(cls, folder: Path, manifest: Manifest | None = None) -> Project:
+        """Make a project in a new or empty folder.
+
+        Raises
+        ------
+        InputError
+            The folder holds something, or cannot be written.
+        """
+        folder = Path(folder).absolute()
+        make_folder(folder)
+        if any(folder.iterdir()):
+            raise InputError(f"'{folder}' is not empty; choose or make an empty folder.")
+        owner.claim(folder)
+        project = cls(folder, manifest or Manifest())
+        project.manifest.write(folder / MANIFEST)
+        return project
+
+    @classmethod
+    def open(cls, folder: Path) -> Project:
+        """Open the project in a folder.
+
+        Raises
+        ------
+        InputError
+            There is none, it is damaged or of a newer format, or open in another process.
+        """
+        folder = Path(folder).absolute()
+        if not (folder / MANIFEST).is_file():
+            raise InputError(f"'{folder}' is no project: it has no {MANIFEST}; choose another.")
+        manifest = Manifest.read(folder / MANIFEST)
+        owner.claim(folder)
+        return cls(folder, manifest)
+
+    def close(self) -> None:
+        """Leave the folder to others."""
+        owner.release(self.folder)
+
+    def save_as(self, folder: Path) -> Project:
+        """Copy everything into a new or empty folder, and return the project there.
+
+        Raises
+        ------
+        InputError
+            The folder holds something, or cannot be written.
+        """
+        with self.lock:
+            there = Project.create(folder)
+            try:
+                for part in (ANNOTATIONS, PREDICTIONS, _IMAGES, ROUNDS):
+                    if (self.folder / part).is_dir():
+                        shutil.copytree(self.folder / part, there.folder / part)
+            except OSError as error:
+                raise InputError(
+                    f"'{folder}' cannot be written ({error.strerror}); choose another folder."
+                ) from error
+            images = tuple(
+                e if e.path.startswith(f"{_IMAGES}/") else e.rebased(self.folder, there.folder)
+                for e in self.manifest.images
+            )
+            there.update(lambda m: replace(self.manifest, images=images))
+            return there
+
+    def update(self, change: Callable[[Manifest], Manifest]) -> None:
+        """Replace the manifest by what `change` makes of it, and write it if it differs."""
+        with self.lock:
+            manifest = change(self.manifest)
+            if manifest != self.manifest:
+                manifest.write(self.own(MANIFEST))
+                self.manifest = manifest
+
+    def entry(self, stem: str) -> ImageEntry:
+        """Return an image by the name of its files."""
+        for entry in self.manifest.images:
+            if entry.stem == stem:
+                return entry
+        raise InputError(f"There is no image '{stem}' in this project; choose one from its list.")
+
+    def add(self, entry: ImageEntry, pixels: np.ndarray | None = None) -> ImageEntry:
+        """Add an image and return its entry, with a stem of its own.
+
+        Parameters
+        ----------
+        entry
+            Its `absolute` says where the file is; "" if it has none.
+        pixels : (P, H, W, C)
+            Of the layer. They are copied into the project if there is no file, or if that reads
+            differently, as nothing else could bring them back.
+
+        Raises
+        ------
+        InputError
+            The file is gone and there are no pixels, or nothing can be written.
+        """
+        with self.lock:
+            taken = {known.stem for known in self.manifest.images}
+            entry = replace(entry, stem=new_stem(entry.name, taken))
+            if pixels is not None and not self._reads_back(entry, pixels):
+                path = self.own(_IMAGES, f"{entry.stem}.npy")
+                make_folder(path.parent)
+                _write_pixels(path, entry.as_layer(pixels))
+            else:
+                path = Path(entry.absolute)
+            entry = entry.moved(path, self.folder)
+            self.update(lambda m: replace(m, images=(*m.images, entry)))
+            return entry
+
+    def add_file(self, path: Path) -> ImageEntry:
+        """Add an image file, to be annotated later.
+
+        Raises
+        ------
+        InputError
+            It cannot be read.
+        """
+        planes = read_image(path)
+        depth, height, width, channels = planes.shape
+        leading = () if depth == 1 else (depth,)
+        rgb = channels == 3 and planes.dtype == np.uint8
+        if channels == 1:
+            shape: tuple[int, ...] = (*leading, height, width)
+        else:
+            shape = (*leading, height, width, 3) if rgb else (*leading, channels, height, width)
+        return self.add(
+            ImageEntry(
+                stem="",
+                name=path.stem,
+                path="",
+                absolute=str(path.absolute()),
+                shape=planes.shape,
+                layer_shape=shape,
+                rgb=rgb,
+                channel_axis=None if rgb or channels == 1 else len(leading),
+                dtype=str(planes.dtype),
+            )
+        )
+
+    def locate(self, stem: str, path: Path) -> None:
+        """Take note that an image is at `path` now.
+
+        Raises
+        ------
+        InputError
+            It cannot be read there, or has another size than when it was annotated.
+        """
+        entry = self.entry(stem).moved(path, self.folder)
+        entry.read(self.folder)
+        self._replace_entry(entry)
+
+    def annotations(self, stem: str) -> tuple[np.ndarray | None, str]:
+        """Return annotations (P, H, W) int32, None if there are none, and what is odd about them.
+
+        Raises
+        ------
+        InputError
+            Neither they nor an older version can be read.
+        """
+        path = self.own(ANNOTATIONS, f"{stem}.tif")
+        labels, source = read_newest(path, self.entry(stem).shape[:3])
+        if labels is None or source == path:
+            return labels, ""
+        return labels, f"'{path.name}' is damaged; an older version, {source.name}, was opened."
+
+    def keep_annotations(self, stem: str, labels: np.ndarray) -> None:
+        """Write annotations (P, H, W), keep an older version, and count the pixels.
+
+        Raises
+        ------
+        InputError
+            They cannot be written.
+        """
+        with self.lock:
+            path = self.own(ANNOTATIONS, f"{stem}.tif")
+            make_folder(path.parent)
+            replace_labels(path, labels)
+            ids, counts = np.unique(labels[labels > 0], return_counts=True)
+            found = dict(zip(ids.tolist(), counts.tolist(), strict=True))
+            self._replace_entry(replace(self.entry(stem), counts=found))
+
+    def prediction(self, stem: str) -> np.ndarray | None:
+        """Return the model's last prediction (P, H, W) int32 of an image; None if there is none."""
+        path = self.own(PREDICTIONS, f"{stem}.tif")
+        return read_labels(path, self.entry(stem).shape[:3]) if path.is_file() else None
+
+    def keep_prediction(self, stem: str, labels: np.ndarray) -> None:
+        """Write what the model predicted (P, H, W)."""
+        with self.lock:
+            path = self.own(PREDICTIONS, f"{stem}.tif")
+            make_folder(path.parent)
+            write_labels(path, labels)
+
+    def predicted(self, stem: str) -> bool:
+        """Whether there is a prediction of an image."""
+        return (self.folder / PREDICTIONS / f"{stem}.tif").is_file()
+
+    def labelled(self) -> tuple[tuple[str, ...], list[LabelledImage]]:
+        """Return stems and contents of the annotated images with as many channels as the first.
+
+        Raises
+        ------
+        InputError
+            No image is annotated, or one cannot be read.
+        """
+        annotated = [e for e in self.manifest.images if e.counts]
+        if not annotated:
+            raise InputError(
+                f"Nothing is annotated in '{self.folder}' yet; paint strokes in its images first."
+            )
+        stems, images = [], []
+        for entry in annotated:
+            if entry.shape[3] == annotated[0].shape[3]:
+                labels, _ = self.annotations(entry.stem)
+                assert labels is not None
+                stems.append(entry.stem)
+                images.append(LabelledImage(entry.read(self.folder), labels, name=entry.name))
+        return tuple(stems), images
+
+    def install(self, number: int) -> None:
+        """Make a round the one that predicts."""
+        self.update(lambda m: replace(m, installed=number))
+
+    def _replace_entry(self, entry: ImageEntry) -> None:
+        self.update(
+            lambda m: replace(
+                m, images=tuple(entry if e.stem == entry.stem else e for e in m.images)
+            )
+        )
+
+    def own(self, *parts: str) -> Path:
+        """Return a path to write to, which a link in a stranger's project must not lead away."""
+        path = self.folder.joinpath(*parts)
+        if not path.resolve().is_relative_to(self.folder.resolve()):
+            raise InputError(
+                f"'{path}' is a link that leads out of the project; remove it and save again."
+            )
+        return path
+
+    def _reads_back(self, entry: ImageEntry, pixels: np.ndarray) -> bool:
+        try:
+            return bool(entry.absolute) and np.array_equal(
+                entry.moved(Path(entry.absolute), self.folder).read(self.folder), pixels
+            )
+        except InputError:
+            return False
+
+
+def _write_pixels(path: Path, pixels: np.ndarray) -> None:
+    with atomic_write(path) as file:
+        np.save(file, pixels, allow_pickle=False)

@@ -1,0 +1,247 @@
+"""``project.json``: what a project is made of, and where its images are."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from napari_convlora import __version__
+from napari_convlora.annotations import parse_classes
+from napari_convlora.config import ClassInfo, InputError, ModelConfig, TrainConfig
+from napari_convlora.files import read_image
+from napari_convlora.planes import drop_alpha, size_text, to_planes
+from napari_convlora.project.checked import build, read_json, write_json
+
+FORMAT = 1
+_STEM = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
+_ENDS = 65536
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a round is run with.
+
+    Parameters
+    ----------
+    backbone
+        Name or checkpoint path.
+    model, train
+        What is trained, and how.
+    """
+
+    backbone: str = "litemedsam"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+@dataclass(frozen=True)
+class ImageEntry:
+    """One image of a project, by reference.
+
+    Parameters
+    ----------
+    stem
+        Name of its files in the project.
+    name
+        What people call it: the name of its layer.
+    path, absolute
+        Where it is, from the project's folder and from the root; the first that exists counts.
+    shape
+        (P, H, W, C) as the engine sees it.
+    layer_shape, rgb, channel_axis
+        How a napari layer holds the same pixels.
+    dtype
+        Of the pixels.
+    fingerprint
+        Of the file's content; "" if unknown.
+    scale, translate
+        Of the layer.
+    counts
+        Painted pixels by class id.
+    """
+
+    stem: str
+    name: str
+    path: str
+    absolute: str
+    shape: tuple[int, int, int, int]
+    layer_shape: tuple[int, ...]
+    rgb: bool = False
+    channel_axis: int | None = None
+    dtype: str = ""
+    fingerprint: str = ""
+    scale: tuple[float, ...] = ()
+    translate: tuple[float, ...] = ()
+    counts: dict[int, int] = field(default_factory=dict)
+
+    def find(self, folder: Path) -> Path:
+        """Return where the image is.
+
+        Raises
+        ------
+        InputError
+            It is at neither of its two places.
+        """
+        places = [folder / self.path, Path(self.absolute)]
+        # A pipe would be waited for, and a network name would be logged on to.
+        found = [p for p in places if not _is_remote(p) and p.is_file()]
+        if not found:
+            raise InputError(
+                f"The image '{self.name}' is no longer at {self.absolute}; put it back, or show "
+                "where it is now with Locate."
+            )
+        same = [p for p in found if fingerprint(p) == self.fingerprint]
+        return (same or found)[0]
+
+    def read(self, folder: Path) -> np.ndarray:
+        """Return the pixels (P, H, W, C).
+
+        Raises
+        ------
+        InputError
+            The image is absent, unreadable or has another size than when it was annotated.
+        """
+        path = self.find(folder)
+        planes = read_image(path)
+        if planes.shape != self.shape and planes.size == math.prod(self.layer_shape):
+            # A file that does not say which axis holds channels; the layer's user did.
+            raw = planes.reshape(self.layer_shape)
+            planes = to_planes(raw, rgb=self.rgb, channel_axis=self.channel_axis)
+            planes = drop_alpha(planes) if self.rgb else planes
+        if planes.shape != self.shape:
+            raise InputError(
+                f"'{path}' is {size_text(planes.shape[:3])} with {planes.shape[3]} channels, but "
+                f"{size_text(self.shape[:3])} with {self.shape[3]} were annotated; "
+                "show where that image is with Locate."
+            )
+        return planes
+
+    def as_layer(self, planes: np.ndarray) -> np.ndarray:
+        """Return `planes` (P, H, W, C) in the shape that a napari layer holds, as a view."""
+        if self.channel_axis is not None:
+            leading = list(self.layer_shape)
+            channels = leading.pop(self.channel_axis)
+            return np.moveaxis(planes.reshape(*leading, channels), -1, self.channel_axis)
+        if self.rgb:
+            return planes.reshape(*self.layer_shape[:-1], planes.shape[-1])
+        return planes.reshape(self.layer_shape)
+
+    def moved(self, path: Path, folder: Path) -> ImageEntry:
+        """Return the entry with the image at `path`, for a project in `folder`."""
+        absolute = path.absolute()
+        return replace(
+            self,
+            path=_relative(absolute, folder),
+            absolute=str(absolute),
+            fingerprint=fingerprint(absolute),
+        )
+
+    def rebased(self, folder: Path, other: Path) -> ImageEntry:
+        """Return the entry of a project in `folder` as seen from a folder `other`."""
+        return replace(self, path=_relative(folder / self.path, other))
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What ``project.json`` holds.
+
+    Parameters
+    ----------
+    classes
+        The class table.
+    settings
+        Of the next round.
+    images
+        In the order of the list.
+    current
+        Stem of the image last worked on, or None.
+    installed
+        Number of the round whose adapter predicts, or None.
+    """
+
+    classes: tuple[ClassInfo, ...] = ()
+    settings: Settings = field(default_factory=Settings)
+    images: tuple[ImageEntry, ...] = ()
+    current: str | None = None
+    installed: int | None = None
+
+    def write(self, path: Path) -> None:
+        """Write the manifest, atomically."""
+        write_json(path, {"format": FORMAT, "package": __version__, **asdict(self)})
+
+    @classmethod
+    def read(cls, path: Path) -> Manifest:
+        """Read a manifest; nothing in it is trusted.
+
+        Raises
+        ------
+        InputError
+            The file is absent, damaged, or of a newer format.
+        """
+        data = read_json(path, FORMAT)
+        try:
+            manifest = build(cls, data)
+            if manifest.classes:
+                parse_classes({"classes": data["classes"]}, path.name)
+            check_entries(manifest.images)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"'{path}' is damaged ({error}); restore a copy of it.") from error
+        return manifest
+
+
+def check_entries(images: Sequence[ImageEntry]) -> None:
+    """Raise a ``ValueError`` unless the images have sizes, and files of their own.
+
+    A stem becomes part of a path that is written to, so that it must not lead anywhere else.
+    """
+    for entry in images:
+        if not _STEM.fullmatch(entry.stem):
+            raise ValueError(f"an image cannot have the file name {entry.stem[:40]!r}")
+        axis = entry.channel_axis
+        if len(entry.shape) != 4 or not all(0 < n < 2**31 for n in entry.shape):
+            raise ValueError(f"the image {entry.stem} has no size")
+        if not 2 <= len(entry.layer_shape) <= 16 or (axis or 0) >= len(entry.layer_shape):
+            raise ValueError(f"the image {entry.stem} has no layer shape")
+    if len({entry.stem.lower() for entry in images}) < len(images):
+        raise ValueError("two images share their files")
+
+
+def new_stem(name: str, taken: set[str]) -> str:
+    """Return a file name for `name` that no other image has, whatever the file system."""
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_")[:80] or "image"
+    stem, i = plain, 1
+    while stem.lower() in {t.lower() for t in taken}:
+        i += 1
+        stem = f"{plain}_{i}"
+    return stem
+
+
+def fingerprint(path: Path) -> str:
+    """Return a hash of size and both ends of a file, quick for any size; "" if unreadable."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(0)
+            head = file.read(_ENDS)
+            file.seek(max(0, size - _ENDS))
+            return hashlib.sha256(b"%d " % size + head + file.read(_ENDS)).hexdigest()[:32]
+    except OSError:
+        return ""
+
+
+def _relative(path: Path, folder: Path) -> str:
+    try:
+        return Path(os.path.relpath(path.absolute(), folder.absolute())).as_posix()
+    except ValueError:  # another drive
+        return str(path.absolute())
+
+
+def _is_remote(path: Path) -> bool:
+    return str(path).startswith(("\\\\", "//"))

@@ -1,0 +1,87 @@
+"""Work that has no project yet is kept aside, and offered again after a crash."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from napari_convlora.config import ConvLoRAError
+from napari_convlora.project import owner
+from napari_convlora.project.folder import MANIFEST, Project
+from napari_convlora.project.manifest import Manifest
+
+MOST = 5
+"""Unsaved sessions kept; older ones are removed."""
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """An unsaved session: its folder, how many images and pixels were painted, and when."""
+
+    folder: Path
+    images: int
+    pixels: int
+    when: float
+    crashed: bool
+
+    @property
+    def sentence(self) -> str:
+        """What there is, and why."""
+        when = time.strftime("%d %B, %H:%M", time.localtime(self.when))
+        how = "napari ended unexpectedly" if self.crashed else "napari was closed without saving"
+        images = "1 image" if self.images == 1 else f"{self.images} images"
+        return f"{how[0].upper()}{how[1:]} on {when}: {self.pixels:,} painted pixels on {images}."
+
+
+def root() -> Path:
+    """Return the folder of unsaved sessions; ``NAPARI_CONVLORA_RECOVERY`` names another."""
+    named = os.environ.get("NAPARI_CONVLORA_RECOVERY")
+    return Path(named or platformdirs.user_data_dir("napari-convlora", False)) / "recovery"
+
+
+def begin(manifest: Manifest) -> Project:
+    """Make a project aside for a session that has none.
+
+    Raises
+    ------
+    InputError
+        Nothing can be written there.
+    """
+    return Project.create(
+        root() / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}", manifest
+    )
+
+
+def leftovers() -> list[Leftover]:
+    """Return unsaved sessions whose process is gone, newest first; only the newest are kept."""
+    found: list[Leftover] = []
+    for path in sorted(root().glob(f"*/{MANIFEST}"), key=_when, reverse=True):
+        if owner.is_open(path.parent):
+            continue
+        try:
+            images = [e for e in Manifest.read(path).images if e.counts]
+        except ConvLoRAError:  # a newer version's, or damaged: left to whoever can read it
+            continue
+        if images and len(found) < MOST:
+            pixels = sum(sum(e.counts.values()) for e in images)
+            crashed = owner.crashed(path.parent)
+            found.append(Leftover(path.parent, len(images), pixels, _when(path), crashed))
+        else:
+            discard(path.parent)
+    return found
+
+
+def discard(folder: Path) -> None:
+    """Remove an unsaved session."""
+    if folder.resolve().parent == root().resolve():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _when(path: Path) -> float:
+    return path.stat().st_mtime

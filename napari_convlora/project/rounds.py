@@ -1,0 +1,269 @@
+"""Rounds of a project on disk: record, adapter, annotations and predictions of each."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from napari_convlora.config import InputError
+from napari_convlora.export import write_history
+from napari_convlora.files import atomic_write, make_folder, read_labels
+from napari_convlora.project.checked import build, read_json, write_json
+from napari_convlora.project.labels import write_labels
+from napari_convlora.project.manifest import ImageEntry, Settings
+from napari_convlora.project.recipe import Recipe
+from napari_convlora.rounds import Correction, correction, decide
+
+if TYPE_CHECKING:
+    from napari_convlora.adapter_file import Adapter
+    from napari_convlora.events import Event
+    from napari_convlora.project.folder import Project
+
+FORMAT = 1
+ANNOTATIONS, PREDICTIONS, ROUNDS = "annotations", "predictions", "rounds"
+RECORD, RECIPE, HISTORY = "round.json", "recipe.json", "history.csv"
+ADAPTER, START = "adapter.safetensors", "start.safetensors"
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One row of the history.
+
+    Parameters
+    ----------
+    number
+        From 1.
+    score, held_out
+        Mean IoU in [0, 1], on held-out or on training labels; None where nothing was scored.
+    seconds, steps, ended_by
+        How long it took, and why it ended.
+    pixels
+        Labelled pixels by class id.
+    images
+        Stems of the images it learnt from, in order.
+    started_from
+        ``base``, or the round it went on from.
+    better, reason
+        What the better-or-keep gate said.
+    when
+        Seconds since 1970.
+    """
+
+    number: int
+    score: float | None
+    held_out: bool
+    seconds: float
+    steps: int
+    ended_by: str
+    pixels: dict[int, int]
+    images: tuple[str, ...]
+    started_from: str = "base"
+    better: bool = True
+    reason: str = ""
+    when: float = field(default_factory=time.time)
+
+
+def write_record(folder: Path, record: RoundRecord) -> None:
+    """Write the record of a round into its folder."""
+    write_json(folder / RECORD, {"format": FORMAT, **asdict(record)})
+
+
+def read_record(folder: Path) -> RoundRecord:
+    """Read the record in a round's folder.
+
+    Raises
+    ------
+    InputError
+        It is absent, damaged or of a newer format.
+    """
+    data = read_json(folder / RECORD, FORMAT)
+    try:
+        return build(RoundRecord, data)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"'{folder / RECORD}' is damaged ({error}); restore a copy.") from error
+
+
+def _copy(source: Path, target: Path) -> None:
+    with atomic_write(target) as file:
+        file.write(source.read_bytes())
+
+
+def numbers(folder: Path) -> list[int]:
+    """Return the numbers of the rounds in a folder, in order."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal() and len(p.name) < 7)
+
+
+class Rounds:
+    """The rounds of a project.
+
+    Parameters
+    ----------
+    project
+        Whose rounds they are.
+    """
+
+    def __init__(self, project: Project) -> None:
+        self._project = project
+
+    def records(self) -> list[RoundRecord]:
+        """Return the history, oldest first; rounds whose record is damaged are left out."""
+        found = []
+        for number in numbers(self._project.folder / ROUNDS):
+            try:
+                found.append(read_record(self.folder(number)))
+            except InputError:  # one damaged record must not close the whole project
+                continue
+        return found
+
+    def folder(self, number: int) -> Path:
+        """Return the folder of a round."""
+        return self._project.folder / ROUNDS / f"{number:03d}"
+
+    def adapter(self, number: int) -> Adapter:
+        """Return the adapter of a round.
+
+        Raises
+        ------
+        AdapterError
+            It is absent or damaged.
+        """
+        from napari_convlora.adapter_file import Adapter
+
+        return Adapter.load(self.folder(number) / ADAPTER)
+
+    def add(
+        self,
+        adapter: Adapter,
+        labels: Mapping[str, np.ndarray],
+        settings: Settings,
+        events: Iterable[Event] = (),
+    ) -> RoundRecord:
+        """Write a finished round and install it if it is better than the installed one.
+
+        Parameters
+        ----------
+        adapter
+            What it learnt, with its summary.
+        labels
+            Annotations (P, H, W) it learnt from, by stem, in order.
+        settings
+            It was run with.
+        events
+            Of the round, for the history of losses and scores.
+        """
+        summary = adapter.summary
+        verdict = decide(summary)
+        installed = self._project.manifest.installed
+        warm = summary.get("start") == "installed"
+        with self._project.lock:
+            number = max(numbers(self._project.folder / ROUNDS), default=0) + 1
+            record = RoundRecord(
+                number=number,
+                score=summary.get("score"),
+                held_out=bool(summary.get("held_out")),
+                seconds=float(summary.get("seconds", 0)),
+                steps=int(summary.get("steps", 0)),
+                ended_by=str(summary.get("ended_by", "")),
+                pixels={int(i): n for i, n in summary.get("labelled_pixels", {}).items() if n},
+                images=tuple(labels),
+                started_from=f"round {installed}" if warm else "base",
+                better=verdict.better,
+                reason=verdict.reason,
+            )
+            # Written aside and renamed, so that there never is half a round.
+            aside = self._project.own(ROUNDS, f".new-{number:03d}")
+            shutil.rmtree(aside, ignore_errors=True)
+            recipe = Recipe(
+                classes=adapter.classes,
+                settings=settings,
+                images=tuple(
+                    self._project.entry(s).rebased(self._project.folder, aside) for s in labels
+                ),
+                start=START if warm else None,
+                stop_after=record.steps if record.ended_by == "stopped" else None,
+                threads=int(summary.get("threads", 1)),
+            )
+            make_folder(aside / recipe.labels)
+            for stem, array in labels.items():
+                write_labels(aside / recipe.labels / f"{stem}.tif", array)
+            adapter.save(aside / ADAPTER)
+            write_history(aside / HISTORY, events)
+            if warm and installed is not None:
+                _copy(self.folder(installed) / ADAPTER, aside / START)
+            final = self.folder(number)
+            recipe.write(aside / RECIPE)
+            write_record(aside, record)
+            os.replace(aside, final)
+            if verdict.better:
+                self._project.install(number)
+            return record
+
+    def recipe(self, number: int) -> Recipe:
+        """Return what repeats a round."""
+        return Recipe.read(self.folder(number) / RECIPE)
+
+    def export_recipe(self, number: int, path: Path) -> None:
+        """Write what repeats a round to `path`, with its annotations in a folder beside it.
+
+        Raises
+        ------
+        InputError
+            The round's files cannot be read, or nothing can be written there.
+        """
+        recipe, source = self.recipe(number), self.folder(number)
+        beside = path.parent / f"{path.stem}_annotations"
+        make_folder(beside)
+        for entry, labels in self.labels(number):
+            write_labels(beside / f"{entry.stem}.tif", labels)
+        if recipe.start is not None:
+            start = f"{path.stem}_{START}"
+            _copy(source / recipe.start, path.parent / start)
+            recipe = replace(recipe, start=start)
+        images = tuple(e.rebased(source, path.parent) for e in recipe.images)
+        replace(recipe, images=images, labels=beside.name).write(path)
+
+    def labels(self, number: int) -> list[tuple[ImageEntry, np.ndarray]]:
+        """Return the images a round learnt from, in order, with annotations (P, H, W) int32."""
+        recipe, folder = self.recipe(number), self.folder(number)
+        return [
+            (entry, read_labels(folder / recipe.labels / f"{entry.stem}.tif", entry.shape[:3]))
+            for entry in recipe.images
+        ]
+
+    def keep_prediction(self, number: int, stem: str, labels: np.ndarray) -> None:
+        """Write what a round's model predicted (P, H, W), for its correction score."""
+        with self._project.lock:
+            path = self._project.own(ROUNDS, f"{number:03d}", PREDICTIONS, f"{stem}.tif")
+            make_folder(path.parent)
+            write_labels(path, labels)
+
+    def corrections(self, number: int) -> Correction:
+        """Score a round's predictions against what was painted since it was made."""
+        folder = self.folder(number)
+        predicted: list[np.ndarray] = []
+        before: list[np.ndarray] = []
+        now: list[np.ndarray] = []
+        for path in sorted((folder / PREDICTIONS).glob("*.tif")):
+            shape = self._project.entry(path.stem).shape[:3]
+            today, _ = self._project.annotations(path.stem)
+            if today is not None:
+                learnt = folder / ANNOTATIONS / path.name
+                old = read_labels(learnt, shape) if learnt.is_file() else np.zeros_like(today)
+                for parts, array in (
+                    (predicted, read_labels(path, shape)),
+                    (before, old),
+                    (now, today),
+                ):
+                    parts.append(array.ravel())
+        if not now:
+            return Correction(0, float("nan"), float("nan"))
+        return correction(*map(np.concatenate, (predicted, before, now)))

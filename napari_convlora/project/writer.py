@@ -1,0 +1,65 @@
+"""Writes in the background, in order, in a thread that lives only while there is work."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from napari_convlora.config import ConvLoRAError
+
+logger = logging.getLogger(__name__)
+
+
+class Writer:
+    """Runs jobs one after the other in a thread of its own.
+
+    Attributes
+    ----------
+    failures
+        What went wrong since somebody last looked, a sentence each; take them with ``popleft``.
+    """
+
+    def __init__(self) -> None:
+        self.failures: deque[str] = deque()
+        self._jobs: deque[Callable[[], object]] = deque()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is still to be written."""
+        return self._thread is not None
+
+    def put(self, job: Callable[[], object]) -> None:
+        """Run `job` after those that wait already."""
+        with self._lock:
+            self._jobs.append(job)
+            if self._thread is None:
+                # No daemon: the interpreter waits for what is being written.
+                self._thread = threading.Thread(target=self._run, name="convlora-writer")
+                self._thread.start()
+
+    def flush(self) -> None:
+        """Wait until everything is written and the thread is gone."""
+        thread = self._thread
+        if thread is not None:
+            thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                if not self._jobs:
+                    self._thread = None
+                    return
+                job = self._jobs.popleft()
+            try:
+                job()
+            except ConvLoRAError as error:
+                self.failures.append(str(error))
+            except Exception as error:  # whatever it is, the next job must not suffer
+                logger.exception("The project could not be written")
+                self.failures.append(
+                    f"The project could not be written ({error}); save it to another folder."
+                )

@@ -1,0 +1,186 @@
+"""What ``adapt`` and ``predict`` work on: files, a project or a recipe."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from napari_convlora import large
+from napari_convlora.adapter_file import Adapter
+from napari_convlora.annotations import protect
+from napari_convlora.config import ClassInfo, InputError
+from napari_convlora.devices import use_threads
+from napari_convlora.events import Event, Finished, RunControl
+from napari_convlora.export import save_masks, save_probabilities
+from napari_convlora.planes import LazyPlanes
+from napari_convlora.prediction import Prediction
+from napari_convlora.project import ImageEntry, Project, Recipe, Settings
+from napari_convlora.scorer import Progress
+from napari_convlora.session import Session
+from napari_convlora.stores import open_image
+
+RunRound = Callable[..., tuple[Finished, list[Event]]]
+"""Runs a round of a session on images and classes, until a step if one is given."""
+
+
+@dataclass(frozen=True)
+class PredictionTask:
+    """An image to predict: its name, and what predicts it and keeps the result."""
+
+    name: str
+    run: Callable[[Session, RunControl], Iterator[Progress]]
+
+
+def settings(options: argparse.Namespace, base: Settings | None = None) -> Settings:
+    """Return `base`, else the defaults, with what the command line gives in its place."""
+    base = base or Settings()
+
+    def given(*names: str) -> dict[str, Any]:
+        found = {name: getattr(options, name) for name in names}
+        return {name: value for name, value in found.items() if value is not None}
+
+    train = given("preset", "max_steps", "max_minutes", "seed", "device", "start")
+    return replace(
+        base,
+        model=replace(base.model, **given("method")),
+        train=replace(base.train, **train),
+        **given("backbone"),
+    )
+
+
+def adapt(options: argparse.Namespace, run: RunRound) -> tuple[Finished, list[Event], str]:
+    """Run a round on a project, which it is added to, or repeat that of a recipe.
+
+    Returns
+    -------
+    tuple
+        How it ended, its events, and what to say of it.
+    """
+    if options.recipe:
+        recipe = Recipe.read(options.recipe)
+        session = _session(recipe.settings)
+        if recipe.start is not None:
+            session.install(Adapter.load(options.recipe.parent / recipe.start))
+        with use_threads(recipe.threads):
+            images = recipe.labelled(options.recipe.parent)
+            return *run(session, images, recipe.classes, recipe.stop_after), str(options.out)
+    with closing(Project.open(options.project)) as project:
+        chosen = settings(options, project.manifest.settings)
+        stems, images = project.labelled()
+        session = _session(chosen)
+        restore(project, session)
+        last, history = run(session, images, project.manifest.classes)
+        labels = [image.annotations for image in images]
+        record = project.rounds.add(
+            last.adapter, dict(zip(stems, labels, strict=True)), chosen, history
+        )
+        return last, history, f"{record.reason}\nRound {record.number}"
+
+
+def restore(project: Project, session: Session) -> None:
+    """Install the adapter of a project's installed round, and what that learnt from.
+
+    Raises
+    ------
+    ConvLoRAError
+        The round's files are absent or damaged.
+    """
+    number = project.manifest.installed
+    if number is not None:
+        labels = [(entry.name, array) for entry, array in project.rounds.labels(number)]
+        session.reinstall(project.rounds.adapter(number), labels)
+
+
+@contextmanager
+def to_predict(options: argparse.Namespace) -> Iterator[tuple[Adapter, str, list[PredictionTask]]]:
+    """Give the adapter, its backbone's name or path, and the images to predict.
+
+    Predictions of a project are kept in it, and with annotations on top in ``--out`` if given.
+
+    Raises
+    ------
+    InputError
+        No round of the project is installed.
+    """
+    if options.project is None:
+        adapter = Adapter.load(options.adapter)
+        yield (
+            adapter,
+            adapter.backbone_name,
+            [_of_file(p, adapter, options) for p in options.images],
+        )
+        return
+    with closing(Project.open(options.project)) as project:
+        number = project.manifest.installed
+        if number is None:
+            raise InputError(
+                f"No round is installed in '{project.folder}'; run "
+                f"`napari-convlora adapt --project {project.folder}` first."
+            )
+        images = [_of_project(entry, project, options) for entry in project.manifest.images]
+        backbone = project.rounds.recipe(number).settings.backbone
+        yield project.rounds.adapter(number), backbone, images
+
+
+def _of_file(path: Path, adapter: Adapter, options: argparse.Namespace) -> PredictionTask:
+    def run(session: Session, control: RunControl) -> Iterator[Progress]:
+        image = open_image(path)
+        if options.scheduler or options.format == "zarr" or isinstance(image, LazyPlanes):
+            if options.probabilities:
+                raise InputError("--probabilities is for small images; leave it out.")
+            task = large.task(
+                options.adapter, path, session.backbone_name, session.train_config.device
+            )
+            out = options.out / f"{path.stem}.{options.format}"
+            backbone = None if options.scheduler else session.backbone()
+            yield from large.predict_file(
+                task, adapter, backbone, image, out, control, options.scheduler
+            )
+            return
+        found = yield from session.predict(image, control, probabilities=options.probabilities)
+        if found is not None:
+            _export(found, found.labels, path.stem, adapter.classes, options)
+
+    return PredictionTask(str(path), run)
+
+
+def _of_project(entry: ImageEntry, project: Project, options: argparse.Namespace) -> PredictionTask:
+    def run(session: Session, control: RunControl) -> Iterator[Progress]:
+        image = entry.read(project.folder)
+        found = yield from session.predict(image, control, probabilities=options.probabilities)
+        if found is None:
+            return
+        project.keep_prediction(entry.stem, found.labels)
+        if options.out:
+            painted, _ = project.annotations(entry.stem)
+            labels = found.labels if painted is None else protect(found.labels, painted)
+            _export(found, labels, entry.stem, project.manifest.classes, options)
+
+    return PredictionTask(entry.name, run)
+
+
+def _export(
+    prediction: Prediction,
+    labels: np.ndarray,
+    stem: str,
+    classes: tuple[ClassInfo, ...],
+    options: argparse.Namespace,
+) -> None:
+    save_masks(_squeeze(labels), options.out / f"{stem}.tif", classes)
+    if prediction.probabilities is not None:
+        path = options.out / f"{stem}_probabilities.tif"
+        save_probabilities(_squeeze(prediction.probabilities), path, classes)
+
+
+def _squeeze(stack: np.ndarray) -> np.ndarray:
+    return stack[0] if len(stack) == 1 else stack
+
+
+def _session(chosen: Settings) -> Session:
+    return Session(chosen.model, chosen.train, chosen.backbone)

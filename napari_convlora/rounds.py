@@ -1,0 +1,88 @@
+"""How rounds compare: the better-or-keep gate, and what later corrections say of a prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from napari_convlora.config import UNLABELLED
+
+TOLERANCE = 0.01
+"""Mean IoU that a round may lose: it has learnt from more labels, and scores are noisy."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a round is to be installed, and why, in one sentence."""
+
+    better: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Correction:
+    """How right a prediction was where people painted later.
+
+    Parameters
+    ----------
+    pixels
+        How many were painted since.
+    accuracy, mean_iou
+        Over those pixels, in [0, 1]; the mean over the classes painted. NaN without pixels.
+    """
+
+    pixels: int
+    accuracy: float
+    mean_iou: float
+
+
+def decide(summary: Mapping[str, Any]) -> Verdict:
+    """Return whether a round is better than the installed one, from its adapter's summary.
+
+    Parameters
+    ----------
+    summary
+        Its ``compared`` is absent in a first round; it holds either ``why`` no comparison was
+        possible, or mean IoU of ``installed`` and ``new`` on the same ``pixels`` that are held
+        out and that neither has learnt from.
+    """
+    compared = summary.get("compared")
+    if not compared:
+        return Verdict(True, "Installed, as there was no adapter before.")
+    if "why" in compared:
+        return Verdict(True, f"Installed without a comparison, as {compared['why']}.")
+    new, before, pixels = compared["new"], compared["installed"], compared["pixels"]
+    on = f"on {pixels:,} held-out pixels that neither has learnt from"
+    if new >= before - TOLERANCE:
+        return Verdict(
+            True, f"Installed, as it scores {new:.2f} {on}, and the one before {before:.2f}."
+        )
+    return Verdict(
+        False,
+        f"Kept but not installed, as it scores {new:.2f} {on}, but the installed one {before:.2f}.",
+    )
+
+
+def correction(prediction: np.ndarray, before: np.ndarray, now: np.ndarray) -> Correction:
+    """Score a prediction against what was painted after it was made.
+
+    People correct where they see mistakes, so this says how the mistakes shrink from round to round
+    rather than how good a whole prediction is.
+
+    Parameters
+    ----------
+    prediction, before, now : (P, H, W) int
+        What the round predicted, the annotations it learnt from, and those of today.
+    """
+    painted = (now != before) & (now != UNLABELLED)
+    truth, found = now[painted], prediction[painted]
+    if not len(truth):
+        return Correction(0, float("nan"), float("nan"))
+    ious = [
+        ((truth == i) & (found == i)).sum() / ((truth == i) | (found == i)).sum()
+        for i in np.unique(truth)
+    ]
+    return Correction(len(truth), float((truth == found).mean()), float(np.mean(ious)))

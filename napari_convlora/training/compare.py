@@ -1,0 +1,132 @@
+"""A round against the installed adapter, on held-out labels that neither has learnt from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from napari_convlora.adapter_file import Adapter
+from napari_convlora.annotations import LabelledImage
+from napari_convlora.losses import VOID
+from napari_convlora.metrics import confusion, scores
+from napari_convlora.prediction import Returning, plane_logits
+from napari_convlora.sampling import training_set
+from napari_convlora.training.state import RoundState
+
+_REGIONS = 4
+"""Squares of a tile's size that are predicted twice; more would make a round much longer."""
+
+_PIXELS = 50
+"""Fewer than this say nothing."""
+
+Learnt = Mapping[str, tuple[tuple[int, ...], np.ndarray]]
+"""By image name, shape (P, H, W) and `numpy.packbits` of the pixels that were learnt from."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rival:
+    """The installed adapter, and what it learnt from; empty where that is not known."""
+
+    adapter: Adapter
+    learnt: Learnt
+
+
+def learnt_pixels(images: Sequence[LabelledImage], adapter: Adapter) -> Learnt:
+    """Return which pixels of `images` a round of these images, which gave `adapter`, learnt from.
+
+    Images that share a name count as one that was learnt from altogether.
+    """
+    data = training_set(images, [c.id for c in adapter.classes], adapter.summary["seed"])
+    names = [image.name for image in images]
+    return {
+        name: (target.shape, np.packbits((target != VOID) | (names.count(name) > 1)))
+        for name, target in zip(names, data.target, strict=True)
+    }
+
+
+def compare(run: RoundState, rival: Rival | None) -> dict[str, Any]:
+    """Return mean IoU of both adapters, or why they cannot be compared; empty without a rival.
+
+    Parameters
+    ----------
+    run
+        At the end of its training.
+    rival
+        The installed adapter.
+
+    Returns
+    -------
+    dict
+        ``installed``, ``new`` and ``pixels``, or ``why``; see `napari_convlora.rounds.decide`.
+    """
+    if rival is None:
+        return {}
+    backbone, old = run.backbone, rival.adapter
+    if (old.backbone_name, old.backbone_sha256) != (
+        backbone.spec.name,
+        backbone.checkpoint_sha256,
+    ):
+        return {"why": "the backbone is another one than before"}
+    if [c.id for c in old.classes] != run.ids.tolist():
+        return {"why": "the classes are others than before"}
+    if len(old.normalizer.low) != len(run.normalizer.low):
+        return {"why": "the images have other channels than before"}
+    if not rival.learnt:
+        return {"why": "it is not known what the installed adapter learnt from"}
+    fresh = [_unseen(run, i, rival.learnt) for i in range(len(run.data.images))]
+    ids = np.array([c.id for c in old.classes])
+    matrix = np.zeros((2, len(ids), len(ids)), np.int64)
+    before = None
+    for image, plane, region in _regions(fresh, run.side):
+        if run.control.stopping:
+            return {"why": "it was stopped"}
+        before = before or old.build(backbone, run.device)
+        pixels = run.data.images[image].image[plane][region]
+        truth = np.where(fresh[image][plane][region], run.data.held[image][plane][region], VOID)
+        fresh[image][plane][region] = False
+        for k, (model, normalizer, scale) in enumerate(
+            (
+                (before, old.normalizer, old.pixel_scale),
+                (run.model, run.normalizer, run.pixel_scale),
+            )
+        ):
+            steps = Returning(plane_logits(model, pixels, normalizer, scale, cache=run.cache))
+            for _ in steps:
+                pass
+            inside = truth != VOID
+            found = steps.value.argmax(0)[inside]
+            matrix[k] += confusion(found, truth[inside], range(len(ids)), ignore=None)
+    counts = matrix[0].sum(1)
+    if counts.sum() < _PIXELS or (counts > 0).sum() < 2:
+        return {"why": "too few labels are held out that neither has learnt from"}
+    installed, new = (
+        float(np.mean([iou for i, iou in scores(m, range(len(ids))).iou.items() if counts[i]]))
+        for m in matrix
+    )
+    return {"installed": installed, "new": new, "pixels": int(counts.sum())}
+
+
+def _unseen(run: RoundState, index: int, learnt: Learnt) -> np.ndarray:
+    """Held-out pixels (P, H, W) bool of an image that the installed adapter did not learn from."""
+    held = run.data.held[index] != VOID
+    shape, bits = learnt.get(run.data.images[index].name, (held.shape, None))
+    if bits is None:
+        return held
+    if shape != held.shape:
+        return np.zeros_like(held)
+    return held & ~np.unpackbits(bits, count=held.size).astype(bool).reshape(shape)
+
+
+def _regions(fresh: list[np.ndarray], side: int) -> Iterator[tuple[int, int, Any]]:
+    """Squares around pixels of `fresh` that are still True, image by image in turn."""
+    for n in range(_REGIONS):
+        for i in np.roll(range(len(fresh)), -n):
+            left = np.argwhere(fresh[i])
+            if len(left):
+                plane, row, column = left[len(left) // 2]
+                top, start = max(0, row - side // 2), max(0, column - side // 2)
+                yield int(i), int(plane), np.s_[top : top + side, start : start + side]
+                break

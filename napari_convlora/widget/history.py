@@ -1,0 +1,164 @@
+"""The rounds of the project behind a viewer: written when they end, installed when asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from qtpy.QtCore import QObject, Signal
+
+from napari_convlora.config import ConvLoRAError, InputError
+from napari_convlora.project import RoundRecord, Settings
+from napari_convlora.project.rounds import ADAPTER
+from napari_convlora.rounds import Correction
+from napari_convlora.widget.jobs import Recipe, Snapshot
+from napari_convlora.widget.keeper import Keeper
+from napari_convlora.widget.layers import ImageLayers
+from napari_convlora.widget.workflow import Workflow
+
+if TYPE_CHECKING:
+    from napari_convlora.events import Finished
+
+
+class History(QObject):
+    """Rounds, from the newest back to those of earlier sessions.
+
+    Parameters
+    ----------
+    keeper, workflow
+        Where rounds are written, and where they come from.
+    recipe
+        Returns what the user has chosen.
+
+    Attributes
+    ----------
+    records, curve
+        The rounds, and by number what later corrections say of each.
+
+    Signals
+    -------
+    changed
+        There is another round, or another one is installed.
+    said
+        What has happened, in one sentence.
+    """
+
+    changed = Signal()
+    said = Signal(str)
+
+    def __init__(
+        self,
+        keeper: Keeper,
+        workflow: Workflow,
+        recipe: Callable[[], Recipe],
+        parent: QObject | None = None,
+    ) -> None:
+        super().__init__(parent)
+        self.records: list[RoundRecord] = []
+        self.curve: dict[int, Correction] = {}
+        self._keeper, self._workflow, self._recipe = keeper, workflow, recipe
+        self._newest: int | None = None
+        self._events: list[Any] = []
+        keeper.wrote.connect(self._on_wrote)
+        keeper.switched.connect(self._on_switched)
+        workflow.started.connect(lambda *_: self._events.clear())
+        workflow.stepped.connect(self._events.extend)
+        workflow.scored.connect(self._events.append)
+        workflow.learnt.connect(self._on_learnt)
+        workflow.predicted.connect(self._on_predicted)
+
+    @property
+    def installed(self) -> int | None:
+        """Number of the round that predicts."""
+        project = self._keeper.project
+        return None if project is None else project.manifest.installed
+
+    def install(self, number: int) -> None:
+        """Roll back or forward: let a round's adapter predict from now on."""
+        project = self._keeper.need_project()
+        if self._workflow.running:
+            raise InputError("A round is running; wait for it or press Stop, then install.")
+        self._keeper.writer.flush()
+        project.install(number)
+        self._install_adapter(show=True)
+        self.changed.emit()
+
+    def export_recipe(self, number: int, path: Path) -> None:
+        """Write what repeats a round without the window."""
+        self._keeper.writer.flush()
+        self._keeper.need_project().rounds.export_recipe(number, path)
+        self.said.emit(
+            f"Repeat round {number} with: napari-convlora adapt --recipe {path.name} "
+            "--out adapter.safetensors"
+        )
+
+    def _on_learnt(self, message: Finished, snapshots: list[Snapshot], used: Recipe) -> None:
+        by_name = self._keeper.layers
+        for snapshot in snapshots:
+            self._keeper.enlist(by_name.get(snapshot.name))
+        self._keeper.save()
+        project = self._keeper.need_project()
+        settings = Settings(used.backbone, used.model, used.train)
+        history = list(self._events)
+
+        def write() -> None:
+            stems = {e.name: e.stem for e in project.manifest.images}
+            labels = {}
+            for snapshot in snapshots:
+                kept = by_name.get(snapshot.name)
+                stem = stems.get(snapshot.name) if kept is None else kept.stem
+                if stem is not None:
+                    labels[stem] = snapshot.annotations
+            record = project.rounds.add(message.adapter, labels, settings, history)
+            self._newest = record.number if record.better else None
+
+        self._keeper.writer.put(write)
+        self._count_corrections()
+
+    def _on_predicted(self, record: ImageLayers, labels: np.ndarray) -> None:
+        kept, project = self._keeper.find(record), self._keeper.project
+        if kept is None or project is None:
+            return
+
+        def write() -> None:
+            if kept.stem is not None and self._newest is not None:
+                project.rounds.keep_prediction(self._newest, kept.stem, labels)
+
+        self._keeper.writer.put(write)
+        self._keeper.writer.put(self._keeper.wrote.emit)
+
+    def _count_corrections(self) -> None:
+        project = self._keeper.need_project()
+
+        def count() -> None:
+            self.curve = {
+                r.number: project.rounds.corrections(r.number) for r in project.rounds.records()
+            }
+
+        self._keeper.writer.put(count)
+        self._keeper.writer.put(self._keeper.wrote.emit)
+
+    def _install_adapter(self, *, show: bool) -> None:
+        project, number = self._keeper.need_project(), self.installed
+        if number is None:
+            return
+        try:
+            labels = [(entry.name, array) for entry, array in project.rounds.labels(number)]
+            path = project.rounds.folder(number) / ADAPTER
+            self._workflow.load_adapter(path, self._recipe(), labels, show=show)
+        except ConvLoRAError as error:
+            self._keeper.failed.emit(str(error))
+
+    def _on_wrote(self) -> None:
+        project = self._keeper.project
+        self.records = [] if project is None else project.rounds.records()
+        self.changed.emit()
+
+    def _on_switched(self) -> None:
+        self.curve, self._newest = {}, None
+        self._on_wrote()
+        self._workflow.earlier = max((r.number for r in self.records), default=0)
+        self._install_adapter(show=False)
+        self._count_corrections()

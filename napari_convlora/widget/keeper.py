@@ -1,0 +1,395 @@
+"""Keeps what the user paints in a project on disk: a named one, or one set aside for recovery."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from qtpy.QtCore import QObject, QTimer, Signal
+
+from napari_convlora.config import ClassInfo, ConvLoRAError, InputError
+from napari_convlora.project import ImageEntry, Manifest, Project, Settings, recovery
+from napari_convlora.project.writer import Writer
+from napari_convlora.widget.jobs import Recipe, Snapshot
+from napari_convlora.widget.kept import Kept, OnDisk
+from napari_convlora.widget.layers import ImageLayers
+from napari_convlora.widget.workflow import Workflow
+
+if TYPE_CHECKING:
+    from napari.layers import Image
+
+
+AUTOSAVE_MS = 3000
+_REST = 30
+"""Autosaves are at least this many times as far apart as copying the layers takes."""
+
+
+class Keeper(QObject):
+    """The project behind a viewer.
+
+    Parameters
+    ----------
+    workflow
+        Whose images and rounds are kept.
+    recipe
+        Returns what the user has chosen.
+
+    Attributes
+    ----------
+    project
+        Where everything goes; None before there is anything.
+    named
+        Whether the user has given it a folder.
+    closed
+        Whether everything is written and the folder is let go of.
+    writer
+        Writes in the background, in order.
+
+    Signals
+    -------
+    changed
+        Images, rounds or the project itself have changed.
+    opened
+        An image layer to work on from now on, and its channel axis.
+    loaded
+        The `Manifest` of a project that was opened: its classes and settings are to be shown.
+    wrote
+        The writer has come this far; may be emitted from its thread.
+    switched
+        Another project is open.
+    said
+        What has happened, in one sentence.
+    failed
+        What went wrong, in one sentence.
+    """
+
+    changed = Signal()
+    opened = Signal(object, object)
+    loaded = Signal(object)
+    said = Signal(str)
+    failed = Signal(str)
+    wrote = Signal()
+    switched = Signal()
+
+    def __init__(
+        self, workflow: Workflow, recipe: Callable[[], Recipe], parent: QObject | None = None
+    ) -> None:
+        super().__init__(parent)
+        self.project: Project | None = None
+        self.named = False
+        self._workflow, self._images, self._recipe = workflow, workflow.images, recipe
+        self.writer = Writer()
+        self._kept: list[Kept] = []
+        self.closed = False
+        self._soon = QTimer(self)
+        self._soon.setSingleShot(True)
+        self._soon.setInterval(AUTOSAVE_MS)
+        self._soon.timeout.connect(self._autosave)
+        self.wrote.connect(self._on_wrote)
+        self._images.changed.connect(self._follow)
+        self._images.leaving.connect(self._on_leaving)
+        workflow.elsewhere = self._elsewhere
+        workflow.predicted.connect(self._on_predicted)
+
+    @property
+    def entries(self) -> tuple[ImageEntry, ...]:
+        """The images of the project."""
+        return () if self.project is None else self.project.manifest.images
+
+    @property
+    def classes(self) -> tuple[ClassInfo, ...]:
+        """The class table."""
+        return self._images.classes
+
+    @property
+    def current(self) -> str | None:
+        """Stem of the image that is worked on."""
+        kept = self.find(self._images.current)
+        return None if kept is None else kept.stem
+
+    @property
+    def layers(self) -> dict[str, Kept]:
+        """The images that were opened, by the name of their layer."""
+        return {kept.record.image.name: kept for kept in self._kept}
+
+    def create(self, folder: Path) -> None:
+        """Save everything so far as a project in a new or empty folder, and go on there.
+
+        Raises
+        ------
+        InputError
+            The folder holds something, or cannot be written.
+        """
+        self._settle()
+        if self.project is None:
+            self.project = Project.create(folder, self._manifest())
+        else:
+            before, self.project = self.project, self.project.save_as(folder)
+            before.close()
+            if not self.named:
+                recovery.discard(before.folder)
+        self.named = True
+        self.said.emit(f"The project is in {folder}; it saves itself from now on.")
+        self.changed.emit()
+
+    def open(self, folder: Path, *, named: bool = True) -> None:
+        """Close the project there is, if any, and open the one in `folder` where it was left.
+
+        Raises
+        ------
+        InputError
+            There is none, it cannot be read, or another process has it open.
+        """
+        if self._workflow.running:
+            raise InputError("A round is running; press Stop first, then open the project.")
+        self._settle()
+        project = Project.open(folder)
+        self._leave_project()
+        self.project, self.named = project, named
+        self.loaded.emit(project.manifest)
+        self.changed.emit()
+        stems = [e.stem for e in project.manifest.images]
+        if stems:
+            current = project.manifest.current
+            try:
+                self.show_image(current if current in stems else stems[0])
+            except ConvLoRAError as error:  # the list shows the others
+                self.failed.emit(str(error))
+        self.switched.emit()
+
+    def save(self) -> None:
+        """Hand everything that is not on disk yet to the writer; returns at once."""
+        self._soon.stop()
+        self._follow()
+        begun = time.monotonic()
+        for kept in self._kept:
+            if kept.dirty:
+                self._keep(kept)
+        took = 1000 * (time.monotonic() - begun)
+        self._soon.setInterval(max(AUTOSAVE_MS, round(_REST * took)))
+        if self.project is not None:
+            project, chosen = self.project, self._manifest()
+
+            def write() -> None:
+                now = replace(chosen, current=self.current)  # known once its image is written
+                project.update(lambda m: replace(now, images=m.images, installed=m.installed))
+
+            self.writer.put(write)
+            self.writer.put(self.wrote.emit)
+
+    def close(self) -> None:
+        """Write what is left and let go of the folder; unsaved work is kept for the next start."""
+        if self.closed:
+            return
+        self.wrote.disconnect(self._on_wrote)
+        self.save()
+        self._soon.stop()
+        self.writer.flush()
+        self._release()
+        self.closed = True
+
+    def enlist(self, kept: Kept | None) -> None:
+        """Put an image that was learnt from on the list, even if nothing was painted on it."""
+        if kept is not None and kept.stem is None:
+            self._keep(kept, blank=True)
+
+    def add_files(self, paths: list[Path]) -> None:
+        """Add image files to the list, in the background."""
+        project = self.need_project()
+        for path in paths:
+            self.writer.put(partial(project.add_file, path))
+        self.writer.put(self.wrote.emit)
+
+    def locate(self, stem: str, path: Path) -> None:
+        """Take note where an image is now, and open it."""
+        self.need_project().locate(stem, path)
+        self.show_image(stem)
+
+    def step(self, by: int) -> None:
+        """Go to the image `by` places further down the list; the ends stay the ends."""
+        stems = [e.stem for e in self.entries]
+        if stems:
+            at = stems.index(self.current) if self.current in stems else -1
+            self.show_image(stems[min(max(at + by, 0), len(stems) - 1)])
+
+    def show_image(self, stem: str) -> None:
+        """Open an image of the list with its annotations and prediction; close the one before.
+
+        Raises
+        ------
+        InputError
+            The image or its annotations cannot be read; the image before stays open then.
+        """
+        if stem == self.current:
+            return
+        project = self.need_project()
+        kept = next((k for k in self._kept if k.stem == stem), None)
+        self._settle()
+        entry = project.entry(stem)
+        painted, note = project.annotations(stem)
+        predicted = project.prediction(stem)
+        before = self.find(self._images.current)
+        image = None if kept is None else kept.record.image
+        if image not in self._images.viewer.layers:
+            image, pixels = None, entry.as_layer(entry.read(project.folder))
+        if before is not None and before.stem is not None:  # now that nothing can fail any more
+            self._close_layers(before)
+        if image is None:
+            image = self._add_layer(entry, pixels)
+        self.opened.emit(image, entry.channel_axis)
+        record = self._images.need()
+        again = self.find(record)
+        if again is None:
+            again = Kept(record, self._touch)
+            self._kept.append(again)
+        if kept is not None and kept is not again:
+            # Its image was removed from the viewer; its strokes were not.
+            record.annotations = record.annotations or kept.record.annotations
+            self._kept.remove(kept)
+        again.stem = stem
+        self._images.restore(painted, predicted)
+        again.follow()
+        if painted is not None and kept is None:
+            again.wrote(painted)
+        if note:
+            self.failed.emit(note)
+        self.changed.emit()
+
+    def _touch(self) -> None:
+        if not self._soon.isActive() and not self.closed:
+            self._soon.start()
+
+    def _autosave(self) -> None:
+        if self.writer.busy:
+            self._soon.start()
+        else:
+            self.save()
+
+    def _follow(self) -> None:
+        records = self._images.records
+        for record in records:
+            kept = self.find(record)
+            for other in self._kept:
+                # An image that was removed and opened again finds its annotations in the viewer.
+                same = other.record.annotations is record.annotations is not None
+                if kept is None and same and other.record not in records:
+                    kept, other.record = other, record
+            if kept is None:
+                kept = Kept(record, self._touch)
+                self._kept.append(kept)
+                kept.touch()  # it may have come with strokes on it
+            kept.follow()
+
+    def find(self, record: ImageLayers | None) -> Kept | None:
+        """Return what is known of an image's work."""
+        return next((k for k in self._kept if k.record is record), None)
+
+    def _on_leaving(self, record: ImageLayers | None, why: str) -> None:
+        kept = self.find(record)
+        if kept is not None and kept.dirty:
+            self._keep(kept)
+
+    def _keep(self, kept: Kept, *, blank: bool = False) -> None:
+        """Have what is painted now written."""
+        try:
+            job = kept.job(self.need_project, blank=blank)
+        except ConvLoRAError as error:
+            self.failed.emit(str(error))
+            return
+        if job is not None:
+            self.writer.put(job)
+
+    def need_project(self) -> Project:
+        """Return the project; one is set aside if the user has none."""
+        if self.project is None:
+            self.project = recovery.begin(self._manifest())
+        return self.project
+
+    def _manifest(self) -> Manifest:
+        """Return classes and settings as they are chosen now."""
+        chosen = self._recipe()
+        settings = Settings(chosen.backbone, chosen.model, chosen.train)
+        return Manifest(classes=self._images.classes, settings=settings)
+
+    def _on_wrote(self) -> None:
+        while self.writer.failures:
+            self.failed.emit(self.writer.failures.popleft())
+            self._touch()  # the disk may have room again
+        self.changed.emit()
+
+    def _on_predicted(self, record: ImageLayers, labels: np.ndarray) -> None:
+        kept, project = self.find(record), self.project
+        if kept is not None and project is not None:
+
+            def write() -> None:
+                if kept.stem is not None:
+                    project.keep_prediction(kept.stem, labels)
+
+            self.writer.put(write)
+            self.writer.put(self.wrote.emit)
+
+    def _elsewhere(self) -> list[Snapshot]:
+        """Annotated images of the project that are not in the viewer, as many channels."""
+        if self.project is None:
+            return []
+        self.save()
+        self.writer.flush()
+        current = self._images.need()
+        here = {k.stem for k in self._kept if k.record in self._images.records}
+        found = []
+        for entry in self.entries:
+            if entry.counts and entry.stem not in here and entry.shape[3] == current.n_channels:
+                painted, _ = self.project.annotations(entry.stem)
+                assert painted is not None
+                pixels = OnDisk(entry, self.project.folder)
+                found.append(Snapshot(entry.name, pixels, entry.rgb, entry.channel_axis, painted))
+        return found
+
+    def _add_layer(self, entry: ImageEntry, pixels: np.ndarray) -> Image:
+        place = {n: getattr(entry, n) for n in ("scale", "translate") if getattr(entry, n)}
+        return self._images.viewer.add_image(pixels, name=entry.name, rgb=entry.rgb, **place)
+
+    def _close_layers(self, kept: Kept) -> None:
+        record, layers = kept.record, self._images.viewer.layers
+        with contextlib.suppress(ConvLoRAError):
+            record.collect_corrections()  # which may make a layer of annotations
+        kept.follow()
+        for layer in (record.prediction, record.annotations, record.image):
+            if layer is not None and layer in layers:
+                layers.remove(layer)
+        if kept.dirty:  # corrections have become annotations meanwhile
+            self._keep(kept)
+        self._kept.remove(kept)
+
+    def _settle(self) -> None:
+        """Wait until everything is on disk, as layers are to be closed."""
+        self.save()
+        self.writer.flush()
+        if any(kept.dirty for kept in self._kept):
+            raise InputError(
+                self.writer.failures.popleft()
+                if self.writer.failures
+                else "What is painted could not be saved; mend the layer named above first."
+            )
+
+    def _leave_project(self) -> None:
+        for kept in [k for k in self._kept if k.stem is not None]:
+            self._close_layers(kept)
+        self.writer.flush()
+        if not self.named and any(e.counts for e in self.entries):
+            self.said.emit("What was painted before is kept aside, and offered at the next start.")
+        self._kept.clear()
+        self._release()
+        self.project = None
+
+    def _release(self) -> None:
+        if self.project is not None:
+            self.project.close()
+            if not self.named and not any(e.counts for e in self.entries):
+                recovery.discard(self.project.folder)

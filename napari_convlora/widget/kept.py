@@ -1,0 +1,125 @@
+"""What is known of each image's work: its layers, its place in the project, and what is unsaved."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from napari_convlora.project import ImageEntry, Project
+from napari_convlora.widget.layers import ImageLayers
+
+
+@dataclass(frozen=True, eq=False)
+class OnDisk:
+    """Pixels of a project's image that is not open; read by whoever makes an array of it."""
+
+    entry: ImageEntry
+    folder: Path
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        """Return the pixels as a layer would hold them."""
+        return np.asarray(self.entry.as_layer(self.entry.read(self.folder)), dtype)
+
+
+class Kept:
+    """What is known of an image's layers: where its work is kept, and whether some is not yet.
+
+    Parameters
+    ----------
+    record
+        The layers; they are remembered even when they leave the viewer.
+    touched
+        Called when something was painted.
+    """
+
+    def __init__(self, record: ImageLayers, touched: Callable[[], None]) -> None:
+        self.record, self._touched = record, touched
+        self.stem: str | None = None
+        self.dirty = False
+        self._written = b""
+        self.follow()
+
+    def follow(self) -> None:
+        """Listen to the layers there are; connecting twice is connecting once."""
+        for layer in (self.record.annotations, self.record.prediction):
+            if layer is not None:
+                for event in (layer.events.paint, layer.events.set_data):  # undo says set_data
+                    event.connect(self.touch)
+
+    def touch(self, event: Any = None) -> None:
+        """Take note that something may have been painted."""
+        self.dirty = True
+        self._touched()
+
+    def job(
+        self, project: Callable[[], Project], *, blank: bool = False
+    ) -> Callable[[], None] | None:
+        """Copy what is painted, and return what writes it if it is not on disk yet.
+
+        Parameters
+        ----------
+        project
+            Returns where to write; not asked if there is nothing to write.
+        blank
+            Whether to write an image on which nothing was ever painted, too.
+
+        Raises
+        ------
+        ConvLoRAError
+            The layers do not fit their image, or there is nowhere to write.
+        """
+        painted = self.record.work()
+        if blank and painted is None:
+            painted = np.zeros(self.record.planes_shape, np.uint8)
+        if painted is None or not (blank or self.stem is not None or painted.any()):
+            self.dirty = False
+            return None
+        home, entry, snapshot = project(), entry_of(self.record), self.record.snapshot_of(painted)
+        self.dirty = False
+
+        def write() -> None:
+            if _digest(painted) == self._written:
+                return
+            try:
+                if self.stem is None:
+                    planes = snapshot.planes()  # a large lazy image stays where it is
+                    pixels = planes if isinstance(planes, np.ndarray) else None
+                    self.stem = home.add(entry, pixels).stem
+                home.keep_annotations(self.stem, painted)
+            except BaseException:
+                self.dirty = True
+                raise
+            self.wrote(painted)
+
+        return write
+
+    def wrote(self, painted: np.ndarray) -> None:
+        """Take note of what is on disk, so that only changes are written."""
+        self._written = _digest(painted)
+
+
+def entry_of(record: ImageLayers) -> ImageEntry:
+    """Describe an image for a project, which gives it a stem."""
+    image = record.image
+    return ImageEntry(
+        stem="",
+        name=image.name,
+        path="",
+        absolute=str(image.source.path or ""),
+        shape=(*record.planes_shape, record.n_channels),
+        layer_shape=tuple(record.pixels.shape),
+        rgb=image.rgb,
+        channel_axis=record.channel_axis,
+        dtype=str(record.pixels.dtype),
+        scale=tuple(map(float, image.scale)),
+        translate=tuple(map(float, image.translate)),
+    )
+
+
+def _digest(painted: np.ndarray) -> bytes:
+    return hashlib.blake2b(painted.astype(np.int32).data).digest()

@@ -1,0 +1,186 @@
+"""The section of the project: its images, and the offer to recover what a crash left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from qtpy.QtCore import Qt, Signal
+from qtpy.QtGui import QKeySequence
+from qtpy.QtWidgets import (
+    QFrame,
+    QGridLayout,
+    QHBoxLayout,
+    QLabel,
+    QListWidget,
+    QListWidgetItem,
+    QPushButton,
+    QShortcut,
+    QVBoxLayout,
+    QWidget,
+)
+from superqt.utils import signals_blocked
+
+from napari_convlora.config import ConvLoRAError
+from napari_convlora.project import ImageEntry, recovery
+from napari_convlora.widget import dialogs
+from napari_convlora.widget.keeper import Keeper
+
+_STEM = Qt.ItemDataRole.UserRole
+_ROWS = 7
+
+
+class ProjectSection(QWidget):
+    """List of a project's images, and what can be done with them.
+
+    Signals
+    -------
+    failed
+        What went wrong, in one sentence.
+    """
+
+    failed = Signal(str)
+
+    def __init__(self, keeper: Keeper, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._keeper = keeper
+        self.where = QLabel()
+        self.where.setWordWrap(True)
+        self.images = QListWidget()
+        self.images.setMaximumHeight(_ROWS * (self.images.fontMetrics().lineSpacing() + 6))
+        self.images.itemActivated.connect(lambda item: self._show(item))
+        self.images.itemClicked.connect(lambda item: self._show(item))
+        grid = QGridLayout()
+        grid.setContentsMargins(0, 0, 0, 0)
+        buttons: list[tuple[str, str, Callable[[], None]]] = [
+            ("Save as…", "Give it a folder; it saves itself from then on.", self._create),
+            ("Open…", "Open the folder of a project.", self._open),
+            ("Add images…", "Put image files on the list.", self._add),
+            ("Locate…", "Show where the selected image is now.", self._locate),
+            ("Previous", "The image before (Ctrl+PgUp).", partial(keeper.step, -1)),
+            ("Next", "The next image (Ctrl+PgDown).", partial(keeper.step, 1)),
+        ]
+        for i, (title, tip, action) in enumerate(buttons):
+            button = QPushButton(title)
+            button.setToolTip(tip)
+            button.clicked.connect(self._trying(action))
+            grid.addWidget(button, i // 2, i % 2)
+        for key, by in (("Ctrl+PgUp", -1), ("Ctrl+PgDown", 1)):
+            shortcut = QShortcut(QKeySequence(key), self)
+            shortcut.setContext(Qt.ShortcutContext.WindowShortcut)
+            shortcut.activated.connect(self._trying(partial(keeper.step, by)))
+        column = QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.addWidget(self.where)
+        column.addWidget(self.images)
+        column.addLayout(grid)
+        keeper.changed.connect(self.refresh)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Show the project as it is."""
+        keeper = self._keeper
+        folder = None if keeper.project is None else keeper.project.folder
+        if keeper.named:
+            self.where.setText(f"{folder}; saves itself.")
+        else:
+            self.where.setText("No project yet; your strokes are kept aside. Save as… makes one.")
+        with signals_blocked(self.images):
+            rows = [(entry.stem, self._text(entry)) for entry in keeper.entries]
+            if rows != [(i.data(_STEM), i.text()) for i in map(self.images.item, self._range())]:
+                self.images.clear()
+                for stem, text in rows:
+                    item = QListWidgetItem(text)
+                    item.setData(_STEM, stem)
+                    self.images.addItem(item)
+            for i in self._range():
+                if self.images.item(i).data(_STEM) == keeper.current:
+                    self.images.setCurrentRow(i)
+
+    def _range(self) -> range:
+        return range(self.images.count())
+
+    def _text(self, entry: ImageEntry) -> str:
+        names = {info.id: info.name for info in self._keeper.classes}
+        project = self._keeper.project
+        assert project is not None
+        marks = ("✎" if entry.counts else "·") + ("●" if project.predicted(entry.stem) else "")
+        counts = ", ".join(f"{names.get(i, i)} {n:,}" for i, n in entry.counts.items())
+        return f"{marks} {entry.name}" + (f"  ({counts})" if counts else "")
+
+    def _show(self, item: QListWidgetItem) -> None:
+        self._trying(lambda: self._keeper.show_image(item.data(_STEM)))()
+
+    def _trying(self, action: Callable[[], Any]) -> Callable[..., None]:
+        def attempt(*_: Any) -> None:
+            try:
+                action()
+            except ConvLoRAError as error:
+                self.failed.emit(str(error))
+
+        return attempt
+
+    def _create(self) -> None:
+        dialogs.with_new_folder(self, lambda p: self._keeper.create(Path(p)))
+
+    def _open(self) -> None:
+        dialogs.with_folder(self, lambda p: self._keeper.open(Path(p)))
+
+    def _add(self) -> None:
+        dialogs.with_images(self, lambda paths: self._keeper.add_files([*map(Path, paths)]))
+
+    def _locate(self) -> None:
+        item = self.images.currentItem()
+        if item is not None:
+            stem = item.data(_STEM)
+            dialogs.with_image(self, lambda p: self._keeper.locate(stem, Path(p)))
+
+
+class RecoveryOffer(QFrame):
+    """One sentence on unsaved work of an earlier session, and two buttons; hidden if none.
+
+    Signals
+    -------
+    failed
+        What went wrong, in one sentence.
+    """
+
+    failed = Signal(str)
+
+    def __init__(self, keeper: Keeper, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._keeper = keeper
+        self.sentence = QLabel()
+        self.sentence.setWordWrap(True)
+        self.recover_button, self.discard_button = QPushButton("Recover"), QPushButton("Discard")
+        self.recover_button.clicked.connect(self._recover)
+        self.discard_button.clicked.connect(self._discard)
+        buttons = QHBoxLayout()
+        for button in (self.recover_button, self.discard_button):
+            buttons.addWidget(button)
+        column = QVBoxLayout(self)
+        column.addWidget(self.sentence)
+        column.addLayout(buttons)
+        self._left = recovery.leftovers()
+        self._show()
+
+    def _show(self) -> None:
+        if not self._left:
+            self.hide()
+        else:
+            self.sentence.setText(self._left[0].sentence)
+
+    def _recover(self) -> None:
+        try:
+            self._keeper.open(self._left[0].folder, named=False)
+        except ConvLoRAError as error:
+            self.failed.emit(str(error))
+            return
+        self._left = []  # the others are offered at the next start
+        self._show()
+
+    def _discard(self) -> None:
+        recovery.discard(self._left.pop(0).folder)
+        self._show()

@@ -1,0 +1,113 @@
+"""The section of the history of rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from qtpy.QtCore import Signal
+from qtpy.QtWidgets import (
+    QAbstractItemView,
+    QCheckBox,
+    QHBoxLayout,
+    QHeaderView,
+    QPushButton,
+    QTableWidget,
+    QTableWidgetItem,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_convlora.config import ConvLoRAError, StartName
+from napari_convlora.project import RoundRecord
+from napari_convlora.widget import dialogs
+from napari_convlora.widget.history import History
+
+_COLUMNS = ("", "Round", "Score", "Seconds", "Labels", "Corrected later")
+
+
+class RoundsSection(QWidget):
+    """Table of rounds: score, time, labels, and which one is installed.
+
+    Signals
+    -------
+    failed
+        What went wrong, in one sentence.
+    """
+
+    failed = Signal(str)
+
+    def __init__(self, history: History, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._history = history
+        self.table = QTableWidget(0, len(_COLUMNS))
+        self.table.setHorizontalHeaderLabels(_COLUMNS)
+        self.table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
+        self.table.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
+        self.table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
+        self.table.verticalHeader().hide()
+        self.table.horizontalHeader().setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
+        self.table.setFixedHeight(7 * self.table.verticalHeader().defaultSectionSize())
+        self.install_button = QPushButton("Install")
+        self.install_button.setToolTip("Let the selected round predict, for example to roll back.")
+        self.recipe_button = QPushButton("Recipe…")
+        self.recipe_button.setToolTip("Write a file that repeats the selected round anywhere.")
+        self.go_on = QCheckBox("Next round goes on from the installed one")
+        self.go_on.setToolTip("Otherwise it fits from the base on all labels.")
+        self.install_button.clicked.connect(lambda: self._on_selected(history.install))
+        self.recipe_button.clicked.connect(lambda: self._on_selected(self._export))
+        buttons = QHBoxLayout()
+        for button in (self.install_button, self.recipe_button):
+            buttons.addWidget(button)
+        column = QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.addWidget(self.table)
+        column.addLayout(buttons)
+        column.addWidget(self.go_on)
+        history.changed.connect(self.refresh)
+        self.table.itemSelectionChanged.connect(self._enable)
+        self.refresh()
+
+    @property
+    def start(self) -> StartName:
+        """What the next round starts from."""
+        return "installed" if self.go_on.isChecked() else "base"
+
+    def refresh(self) -> None:
+        """Show the history as it is."""
+        records = self._history.records
+        self.table.setRowCount(len(records))
+        for row, record in enumerate(reversed(records)):  # the newest first
+            for column, text in enumerate(self._texts(record)):
+                item = QTableWidgetItem(text)
+                item.setToolTip(record.reason)
+                self.table.setItem(row, column, item)
+        self._enable()
+
+    def _texts(self, record: RoundRecord) -> tuple[str, ...]:
+        score = "not scored"
+        if record.score is not None:
+            score = f"{record.score:.2f} {'held-out' if record.held_out else 'on training labels'}"
+        later = self._history.curve.get(record.number)
+        return (
+            "✓" if record.number == self._history.installed else "",
+            str(record.number),
+            score,
+            f"{record.seconds:.0f}",
+            f"{sum(record.pixels.values()):,}",
+            f"{later.accuracy:.0%} of {later.pixels:,} right" if later and later.pixels else "",
+        )
+
+    def _enable(self) -> None:
+        chosen = bool(self.table.selectedItems())
+        self.install_button.setEnabled(chosen)
+        self.recipe_button.setEnabled(chosen)
+
+    def _on_selected(self, action: Callable[[int], None]) -> None:
+        try:
+            action(int(self.table.item(self.table.currentRow(), 1).text()))
+        except ConvLoRAError as error:
+            self.failed.emit(str(error))
+
+    def _export(self, number: int) -> None:
+        dialogs.with_recipe(self, lambda p: self._history.export_recipe(number, Path(p)))

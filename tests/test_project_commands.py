@@ -1,0 +1,150 @@
+"""The command line on projects and recipes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+
+from napari_convlora import cli
+from napari_convlora.adapter_file import Adapter
+from napari_convlora.backbones import Backbone
+from napari_convlora.config import TrainConfig
+from napari_convlora.project import ImageEntry, Manifest, Project, Settings
+from tests.conftest import CLASSES, make_scene
+
+QUICK = Settings(train=TrainConfig(max_steps=3, views=3, detail_steps=15, device="cpu"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project of three images, two of them annotated, and a tiny backbone for every name."""
+    monkeypatch.setattr("napari_convlora.session.load_backbone", lambda name: backbone)
+    project = Project.create(tmp_path / "p", Manifest(classes=CLASSES, settings=QUICK))
+    for i in range(3):
+        scene, _ = make_scene(seed=i)
+        path = tmp_path / f"image{i}.tif"
+        tifffile.imwrite(path, scene.image[0, ..., 0])
+        shape = scene.image.shape
+        own = project.add(
+            ImageEntry("", f"image {i}", "", str(path), shape, shape[1:3]), scene.image
+        )
+        if i < 2:
+            project.keep_annotations(own.stem, scene.annotations)
+    project.close()
+    return project.folder
+
+
+def opened(folder: Path) -> Project:
+    project = Project.open(folder)
+    project.close()
+    return project
+
+
+def same_state(a: Adapter, b: Adapter) -> bool:
+    return a.state.keys() == b.state.keys() and all(
+        torch.equal(tensor, b.state[name]) for name, tensor in a.state.items()
+    )
+
+
+def test_adapt_and_predict_a_project(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["adapt", "--project", str(folder)]) == cli.DONE
+    said = capsys.readouterr().out
+    assert "Installed, as there was no adapter before." in said
+    assert "Round 1: 3 classes, 3 steps" in said
+    (first,) = opened(folder).rounds.records()
+    assert first.images == ("image_0", "image_1")
+    assert first.pixels == {1: 228, 2: 228, 3: 228}
+    assert opened(folder).manifest.installed == 1
+
+    out = folder.parent / "masks"
+    assert cli.main(["predict", "--project", str(folder), "--out", str(out)]) == cli.DONE
+    project = opened(folder)
+    for i in range(3):
+        mask = tifffile.imread(out / f"image_{i}.tif")
+        painted, _ = project.annotations(f"image_{i}")
+        kept = project.prediction(f"image_{i}")
+        assert (mask > 0).all()
+        free = np.ones_like(mask, bool) if painted is None else painted[0] == 0
+        assert (mask[free] == kept[0][free]).all()
+        if painted is not None:
+            assert (mask[~free] == painted[0][~free]).all()
+
+
+def test_options_of_the_command_go_before_the_projects_settings(folder: Path) -> None:
+    assert cli.main(["adapt", "--project", str(folder), "--max-steps", "2"]) == cli.DONE
+    (record,) = opened(folder).rounds.records()
+    assert record.steps == 2
+    assert opened(folder).manifest.settings == QUICK
+    assert opened(folder).rounds.recipe(1).settings.train.detail_steps == 15
+
+
+def test_a_second_round_is_compared_with_the_first_and_may_go_on_from_it(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["adapt", "--project", str(folder)]) == cli.DONE
+    assert cli.main(["adapt", "--project", str(folder), "--start", "installed"]) == cli.DONE
+    assert "without a comparison, as too few labels are held out" in capsys.readouterr().out
+    assert [r.started_from for r in opened(folder).rounds.records()] == ["base", "round 1"]
+
+
+@pytest.mark.parametrize("start", ["base", "installed"])
+def test_a_recipe_repeats_its_round_bit_for_bit(folder: Path, start: str) -> None:
+    for option in ("base", start):
+        assert cli.main(["adapt", "--project", str(folder), "--start", option]) == cli.DONE
+    recipe = folder.parent / "mine.json"
+    opened(folder).rounds.export_recipe(2, recipe)
+    torch.rand(3)  # whatever else the process did with random numbers
+    out = folder.parent / "again.safetensors"
+    assert cli.main(["adapt", "--recipe", str(recipe), "--out", str(out)]) == cli.DONE
+    assert same_state(Adapter.load(out), opened(folder).rounds.adapter(2))
+    first, second = (opened(folder).rounds.adapter(n) for n in (1, 2))
+    assert same_state(first, second) == (start == "base")
+
+
+def test_a_round_that_was_stopped_is_repeated_until_there(folder: Path) -> None:
+    assert cli.main(["adapt", "--project", str(folder), "--max-steps", "9"]) == cli.DONE
+    path = folder / "rounds" / "001" / "recipe.json"
+    stopped = replace(opened(folder).rounds.recipe(1), stop_after=2)
+    stopped.write(path)
+    out = folder.parent / "again.safetensors"
+    assert cli.main(["adapt", "--recipe", str(path), "--out", str(out)]) == cli.DONE
+    assert Adapter.load(out).summary["steps"] == 2
+    assert Adapter.load(out).summary["ended_by"] == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("adapt", "--images, --labels, --out"),
+        ("adapt --recipe r.json", "required: --out"),
+        ("predict", "adapter, --images, --out"),
+    ],
+)
+def test_what_is_missing_is_named(
+    command: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(command.split()) == cli.BAD_USAGE
+    assert words in capsys.readouterr().err
+
+
+def test_a_project_without_a_round_says_how_to_get_one(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["predict", "--project", str(folder)]) == cli.FAILED
+    assert f"napari-convlora adapt --project {folder}" in capsys.readouterr().err
+
+
+def test_one_missing_image_does_not_spoil_the_others(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["adapt", "--project", str(folder)]) == cli.DONE
+    (folder.parent / "image2.tif").unlink()
+    assert cli.main(["predict", "--project", str(folder)]) == cli.FAILED
+    captured = capsys.readouterr()
+    assert "2 of 3 images predicted" in captured.out
+    assert "Locate" in captured.err

@@ -1,0 +1,396 @@
+"""Projects in the window: several images, autosave, rounds, recovery."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+
+from napari_convlora import cli
+from napari_convlora.adapter_file import Adapter
+from napari_convlora.config import InputError
+from napari_convlora.project import Project
+
+
+@pytest.fixture
+def pictures(tmp_path, halves):
+    """Three image files that differ."""
+    paths = [tmp_path / f"picture{i}.tif" for i in range(3)]
+    for i, path in enumerate(paths):
+        tifffile.imwrite(path, np.roll(halves, 10 * i, 0) + i)
+    return paths
+
+
+@pytest.fixture
+def saved(qtbot):
+    """Wait until everything painted is on disk."""
+
+    def wait(widget):
+        widget.keeper.save()
+        widget.keeper.writer.flush()
+        qtbot.wait(20)
+
+    return wait
+
+
+@pytest.fixture
+def started(make_napari_viewer_proxy, make_widget, pictures, saved, tmp_path):
+    """A window with a project of three images, the first of them open."""
+
+    def make():
+        viewer = make_napari_viewer_proxy()
+        widget = make_widget(viewer)
+        widget.keeper.create(tmp_path / "p")
+        widget.keeper.add_files(pictures)
+        saved(widget)
+        widget.keeper.step(1)
+        return viewer, widget
+
+    return make
+
+
+def test_images_of_a_project_remember_strokes_and_prediction(
+    started, paint, wait, qtbot, saved, tmp_path, make_napari_viewer_proxy, make_widget
+):
+    viewer, widget = started()
+    assert [layer.name for layer in viewer.layers] == ["picture0"]
+    layer = widget.start_annotating()
+    paint(layer, 1, 10)
+    paint(layer, 2, 70)
+    qtbot.waitUntil(lambda: len(widget.images.counts) == 2)
+    widget.adapt()
+    wait(widget)
+    prediction = viewer.layers["prediction"].data.copy()
+    painted = layer.data.copy()
+
+    widget.keeper.step(1)
+    assert [layer.name for layer in viewer.layers] == ["picture1"]
+    paint(widget.start_annotating(), 2, 30)
+    widget.keeper.step(1)
+    assert [layer.name for layer in viewer.layers] == ["picture2"]
+    widget.keeper.step(-2)
+    assert (viewer.layers["annotations"].data == painted).all()
+    assert (viewer.layers["prediction"].data == prediction).all()
+    saved(widget)
+    rows = [widget.project.images.item(i).text() for i in range(3)]
+    assert rows == [
+        "✎● picture0  (background 150, class 2 150)",
+        "✎ picture1  (class 2 150)",
+        "· picture2",
+    ]
+
+    # Every image of the project is learnt from, whether it is open or not.
+    widget.adapt()
+    wait(widget)
+    saved(widget)
+    assert widget.history.records[-1].pixels == {1: 150, 2: 300}
+    assert widget.history.records[-1].images == ("picture0", "picture1")
+    keeper = widget.keeper
+    viewer.window.remove_dock_widget(widget)
+    widget.deleteLater()
+    qtbot.waitUntil(lambda: keeper.closed)
+
+    other = make_napari_viewer_proxy()
+    fresh = make_widget(other)
+    fresh.keeper.open(tmp_path / "p")
+    wait(fresh)
+    assert [layer.name for layer in other.layers] == ["picture0", "prediction", "annotations"]
+    assert (other.layers["annotations"].data == painted).all()
+    assert fresh.workflow.has_adapter
+    assert [c.name for c in fresh.classes] == ["background", "class 2"]
+    assert fresh.rounds.table.rowCount() == 2
+    fresh.keeper.step(1)
+    assert (other.layers["annotations"].data > 0).sum() == 150
+
+
+_CRASHES = """
+import os, sys
+import numpy as np, napari
+from napari_convlora.widget import ConvLoRAWidget
+from napari_convlora.session import Session
+from napari_convlora.backbones.testing import random_backbone
+viewer = napari.Viewer(show=False)
+viewer.add_image(np.random.default_rng(0).random((80, 90)), name="unsaved")
+widget = ConvLoRAWidget(viewer, Session(_backbone=("litemedsam", random_backbone())))
+viewer.window.add_dock_widget(widget)
+layer = widget.start_annotating()
+layer.data_setitem(tuple(np.mgrid[10:60, 10:13].reshape(2, -1)), 1)
+layer.data_setitem(tuple(np.mgrid[10:60, 70:73].reshape(2, -1)), 2)
+import time
+from qtpy.QtWidgets import QApplication
+end = time.monotonic() + 60
+while time.monotonic() < end:
+    QApplication.processEvents()
+    project = widget.keeper.project
+    if project is not None and project.manifest.images and project.manifest.images[0].counts:
+        break
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_strokes_survive_a_kill_and_are_offered_again(
+    make_napari_viewer_proxy, make_widget, wait, recovery_folder
+):
+    done = subprocess.run([sys.executable, "-c", _CRASHES], check=False)
+    assert done.returncode == -9
+    viewer = make_napari_viewer_proxy()
+    widget = make_widget(viewer)
+    assert not widget.offer.isHidden()
+    assert widget.offer.sentence.text().startswith("Napari ended unexpectedly on ")
+    assert widget.offer.sentence.text().endswith(": 300 painted pixels on 1 image.")
+    widget.offer.recover_button.click()
+    assert widget.offer.isHidden()
+    painted = viewer.layers["annotations"].data
+    assert (painted[10:60, 10:13] == 1).all()
+    assert (painted > 0).sum() == 300
+    assert (viewer.layers["unsaved"].data == np.random.default_rng(0).random((80, 90))).all()
+    assert [f.name for f in recovery_folder.iterdir()] == [widget.keeper.project.folder.name]
+
+
+def test_a_session_without_strokes_leaves_nothing_behind(
+    make_napari_viewer_proxy, make_widget, halves, recovery_folder
+):
+    viewer = make_napari_viewer_proxy()
+    viewer.add_image(halves)
+    widget = make_widget(viewer)
+    widget.start_annotating()
+    widget.keeper.save()
+    widget.keeper.close()
+    assert not recovery_folder.exists()
+
+
+def test_unsaved_strokes_are_offered_after_a_clean_close_until_discarded(
+    ready, make_widget, recovery_folder
+):
+    viewer, widget = ready()
+    widget.keeper.close()
+    again = make_widget(viewer)
+    assert again.offer.sentence.text().startswith("Napari was closed without saving on ")
+    again.offer.discard_button.click()
+    assert again.offer.isHidden()
+    again.keeper.close()  # its layers are still open, so that it has kept them anew
+    assert len(list(recovery_folder.iterdir())) == 1
+
+
+def test_saving_as_a_project_leaves_no_recovery_behind(ready, saved, tmp_path, recovery_folder):
+    _, widget = ready()
+    saved(widget)
+    assert len(list(recovery_folder.iterdir())) == 1
+    widget.keeper.create(tmp_path / "p")
+    widget.keeper.close()
+    assert list(recovery_folder.iterdir()) == []
+    project = Project.open(tmp_path / "p")
+    assert (project.annotations("halves")[0] > 0).sum() == 300
+    assert project.entry("halves").read(project.folder).shape == (1, 80, 90, 1)
+
+
+def test_rolling_back_installs_the_chosen_round(ready, wait, saved):
+    _, widget = ready()
+    for _ in range(2):
+        widget.adapt()
+        wait(widget)
+    saved(widget)
+    rounds = widget.rounds.table
+    assert [rounds.item(row, 1).text() for row in range(2)] == ["2", "1"]
+    assert [rounds.item(row, 0).text() for row in range(2)] == ["✓", ""]
+    assert "on training labels" in rounds.item(0, 2).text()
+    rounds.selectRow(1)
+    widget.rounds.install_button.click()
+    wait(widget)
+    saved(widget)
+    assert [rounds.item(row, 0).text() for row in range(2)] == ["", "✓"]
+    first = widget.session.rounds[0].adapter.state
+    assert all((widget.session.installed.state[k] == v).all() for k, v in first.items())
+    assert widget.status.startswith("The prediction is ready")
+
+
+def test_a_worse_round_is_not_installed_and_says_so(ready, wait, saved, monkeypatch):
+    _, widget = ready()
+    widget.adapt()
+    wait(widget)
+    first = widget.session.installed
+    compared = {"installed": 0.9, "new": 0.4, "pixels": 320}
+    monkeypatch.setattr("napari_convlora.training.loop.compare", lambda *_: compared)
+    widget.adapt()
+    wait(widget)
+    saved(widget)
+    assert "Round 2 is done" in widget.status
+    assert "Kept but not installed, as it scores 0.40 on 320 held-out pixels" in widget.status
+    assert widget.session.installed is first
+    assert [r.better for r in widget.history.records] == [True, False]
+    assert widget.history.installed == 1
+    assert [widget.rounds.table.item(row, 0).text() for row in range(2)] == ["", "✓"]
+
+
+def test_the_next_round_goes_on_from_the_installed_one_if_asked(ready, wait, saved, tmp_path):
+    _, widget = ready()
+    widget.adapt()
+    wait(widget)
+    widget.rounds.go_on.setChecked(True)
+    widget.adapt()
+    wait(widget)
+    saved(widget)
+    assert [r.started_from for r in widget.history.records] == ["base", "round 1"]
+    widget.history.export_recipe(2, tmp_path / "mine.json")
+    assert "adapt --recipe mine.json" in widget.status
+    assert (tmp_path / "mine_start.safetensors").exists()
+    widget.keeper.create(tmp_path / "p")
+    widget.keeper.close()
+    assert Project.open(tmp_path / "p").manifest.settings.train.start == "installed"
+
+
+def test_the_windows_recipe_repeats_its_round_bit_for_bit(
+    started, paint, wait, saved, tmp_path, monkeypatch, make_session
+):
+    _, widget = started()
+    layer = widget.start_annotating()
+    paint(layer, 1, 10)
+    paint(layer, 2, 70)
+    widget.keeper.step(1)  # learnt from one image, while another without a stroke is open
+    widget.adapt()
+    widget.settings.max_steps.value = 99  # of the next round
+    wait(widget)
+    saved(widget)
+    assert widget.history.records[0].images == ("picture1", "picture0")
+    recipe, out = tmp_path / "mine.json", tmp_path / "again.safetensors"
+    widget.history.export_recipe(1, recipe)
+    backbone = make_session().backbone()
+    monkeypatch.setattr("napari_convlora.session.load_backbone", lambda name: backbone)
+    assert cli.main(["adapt", "--recipe", str(recipe), "--out", str(out)]) == cli.DONE
+    again, first = Adapter.load(out).state, widget.session.rounds[0].adapter.state
+    assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
+
+
+def test_later_corrections_are_scored(ready, paint, wait, saved):
+    viewer, widget = ready()
+    widget.adapt()
+    wait(widget)
+    prediction = viewer.layers["prediction"]
+    paint(prediction, 3 - prediction.data[30, 40], 40, rows=(30, 31), width=1)
+    widget.adapt()
+    wait(widget)
+    saved(widget)
+    assert widget.history.curve[1].pixels == 1
+    assert widget.history.curve[1].accuracy == 0
+    assert widget.rounds.table.item(1, 5).text() == "0% of 1 right"
+
+
+def test_a_correction_without_annotations_goes_with_its_image(started, paint, wait, saved):
+    viewer, widget = started()
+    widget.images.restore(None, np.ones((1, 80, 90), np.uint8))
+    paint(viewer.layers["prediction"], 2, 40)
+    widget.keeper.step(1)
+    assert [layer.name for layer in viewer.layers] == ["picture1"]
+    widget.keeper.step(-1)
+    assert (viewer.layers["annotations"].data == 2).sum() == 150
+
+
+def test_a_missing_image_is_said_and_located(started, pictures, tmp_path, paint):
+    viewer, widget = started()
+    paint(widget.start_annotating(), 1, 10)
+    pictures[1].rename(tmp_path / "moved.tif")
+    widget.project.images.itemClicked.emit(widget.project.images.item(1))
+    assert "is no longer at" in widget.status
+    assert [layer.name for layer in viewer.layers] == ["picture0", "annotations"]
+    widget.keeper.locate("picture1", tmp_path / "moved.tif")
+    assert [layer.name for layer in viewer.layers] == ["picture1"]
+
+
+def test_an_image_that_was_removed_finds_its_strokes_again(
+    started, paint, saved, pictures, tmp_path
+):
+    viewer, widget = started()
+    paint(widget.start_annotating(), 1, 10)
+    saved(widget)
+    data = viewer.layers["picture0"].data
+    viewer.layers.remove("picture0")
+    paint(viewer.layers["annotations"], 2, 50)  # somebody goes on painting
+    viewer.add_image(data, name="picture0")
+    saved(widget)
+    assert [e.stem for e in widget.keeper.entries] == ["picture0", "picture1", "picture2"]
+    assert widget.keeper.entries[0].counts == {1: 150, 2: 150}
+
+
+def test_opening_a_project_keeps_what_was_painted_before(
+    ready, saved, make_widget, tmp_path, recovery_folder
+):
+    viewer, widget = ready()
+    Project.create(tmp_path / "other").close()
+    widget.keeper.open(tmp_path / "other")
+    assert widget.status.startswith("What was painted before is kept aside")
+    assert len(viewer.layers) == 0
+    widget.keeper.close()
+    assert Project.open(tmp_path / "other").manifest.images == ()
+    again = make_widget(viewer)
+    again.offer.recover_button.click()
+    assert (viewer.layers["annotations"].data > 0).sum() == 300
+
+
+def test_a_full_disk_is_said_and_the_next_autosave_catches_up(
+    started, paint, saved, monkeypatch, tmp_path
+):
+    _, widget = started()
+
+    def full(*_):
+        raise InputError("The disk is full; free some space.")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(widget.keeper.project, "keep_annotations", full)
+        paint(widget.start_annotating(), 1, 10)
+        saved(widget)
+        assert widget.status == "The disk is full; free some space."
+        saved(widget)
+        with pytest.raises(InputError, match="disk is full"):  # its strokes are nowhere else
+            widget.keeper.step(1)
+        assert widget.keeper.current == "picture0"
+    saved(widget)
+    assert (widget.keeper.project.annotations("picture0")[0] == 1).sum() == 150
+
+
+def test_only_what_changed_is_written(started, paint, saved, monkeypatch):
+    _, widget = started()
+    written = []
+    project = widget.keeper.project
+    keep = project.keep_annotations
+    monkeypatch.setattr(
+        project, "keep_annotations", lambda stem, labels: (written.append(stem), keep(stem, labels))
+    )
+    layer = widget.start_annotating()
+    paint(layer, 1, 10)
+    saved(widget)
+    layer.refresh()  # tells everybody of a change where there is none
+    saved(widget)
+    widget.keeper.step(1)
+    widget.keeper.step(-1)
+    saved(widget)
+    assert written == ["picture0"]
+
+
+def test_twenty_images_reopen_within_seconds(
+    make_napari_viewer_proxy, make_widget, tmp_path, halves
+):
+    project = Project.create(tmp_path / "p")
+    painted = np.zeros((1, *halves.shape), int)
+    painted[0, 10:60, 10:13] = 1
+    for i in range(20):
+        tifffile.imwrite(tmp_path / f"{i:02d}.tif", halves)
+        own = project.add_file(tmp_path / f"{i:02d}.tif")
+        project.keep_annotations(own.stem, painted)
+        project.keep_prediction(own.stem, painted + 1)
+    project.update(lambda m: replace(m, current="07"))
+    project.close()
+    viewer = make_napari_viewer_proxy()
+    widget = make_widget(viewer)
+    begun = time.perf_counter()
+    widget.keeper.open(tmp_path / "p")
+    assert time.perf_counter() - begun < 5
+    assert [layer.name for layer in viewer.layers] == ["07", "prediction", "annotations"]
+    assert widget.project.images.count() == 20
+    assert widget.project.images.currentRow() == 7
+    assert (viewer.layers["annotations"].data == painted[0]).all()
