@@ -33,7 +33,7 @@ SessionGetter = Callable[[], "Session"]
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """An image and a copy of its annotations, free to travel to another thread.
+    """An image and a copy of its annotations, free to travel to another process.
 
     Parameters
     ----------
