@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from napari_convlora.stores import open_image
 
 _CONNECT_SECONDS = 10
 _LOOK_SECONDS = 0.2
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 _one_at_a_time = threading.Lock()
 
 
@@ -135,7 +138,11 @@ def _result(future: Any) -> np.ndarray:
 
 def _predict_block(task: Task, block: Block) -> np.ndarray:
     """Labels (h, w) uint8 of a block; runs on a worker."""
-    with _one_at_a_time:  # torch has threads of its own
+    # One block at a time takes all threads of the worker. Their number matters to the last bit, and
+    # torch keeps it per thread.
+    n_threads = importlib.import_module("distributed").get_worker().state.nthreads
+    with _one_at_a_time:
+        torch.set_num_threads(n_threads)
         scorer, adapter = _load(task)
         *_, last = predict_blocks(scorer, adapter, [block], keep_tiles=True)
     assert isinstance(last, BlockPrediction)
@@ -144,9 +151,20 @@ def _predict_block(task: Task, block: Block) -> np.ndarray:
 
 @functools.lru_cache(maxsize=1)
 def _load(task: Task) -> tuple[Scorer, Adapter]:
-    # One block at a time takes all threads of the worker, and as many everywhere: another number
-    # of threads adds in another order.
-    torch.set_num_threads(importlib.import_module("distributed").get_worker().state.nthreads)
+    _keep_freed_memory()
     adapter = Adapter.load(task.adapter)
     image = open_image(task.image)
     return prepare(adapter, load_backbone(task.backbone), image, device=task.device), adapter
+
+
+def _keep_freed_memory() -> None:
+    """Have the C library reuse memory, as it does by itself outside of dask.
+
+    dask's nannies set MALLOC_TRIM_THRESHOLD_, so that every array is mapped anew and page faults
+    take as long as the computation.
+    """
+    if sys.platform == "linux":
+        library = ctypes.CDLL(None)
+        if hasattr(library, "mallopt"):  # glibc
+            library.mallopt(_M_TRIM_THRESHOLD, 256 * 1024**2)
+            library.mallopt(_M_MMAP_THRESHOLD, 32 * 1024**2)

@@ -42,7 +42,7 @@ class RandomBackbone(WorkerPlugin):
 def workers() -> Iterator[LocalCluster]:
     """Two processes of one thread each."""
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as made,
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as made,
         Client(made) as client,
     ):
         client.register_plugin(RandomBackbone())
@@ -125,7 +125,7 @@ def test_no_scheduler_and_no_workers_are_one_sentence(
     with pytest.raises(InputError, match=r"^No dask scheduler answers at tcp://127.0.0.1:1;"):
         list(predict(folder, "tcp://127.0.0.1:1", "never.tif"))
     with (
-        LocalCluster(n_workers=0, dashboard_address=None) as empty,
+        LocalCluster(n_workers=0, dashboard_address=":0") as empty,
         pytest.raises(InputError, match=r"has no workers; start some"),
     ):
         list(predict(folder, empty.scheduler_address, "never.tif"))
