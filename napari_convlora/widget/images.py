@@ -57,11 +57,13 @@ class Images(QObject):
         self._counter = Counter(self._annotated, self)
         self._counter.counted.connect(self._on_counted)
         viewer.layers.events.removed.connect(self._on_layer_removed)
+        viewer.layers.selection.events.active.connect(self._on_active)
 
     def close(self) -> None:
         """Let go of the viewer; corrections that were not learnt yet become annotations."""
         self._counter.stop()
         self.viewer.layers.events.removed.disconnect(self._on_layer_removed)
+        self.viewer.layers.selection.events.active.disconnect(self._on_active)
         for record in self._records.values():
             with contextlib.suppress(ConvLoRAError):
                 record.collect_corrections()
@@ -267,6 +269,13 @@ class Images(QObject):
         self.counts = counts
         self.counted.emit(counts)
         self.changed.emit()
+
+    def _on_active(self, event: Any) -> None:
+        """Take up corrections before the annotations are painted on: the latest act is to win."""
+        for record in self.records:
+            if event.value is not None and event.value is record.annotations:
+                with contextlib.suppress(ConvLoRAError):  # Adapt says what is wrong
+                    record.collect_corrections()
 
     def _on_layer_removed(self, event: Any) -> None:
         layer = event.value

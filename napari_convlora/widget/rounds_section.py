@@ -23,7 +23,7 @@ from napari_convlora.project import RoundRecord
 from napari_convlora.widget import dialogs
 from napari_convlora.widget.history import History
 
-_COLUMNS = ("", "Round", "Score", "Seconds", "Labels", "Corrected later")
+_COLUMNS = ("", "Round", "Score on … labels", "s", "Labels", "Corrected later")
 
 
 class RoundsSection(QWidget):
@@ -87,7 +87,7 @@ class RoundsSection(QWidget):
     def _texts(self, record: RoundRecord) -> tuple[str, ...]:
         score = "not scored"
         if record.score is not None:
-            score = f"{record.score:.2f} {'held-out' if record.held_out else 'on training labels'}"
+            score = f"{record.score:.2f} {'held-out' if record.held_out else 'training'}"
         later = self._history.curve.get(record.number)
         return (
             "✓" if record.number == self._history.installed else "",

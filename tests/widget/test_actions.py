@@ -140,6 +140,8 @@ class Actions(RuleBasedStateMachine):
         self.truth[where] = label
 
     def correct(self, record, where, label: int) -> None:
+        record.collect_corrections()  # so that each is one item of the undo history
+        self.viewer.layers.selection.active = record.prediction
         changed = record.prediction.data[where] != label
         before = self.truth.copy()
         record.prediction.data_setitem(where, label)
@@ -148,8 +150,9 @@ class Actions(RuleBasedStateMachine):
             self.undo_to.append(before)
 
     def undo(self) -> None:
-        self.widget.images.current.collect_corrections()  # as pressing Adapt would
-        self.widget.images.current.annotations.undo()
+        layer = self.widget.images.current.annotations
+        self.viewer.layers.selection.active = layer
+        layer.undo()
         self.truth[:] = self.undo_to.pop()
 
     def adapt(self) -> None:

@@ -199,7 +199,7 @@ def test_rolling_back_installs_the_chosen_round(ready, wait, saved):
     rounds = widget.rounds.table
     assert [rounds.item(row, 1).text() for row in range(2)] == ["2", "1"]
     assert [rounds.item(row, 0).text() for row in range(2)] == ["✓", ""]
-    assert "on training labels" in rounds.item(0, 2).text()
+    assert "training" in rounds.item(0, 2).text()
     rounds.selectRow(1)
     widget.rounds.install_button.click()
     wait(widget)
@@ -289,6 +289,18 @@ def test_a_correction_without_annotations_goes_with_its_image(started, paint, wa
     assert [layer.name for layer in viewer.layers] == ["picture1"]
     widget.keeper.step(-1)
     assert (viewer.layers["annotations"].data == 2).sum() == 150
+
+
+def test_the_latest_stroke_wins_over_a_correction_before_it(started, paint, saved):
+    viewer, widget = started()
+    widget.start_annotating()
+    widget.images.restore(None, np.ones((1, 80, 90), np.uint8))
+    viewer.layers.selection.active = viewer.layers["prediction"]
+    paint(viewer.layers["prediction"], 2, 40)
+    viewer.layers.selection.active = viewer.layers["annotations"]
+    paint(viewer.layers["annotations"], 1, 40)
+    saved(widget)
+    assert widget.keeper.entries[0].counts == {1: 150}
 
 
 def test_a_missing_image_is_said_and_located(started, pictures, tmp_path, paint):
