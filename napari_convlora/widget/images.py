@@ -235,6 +235,7 @@ class Images(QObject):
     def accept(self, mask: np.ndarray, first: int) -> int:
         """Annotate predicted pixels of the current image; see `ImageLayers.accept`."""
         record = self.need()
+        record.collect_corrections()  # an undo item of their own, and not the one that comes last
         count = record.accept(mask, first)
         self._listen(record)
         self._touch()

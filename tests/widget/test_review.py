@@ -102,7 +102,9 @@ def test_one_undo_takes_an_action_back_and_painted_pixels_stay(
     review = widget.review
     annotations, prediction = (viewer.layers[n] for n in ("annotations", "prediction"))
     paint(annotations, 2, 80, rows=(32, 35))  # on the island
-    paint(prediction, 2, 76, rows=(32, 35))  # a correction that waits to become an annotation
+    paint(prediction, 2, 76, rows=(32, 35))  # a correction
+    if accept or how == "confidence":
+        widget.images.current.collect_corrections()  # as accepting does, in an item of its own
     before = state(viewer)
     painted = (before[0] > 0) | np.isin(np.arange(90), [76, 77, 78]) & (
         (np.arange(80) >= 32) & (np.arange(80) < 35)

@@ -93,7 +93,8 @@ def test_regions_of_a_stack_lie_on_their_plane(
     inside = inside_outlines(record.planes_shape, record.outlines())
     assert abs(inside[0].sum() - np.pi * 5 * 10) < 15
     snapshot = record.snapshot()
-    effective = snapshot.labelled().effective()
+    ((_, labelled),) = snapshot.labelled()
+    effective = labelled.effective()
     assert (effective[2] == 1).all()
     assert (effective[1] == 2).sum() == 150
     assert (effective[1] == 1).sum() == 0
