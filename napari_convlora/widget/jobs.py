@@ -67,7 +67,8 @@ class Snapshot:
 
     def planes(self) -> Planes:
         """Return the pixels as (P, H, W, C); a large lazy array stays lazy."""
-        if not isinstance(self.pixels, np.ndarray):
+        # An image that a project has on disk can only be read as a whole.
+        if not isinstance(self.pixels, np.ndarray) and hasattr(self.pixels, "shape"):
             lazy = lazy_planes(
                 self.pixels, rgb=self.rgb, channel_axis=self.channel_axis, alpha=self.rgb
             )

@@ -105,7 +105,7 @@ class PromptTool(QWidget):
         super().__init__(parent)
         self._viewer, self._images, self._recipe, self._session = viewer, images, recipe, session
         # Not the session of a round, so that prompts are answered while one runs.
-        self.runner = Runner(None if session is None else type(session)())
+        self.runner = Runner(None if session is None else _session())
         self.runner.on_messages = self._on_messages
         self.runner.on_error = self._on_error
         self.runner.on_end = self._on_end
@@ -363,6 +363,12 @@ class PromptTool(QWidget):
             marks.add_ellipses(
                 record.axes.place(plane, at), edge_width=3 * px, edge_color=_COLOURS[click.positive]
             )
+
+
+def _session() -> Session:
+    from napari_convlora.session import Session  # imports torch, as whoever has a session did
+
+    return Session()
 
 
 def _in_view(viewer: Viewer, record: ImageLayers) -> bool:

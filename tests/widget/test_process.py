@@ -77,7 +77,8 @@ def training(begin, make_napari_viewer_proxy, qtbot):
 
 def processes() -> set[int]:
     """Python processes below this one."""
-    return {p.pid for p in psutil.Process().children(recursive=True) if "python" in p.name()}
+    children = psutil.Process().children(recursive=True)
+    return {p.pid for p in children if "napari_convlora.child" in " ".join(p.cmdline())}
 
 
 def test_rounds_predictions_and_loading_in_one_process(

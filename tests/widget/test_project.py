@@ -63,7 +63,7 @@ def test_images_of_a_project_remember_strokes_and_prediction(
     layer = widget.start_annotating()
     paint(layer, 1, 10)
     paint(layer, 2, 70)
-    qtbot.waitUntil(lambda: len(widget.images.counts) == 2)
+    qtbot.waitUntil(lambda: len(widget.images.counts.pixels) == 2)
     widget.adapt()
     wait(widget)
     prediction = viewer.layers["prediction"].data.copy()
