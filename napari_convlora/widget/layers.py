@@ -255,8 +255,8 @@ class ImageLayers:
         corners = layer.corner_pixels
         if layer.multiscale:  # what napari has loaded, which may be more than it shows
             corners = corners * layer.downsample_factors[layer.data_level]
-        spatial = [a for a in range(len(self.shape)) if a != self.channel_axis][-2:]
-        (top, left), (bottom, right) = corners[:, spatial].round().astype(int).tolist()
+        corners = corners[:, self.axes.planar[-2:]].round().astype(int)
+        (top, left), (bottom, right) = corners.tolist()
         return Block(self.plane(), top, left, bottom - top + 1, right - left + 1)
 
     def paint(self, plane: int, window: Window, mask: np.ndarray, class_id: int, over: bool) -> Any:
@@ -295,8 +295,7 @@ class ImageLayers:
             base = self.annotations.data.reshape(self.planes_shape)
         if self._edited and self.prediction is not None and self.fits(self.prediction):
             base = np.zeros(self.planes_shape, np.int32) if base is None else base
-            now = self._view()
-            return np.where((now != self._written) & (now != 0), now, base)
+            return np.where(self._corrected(np.s_[:]), self._view(), base)
         return None if base is None else base.copy()
 
     def fill(self, painted: np.ndarray) -> None:
@@ -333,9 +332,13 @@ class ImageLayers:
         """Whether pixels (an index into (P, H, W)) are painted, on either layer."""
         painted = self.painted()[part] != UNLABELLED
         if self.predicted:
-            now = self._view()[part]
-            painted |= (now != self._written[part]) & (now != UNLABELLED)
+            painted |= self._corrected(part)
         return painted
+
+    def _corrected(self, part: Any) -> np.ndarray:
+        """Whether pixels (an index into (P, H, W)) were painted on the prediction."""
+        now = self._view()[part]
+        return (now != self._written[part]) & (now != UNLABELLED)
 
     def accept(self, mask: np.ndarray, first: int = 0) -> int:
         """Annotate predicted pixels with their predicted class; returns how many.
