@@ -1,8 +1,9 @@
-"""The detail branch: local filters at full resolution and a small perceptron on each pixel.
+"""The detail branch: a small perceptron on each pixel, which sees detail as well as context.
 
-SAM's tokens span 4 to 16 pixels and lose texture and thin structure. The detail branch brings
-them back: a bank of Gaussian, gradient and Hessian features (scikit-image's) and a two-layer
-perceptron. Fitted on the labelled pixels in seconds, it is also a round's first preview.
+SAM's tokens span 4 to 16 pixels and lose texture and thin structure; a bank of Gaussian, gradient
+and Hessian features (scikit-image's) at full resolution has them. What an object is, filters cannot
+tell; SAM's embedding before any adaptation often can. The perceptron reads both. Fitted on the
+labelled pixels in seconds, it is also a round's first preview.
 
 From a stroke or two a perceptron guesses wildly elsewhere, where a random forest stays sober. So a
 forest on the same pixels teaches it on unlabelled ones; the perceptron is what is kept, being
@@ -11,7 +12,8 @@ smaller, smoother, and safe to load from a file.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -24,16 +26,28 @@ from torch import Tensor, nn
 from napari_convlora.data import Normalizer
 from napari_convlora.losses import class_weights
 from napari_convlora.planes import LazyPlane, check_finite
+from napari_convlora.tiles import Tile, blend
 
 SIGMA_MAX = 16.0
 HALO = 48
 """Pixels around a region that its filters can see, to 3 sigma."""
 
 _WIDTH = 128
+_STRIP = 64
+"""Rows scored at a time, to save memory."""
+
 _BATCH = 2048
 _LEARNING_RATE = 6e-3
 _SMOOTHING = 0.05
 _DROPOUT = 0.1
+
+_HIDDEN = 0.5
+_CONTEXT_DROPOUT = 0.5
+"""Share of pixels that must do without the embedding at a step of training, and of its channels
+that the others lack: what it says of three images is easily known by heart."""
+
+_CONTEXT_SHARE = 0.75
+"""How much what is said with the embedding counts beside what is said without."""
 
 _TREES = 50
 _TREE_PIXELS = 20_000
@@ -90,12 +104,14 @@ def n_features(n_channels: int) -> int:
 
 
 class DetailBranch(nn.Module):
-    """Per-pixel perceptron on standardised filter responses.
+    """Per-pixel perceptron on filter responses and SAM's frozen embedding, standardised.
 
     Parameters
     ----------
-    n_inputs
-        F, features per pixel.
+    n_channels
+        Channels of the images.
+    n_context
+        Channels of the embedding; 0 for filters alone.
     n_classes
         K.
 
@@ -109,14 +125,15 @@ class DetailBranch(nn.Module):
     std: Tensor
     share: Tensor
 
-    def __init__(self, n_inputs: int, n_classes: int) -> None:
+    def __init__(self, n_channels: int, n_context: int, n_classes: int) -> None:
         super().__init__()
+        self.n_channels, self.n_context, self.n_classes = n_channels, n_context, n_classes
+        n_inputs = n_features(n_channels) + n_context
         self.register_buffer("mean", torch.zeros(n_inputs))
         self.register_buffer("std", torch.ones(n_inputs))
         self.register_buffer("share", torch.tensor(1.0))
-        self.n_classes = n_classes
+        self.first = nn.Linear(n_inputs, _WIDTH)
         self.layers = nn.Sequential(
-            nn.Linear(n_inputs, _WIDTH),
             nn.ReLU(),
             nn.Dropout(_DROPOUT),
             nn.Linear(_WIDTH, _WIDTH),
@@ -126,21 +143,68 @@ class DetailBranch(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        """Score `features` (..., F); logits are (..., K)."""
-        return self.layers((features - self.mean) / self.std)
+        """Score `features` (..., F), filter responses first; logits are (..., K)."""
+        local, context = self._halves((features - self.mean) / self.std)
+        if self.training:
+            hidden = torch.rand(*context.shape[:-1], 1, device=context.device) < _HIDDEN
+            return self.layers(local + context.masked_fill(hidden, 0))
+        return self._read(local, context)
+
+    def _halves(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the first layer makes of filters, and what the embedding adds to that."""
+        n = n_features(self.n_channels)
+        local = F.linear(features[..., :n], self.first.weight[:, :n], self.first.bias)
+        context = F.dropout(features[..., n:], _CONTEXT_DROPOUT, self.training)
+        return local, F.linear(context, self.first.weight[:, n:])
+
+    def _read(self, local: Tensor, context: Tensor) -> Tensor:
+        """Mix what is said without the embedding and with it."""
+        if not self.n_context:
+            return self.layers(local)
+        return mix(self.layers(local), self.layers(local + context), _CONTEXT_SHARE, dim=-1)
 
     @torch.inference_mode()
-    def logits(self, features: np.ndarray, rows: int = 64) -> np.ndarray:
-        """Score a feature map (H, W, F) a few rows at a time; logits are (K, H, W) float32."""
-        device = self.mean.device
-        parts = [
-            self(torch.from_numpy(features[i : i + rows]).to(device)).cpu().numpy()
-            for i in range(0, len(features), rows)
-        ]
+    def logits(
+        self, features: np.ndarray, context: Sequence[Tile], rows: slice, columns: slice
+    ) -> np.ndarray:
+        """Score every pixel of a region.
+
+        The first layer is linear, so it is applied to the coarse embedding before that is enlarged.
+
+        Parameters
+        ----------
+        features
+            Filter responses (h, w, F) of the region.
+        context
+            Embeddings of all tiles that overlap the region.
+        rows, columns
+            The region, in image pixels.
+
+        Returns
+        -------
+        ndarray
+            (K, h, w) float32.
+        """
+        device, n = self.mean.device, n_features(self.n_channels)
+        weight, mean, std = self.first.weight, self.mean, self.std
+        tiles = []
+        for tile in context:
+            values = (tile.values.to(device) - mean[n:, None, None]) / std[n:, None, None]
+            hidden = torch.einsum("oc,chw->ohw", weight[:, n:], values)
+            tiles.append(replace(tile, values=hidden.cpu()))
+        parts = []
+        for i in range(0, len(features), _STRIP):
+            local = torch.from_numpy(features[i : i + _STRIP]).to(device)
+            hidden = F.linear((local - mean[:n]) / std[:n], weight[:, :n], self.first.bias)
+            seen = torch.zeros(())
+            if tiles:
+                strip = slice(rows.start + i, rows.start + i + len(local))
+                seen = torch.from_numpy(blend(tiles, strip, columns)).movedim(0, -1)
+            parts.append(self._read(hidden, seen.to(device)).cpu().numpy())
         return np.concatenate(parts).transpose(2, 0, 1)
 
 
-def mix(logits: Tensor, detail: Tensor, share: float) -> Tensor:
+def mix(logits: Tensor, detail: Tensor, share: float, dim: int = -3) -> Tensor:
     """Logits of the mixture ``share * softmax(detail) + (1 - share) * softmax(logits)``.
 
     A mixture, unlike a sum of logits, lets the surer of the two decide: an overconfident head
@@ -152,8 +216,10 @@ def mix(logits: Tensor, detail: Tensor, share: float) -> Tensor:
         Class scores (..., K, H, W) of the head and of the detail branch.
     share
         Of the detail branch, in [0, 1].
+    dim
+        That of the classes.
     """
-    mixture = share * detail.softmax(-3) + (1 - share) * logits.softmax(-3)
+    mixture = share * detail.softmax(dim) + (1 - share) * logits.softmax(dim)
     return mixture.clamp_min(1e-9).log()
 
 
@@ -196,7 +262,8 @@ def fit(
         known = torch.cat([features, surroundings])
         rows = torch.randperm(len(surroundings), generator=generator)[:_TREE_PIXELS]
         surroundings = surroundings[rows]
-        opinion = forest_opinion(features, target, counts, surroundings, seed)
+        n = n_features(branch.n_channels)  # by the embedding it would know strokes by their place
+        opinion = forest_opinion(features[:, :n], target, counts, surroundings[:, :n], seed)
     branch.mean.copy_(known.mean(0))
     branch.std.copy_(known.std(0, unbiased=False).clamp_min(1e-6))
     weights = class_weights(counts, drawn)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Hashable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from napari_convlora.backbones import Backbone
 from napari_convlora.config import AdapterError, InputError, ModelConfig
 from napari_convlora.data import FeatureCache
-from napari_convlora.detail import DetailBranch, n_features
+from napari_convlora.detail import DetailBranch
 from napari_convlora.heads import ClassificationBranch, ClassTokens, HeadOutput, MaskToken
 from napari_convlora.peft import adapt_encoder, balance_loss, find_method, merge
 
@@ -51,6 +53,8 @@ class SemanticSAM(nn.Module):
         self.config = config
         self.backbone = backbone.sharing_copy()
         encoder = self.backbone.encoder
+        shared = {id(t): t for t in [*encoder.parameters(), *encoder.buffers()]}
+        self.frozen = copy.deepcopy(encoder, shared) if config.detail else None
         first = config.first_block
         first = backbone.spec.fast_first_block if first is None else first
         self.split = find_method(config.method).split(first, len(encoder.blocks))
@@ -66,7 +70,8 @@ class SemanticSAM(nn.Module):
             raise InputError(
                 f"The head mask_token tells two classes apart, not {n_classes}; use class_tokens."
             )
-        self.detail = DetailBranch(n_features(n_channels), n_classes) if config.detail else None
+        width = backbone.no_prompt((1, 1))[1].shape[1]
+        self.detail = DetailBranch(n_channels, width, n_classes) if config.detail else None
         spec = backbone.spec
         self.register_buffer("image_mean", torch.tensor(spec.pixel_mean)[:, None, None], False)
         self.register_buffer("image_std", torch.tensor(spec.pixel_std)[:, None, None], False)
@@ -107,6 +112,21 @@ class SemanticSAM(nn.Module):
             cache.put(key, embedding)
         return embedding.to(self.image_mean.device)
 
+    @torch.no_grad()
+    def cached_context(self, pixels: Tensor, cache: FeatureCache) -> Tensor:
+        """Embedding (without batch axis) of `pixels` (3, H, W) by the backbone without a method.
+
+        The detail branch reads it; a model without that branch has none.
+        """
+        assert self.frozen is not None
+        key = self._key(pixels, "context")
+        context = cache.get(key)
+        if context is None:
+            features = self.cached_prefix(pixels, cache)[None]
+            context = self._embed(self.frozen, features)[0]
+            cache.put(key, context)
+        return context.to(self.image_mean.device)
+
     def _key(self, pixels: Tensor, what: Hashable) -> Hashable:
         digest = hashlib.blake2b(pixels.contiguous().numpy().data, digest_size=16).digest()
         return self.backbone.spec.name, self.backbone.checkpoint_sha256, what, digest
@@ -117,7 +137,9 @@ class SemanticSAM(nn.Module):
 
     def embed(self, features: Tensor) -> Tensor:
         """Turn what `prefix` returned into image embeddings (B, C, h, w) with the method."""
-        encoder = self.backbone.encoder
+        return self._embed(self.backbone.encoder, features)
+
+    def _embed(self, encoder: Any, features: Tensor) -> Tensor:
         return encoder(features) if self.split is None else encoder.suffix(features, self.split)
 
     def decode(self, embedding: Tensor) -> HeadOutput:

@@ -10,14 +10,13 @@ from scipy.special import softmax
 
 from napari_convlora.adapter_file import Adapter
 from napari_convlora.backbones import Backbone
-from napari_convlora.blocks import BLOCK, Block, is_large, plan
+from napari_convlora.blocks import Block, is_large, plan
 from napari_convlora.config import DeviceName
 from napari_convlora.data import FeatureCache, Normalizer
-from napari_convlora.detail import DetailBranch, region_features
 from napari_convlora.devices import choose_device
 from napari_convlora.events import RunControl
 from napari_convlora.model import SemanticSAM
-from napari_convlora.planes import LazyPlane, Planes, check_pixels
+from napari_convlora.planes import Planes, check_pixels
 from napari_convlora.scorer import Progress, Scorer
 from napari_convlora.scorer import Returning as Returning
 
@@ -143,8 +142,9 @@ def prepare(
     """
     check_pixels(image)
     model = adapter.build(backbone, choose_device(device))
-    features = None if is_large(image.shape) else cache
-    return Scorer(model, image, adapter.normalizer, adapter.pixel_scale, features)
+    if cache is None or is_large(image.shape):
+        return Scorer(model, image, adapter.normalizer, adapter.pixel_scale)
+    return Scorer(model, image, adapter.normalizer, adapter.pixel_scale, cache)
 
 
 def predict_blocks(
@@ -196,7 +196,7 @@ def plane_logits(
     normalizer: Normalizer,
     pixel_scale: float,
     *,
-    cache: FeatureCache | None = None,
+    cache: FeatureCache,
 ) -> Generator[Progress, None, np.ndarray]:
     """Score one plane; yields after every tile and returns logits (K, H, W) float32.
 
@@ -222,18 +222,3 @@ def plane_logits(
             total = np.empty((len(step.logits), *plane.shape[:2]), np.float32)
         total[:, at.rows, at.columns] = step.logits
     return total
-
-
-def detail_logits(
-    branch: DetailBranch, plane: np.ndarray | LazyPlane, normalizer: Normalizer
-) -> np.ndarray:
-    """Score one plane (H, W, C) with the detail branch alone; logits are (K, H, W) float32."""
-    height, width = plane.shape[:2]
-    rows = []
-    for top in range(0, height, BLOCK):
-        row = []
-        for left in range(0, width, BLOCK):
-            region = np.s_[top : top + BLOCK, left : left + BLOCK]
-            row.append(branch.logits(region_features(plane, normalizer, *region)))
-        rows.append(np.concatenate(row, axis=2))
-    return np.concatenate(rows, axis=1)

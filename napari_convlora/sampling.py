@@ -16,6 +16,7 @@ from napari_convlora.data import Normalizer, View, crop, draw_view, resize
 from napari_convlora.detail import DetailBranch, region_features
 from napari_convlora.losses import VOID
 from napari_convlora.planes import Planes
+from napari_convlora.tiles import Tile, sample
 
 _BLOCK = 32
 """Side in pixels of the blocks that are held out or assigned to a fold as a whole."""
@@ -25,6 +26,7 @@ _MIN_BLOCKS = 8
 _MOST_FOLDS = 4
 _PIXELS_PER_CLASS = 30_000
 _REGION = 512
+_PIXELS = 120_000
 _SURROUNDINGS = 4096
 _CELL = 512
 """Pixels around labels of a large image that are read at least."""
@@ -80,6 +82,10 @@ def _labelled_cells(annotations: np.ndarray) -> np.ndarray:
         for top in range(0, annotations.shape[0], _CELL)
     ]
     return np.stack(rows)
+
+
+Context = Callable[[int, int, slice, slice], Sequence[Tile]]
+"""From image, plane, rows and columns to the frozen embeddings of the tiles around that region."""
 
 
 @dataclass
@@ -208,11 +214,18 @@ def _folds(
 
 
 def pixel_samples(
-    data: TrainingSet, normalizer: Normalizer, seed: int
+    data: TrainingSet, normalizer: Normalizer, seed: int, context: Context
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-    """Filter responses of labelled pixels and of their surroundings, region by region.
+    """Describe labelled pixels and their surroundings to the detail branch, region by region.
 
-    At most 30,000 random pixels per class are used.
+    At most 30,000 random pixels per class are used, and of many classes 120,000 altogether.
+
+    Parameters
+    ----------
+    data, normalizer, seed
+        What to draw from, how images are normalised, and the seed of the draw.
+    context
+        Gives the embeddings around a region.
 
     Yields
     ------
@@ -220,30 +233,46 @@ def pixel_samples(
         (N, F) float32, (N,) int64, (N,) uint8, and (M, F) float32 of random pixels of the region.
     """
     rng = np.random.default_rng(seed)
+    most = min(_PIXELS_PER_CLASS, _PIXELS // len(data.positions))
     for i, image in enumerate(data.images):
         rows = []
         for c, arrays in enumerate(data.positions):
-            share = min(1.0, _PIXELS_PER_CLASS / max(1, sum(map(len, arrays))))
+            share = min(1.0, most / max(1, sum(map(len, arrays))))
             keep = arrays[i][rng.random(len(arrays[i])) < share] if share < 1 else arrays[i]
             rows.append(np.column_stack([keep, np.full(len(keep), c)]))
         pixels = np.concatenate(rows)
         regions = np.column_stack([pixels[:, 0], pixels[:, 1:3] // _REGION])
         for plane, row, column in np.unique(regions, axis=0):
             inside = pixels[(regions == (plane, row, column)).all(1)]
-            top, left = row * _REGION, column * _REGION
-            features = region_features(
-                image.image[plane],
-                normalizer,
-                slice(top, top + _REGION),
-                slice(left, left + _REGION),
-            )
-            at = tuple(inside[:, :3].T)
+            block = _block(image.image, row, column)
+            features = region_features(image.image[plane], normalizer, *block)
+            tiles = context(i, plane, *block)
+            corner, extent = (block[0].start, block[1].start), features.shape[:2]
+            around = rng.integers(extent, size=(_SURROUNDINGS, 2)) + corner
+
             yield (
-                features[inside[:, 1] - top, inside[:, 2] - left],
+                _seen(features, tiles, block, inside[:, 1:3].T),
                 inside[:, 3].astype(np.int64),
-                data.fold[i][at],
-                rng.choice(features.reshape(-1, features.shape[-1]), _SURROUNDINGS),
+                data.fold[i][tuple(inside[:, :3].T)],
+                _seen(features, tiles, block, around.T),
             )
+
+
+def _seen(
+    features: np.ndarray, tiles: Sequence[Tile], block: tuple[slice, slice], at: np.ndarray
+) -> np.ndarray:
+    """Return what the detail branch sees (N, F) of pixels (2, N) that lie in `block`."""
+    local = features[at[0] - block[0].start, at[1] - block[1].start]
+    return np.concatenate([local, sample(tiles, *at)], axis=1) if tiles else local
+
+
+def _block(image: np.ndarray, row: int, column: int) -> tuple[slice, slice]:
+    """Rows and columns of a block of 512 px of (P, H, W, C), smaller at the image's end."""
+    top, left = row * _REGION, column * _REGION
+    return (
+        slice(top, min(top + _REGION, image.shape[1])),
+        slice(left, min(left + _REGION, image.shape[2])),
+    )
 
 
 def view_image(data: TrainingSet, view: View, normalizer: Normalizer, tile: int) -> Tensor:
@@ -260,6 +289,7 @@ def detail_block(
     normalizer: Normalizer,
     whole: DetailBranch,
     blind: Sequence[DetailBranch],
+    context: Context,
 ) -> np.ndarray:
     """Detail logits of a 512 px block, each pixel scored by a branch that never saw it.
 
@@ -273,6 +303,8 @@ def detail_block(
         Image, plane, and the block's row and column.
     whole, blind
         The branch, and those that were fitted on all folds but one, in the order of the folds.
+    context
+        Gives the embeddings around a region.
 
     Returns
     -------
@@ -280,15 +312,16 @@ def detail_block(
         (K, h, w) float32, smaller than the block at the image's end.
     """
     image, plane, row, column = where
-    block = np.s_[row * _REGION : (row + 1) * _REGION, column * _REGION : (column + 1) * _REGION]
+    block = _block(data.images[image].image, row, column)
     features = region_features(data.images[image].image[plane], normalizer, *block)
+    tiles = context(image, plane, *block)
     fold = data.fold[image][plane][block]
     known = np.maximum(data.target[image][plane][block], data.held[image][plane][block]) != VOID
-    logits = whole.logits(features)
+    logits = whole.logits(features, tiles, *block)
     for i, branch in enumerate(blind):
         inside = known & (fold == i)
         if inside.any():
-            logits[:, inside] = branch.logits(features[inside][:, None])[..., 0]
+            logits[:, inside] = branch.logits(features, tiles, *block)[:, inside]
     return logits
 
 

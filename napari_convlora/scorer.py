@@ -17,23 +17,16 @@ import torch
 from torch import Tensor
 
 from napari_convlora.blocks import Block
-from napari_convlora.data import (
-    FeatureCache,
-    Normalizer,
-    blend_window,
-    crop,
-    resize,
-    tile_starts,
-    to_rgb,
-)
+from napari_convlora.data import FeatureCache, Normalizer, resize
 from napari_convlora.detail import mix, region_features
 from napari_convlora.model import SemanticSAM
-from napari_convlora.planes import LazyPlane, Planes, check_finite
+from napari_convlora.planes import LazyPlane, Planes
+from napari_convlora.tiles import Tile, blend, corners, tile_pixels
 
-OVERLAP = 0.25
 Y = TypeVar("Y")
 R = TypeVar("R")
 _TILE_BYTES = 512 * 1024**2
+_LAST_BYTES = 64 * 1024**2
 
 
 @dataclass(frozen=True)
@@ -77,16 +70,16 @@ class Scorer:
     normalizer, pixel_scale
         Those of training.
     features
-        Where the frozen features of the tiles are kept between calls, if at all.
+        Where the frozen features of the tiles are kept; by default those of the last few.
     tiles
-        Logits of tiles that the next blocks may need again.
+        What tiles say that the next blocks may need again.
     """
 
     model: SemanticSAM
     image: Planes
     normalizer: Normalizer
     pixel_scale: float
-    features: FeatureCache | None = None
+    features: FeatureCache = field(default_factory=lambda: FeatureCache(_LAST_BYTES))
     tiles: FeatureCache = field(default_factory=lambda: FeatureCache(_TILE_BYTES))
 
     @property
@@ -96,11 +89,7 @@ class Scorer:
 
     def corners(self, block: Block) -> list[tuple[int, int]]:
         """Corners (top, left) of the tiles that overlap `block`."""
-        return [
-            (top, left)
-            for top in _overlapping(self.image.shape[1], self.side, block.rows)
-            for left in _overlapping(self.image.shape[2], self.side, block.columns)
-        ]
+        return corners(self.image.shape[1:3], self.side, block.rows, block.columns)
 
     def score(
         self, blocks: Sequence[Block], keep_tiles: bool = False
@@ -122,75 +111,51 @@ class Scorer:
                 where = (block.plane, *corner)
                 uses[where] -= 1
                 if not uses[where]:
-                    self.tiles.drop(where)
+                    for kind in ("head", "context"):
+                        self.tiles.drop((kind, *where))
 
     def _logits(self, block: Block) -> Generator[tuple[int, int, int], None, np.ndarray]:
         """Logits of a block; yields plane and corner of every tile that had to be computed."""
-        total: np.ndarray | None = None
-        weight = np.zeros((block.height, block.width), np.float32)
-        side = self.side
-        for top, left in self.corners(block):
-            where = (block.plane, top, left)
-            logits = self.tiles.get(where)
-            if logits is None:
-                logits = self._tile(self.image[block.plane], top, left)
-                self.tiles.put(where, logits)
+        plane, detail = self.image[block.plane], self.model.detail
+        share = 0.0 if detail is None else float(detail.share)
+        kinds = (["head"] if share < 1 else []) + (["context"] if detail is not None else [])
+        tiles: dict[str, list[Tile]] = {kind: [] for kind in kinds}
+        for corner in self.corners(block):
+            where = (block.plane, *corner)
+            kept = {kind: self.tiles.get((kind, *where)) for kind in kinds}
+            known = {kind: values for kind, values in kept.items() if values is not None}
+            if len(known) < len(kinds):
+                known = self._tile(plane, corner, kinds)
+                for kind, values in known.items():
+                    self.tiles.put((kind, *where), values)
                 yield where
-            if total is None:
-                total = np.zeros((len(logits), block.height, block.width), np.float32)
-            y0, y1 = max(top, block.top), min(top + side, block.rows.stop)
-            x0, x1 = max(left, block.left), min(left + side, block.columns.stop)
-            of_tile = slice(y0 - top, y1 - top), slice(x0 - left, x1 - left)
-            here = np.s_[y0 - block.top : y1 - block.top, x0 - block.left : x1 - block.left]
-            window = blend_window(side, *of_tile)
-            total[:, *here] += _enlarged(logits.numpy(), side, *of_tile) * window
-            weight[here] += window
-        assert total is not None
-        total /= weight
-        detail = self.model.detail
-        if detail is not None:
-            plane = self.image[block.plane]
-            features = region_features(plane, self.normalizer, block.rows, block.columns)
-            own = torch.from_numpy(detail.logits(features))
-            total = mix(torch.from_numpy(total), own, float(detail.share)).numpy()
-        return total
+            for kind, values in known.items():
+                tiles[kind].append(Tile(*corner, self.side, values))
+        if detail is None:
+            return blend(tiles["head"], block.rows, block.columns)
+        features = region_features(plane, self.normalizer, block.rows, block.columns)
+        own = detail.logits(features, tiles["context"], block.rows, block.columns)
+        if share >= 1:
+            return own
+        total = blend(tiles["head"], block.rows, block.columns)
+        return mix(torch.from_numpy(total), torch.from_numpy(own), share).numpy()
 
     @torch.no_grad()
-    def _tile(self, plane: np.ndarray | LazyPlane, top: int, left: int) -> Tensor:
-        """Logits (K, h, w) of a tile, at the head's resolution or the image's, if that is less."""
-        square = self.normalizer(check_finite(np.asarray(crop(plane, top, left, self.side))))
-        rgb = torch.from_numpy(np.ascontiguousarray(to_rgb(square))).movedim(-1, 0)
-        tile = self.model.backbone.spec.image_size
-        features = self.model.cached_prefix(resize(rgb, tile), self.features)
-        logits = self.model.suffix(features[None]).logits[0].float()
-        return (resize(logits, self.side) if self.side < logits.shape[-1] else logits).cpu()
+    def _tile(
+        self, plane: np.ndarray | LazyPlane, corner: tuple[int, int], kinds: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """Logits (K, h, w) of a tile, at the head's resolution or the image's, if that is less.
 
-
-def _overlapping(extent: int, side: int, part: slice) -> list[int]:
-    starts = tile_starts(extent, side, OVERLAP)
-    return [start for start in starts if start < part.stop and part.start < start + side]
-
-
-def _enlarged(logits: np.ndarray, side: int, rows: slice, columns: slice) -> np.ndarray:
-    """Cut a window out of logits (K, h, w) enlarged to `side`, bilinear.
-
-    Every pixel is computed by itself, so that it does not depend on the window.
-    """
-    if logits.shape[1:] == (side, side):
-        return logits[:, rows, columns]
-    above, below, down = _between(logits.shape[1], side, rows)
-    before, after, right = _between(logits.shape[2], side, columns)
-    logits = logits[:, :, before[0] : after[-1] + 1]
-    lines = logits[:, above]
-    lines += (logits[:, below] - lines) * down[:, None]
-    result = lines[:, :, before - before[0]]
-    result += (lines[:, :, after - before[0]] - result) * right
-    return result
-
-
-def _between(extent: int, side: int, part: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Find the two of `extent` samples around enlarged pixels, and how near the second is."""
-    at = (np.arange(part.start, part.stop) + 0.5) * extent / side - 0.5
-    at = at.clip(0, extent - 1)
-    low = at.astype(np.int64)
-    return low, np.minimum(low + 1, extent - 1), (at - low).astype(np.float32)
+        What the detail branch wants of it (C, h, w) is called ``context``.
+        """
+        size, model = self.model.backbone.spec.image_size, self.model
+        pixels = tile_pixels(plane, corner, self.side, size, self.normalizer)
+        found = {}
+        if "context" in kinds:
+            found["context"] = model.cached_context(pixels, self.features).cpu()
+        if "head" in kinds:
+            features = model.cached_prefix(pixels, self.features)
+            logits = model.suffix(features[None]).logits[0].float()
+            logits = resize(logits, self.side) if self.side < logits.shape[-1] else logits
+            found["head"] = logits.cpu()
+        return found

@@ -15,6 +15,7 @@ from napari_convlora.detail import (
     n_features,
     region_features,
 )
+from napari_convlora.tiles import Tile, sample
 
 
 def stripes(height: int = 90, width: int = 110) -> np.ndarray:
@@ -58,14 +59,41 @@ def test_branch_learns_a_texture_and_scores_every_pixel() -> None:
     target = torch.zeros(90, 110, dtype=torch.int64)
     target[:, 55:] = 1
     torch.manual_seed(0)
-    branch = DetailBranch(n_features(1), 2)
+    branch = DetailBranch(1, 0, 2)
     losses = list(fit(branch, torch.from_numpy(features).flatten(0, 1), target.flatten(), steps=60))
     assert len(losses) == 60
     assert losses[-1] < 0.5 * losses[0]
-    logits = branch.logits(features, rows=7)
+    logits = branch.logits(features, [], slice(0, 90), slice(0, 110))
     assert logits.shape == (2, 90, 110)
     inside = np.abs(np.arange(110) - 55) > 4
     assert (logits.argmax(0) == target.numpy())[:, inside].mean() > 0.98
+
+
+def test_branch_reads_context_where_filters_see_nothing() -> None:
+    """Two halves of the same grey, told apart by an embedding of 8 tokens a side."""
+    features = filter_bank(np.full((64, 64, 1), 0.5, np.float32))
+    values = torch.zeros(2, 8, 8)
+    values[0, :, 4:] = 1
+    tiles = [Tile(0, 0, 64, values)]
+    rows, columns = (part.ravel() for part in np.mgrid[:64, :64])
+    target = torch.from_numpy((columns >= 32).astype(np.int64))
+
+    def accuracy(context: int) -> float:
+        torch.manual_seed(0)
+        branch = DetailBranch(1, context, 2)
+        known = features.reshape(-1, 24)
+        if context:
+            known = np.concatenate([known, sample(tiles, rows, columns)], axis=1)
+        list(fit(branch, torch.from_numpy(known), target, steps=60))
+        region = slice(0, 64), slice(0, 64)
+        logits = branch.logits(features, tiles if context else [], *region)
+        if context:  # scoring a map and scoring its pixels are one thing
+            one_by_one = branch(torch.from_numpy(known)).detach().numpy().T
+            np.testing.assert_allclose(logits.reshape(2, -1), one_by_one, atol=1e-3)
+        return float((logits.argmax(0).ravel() == target.numpy()).mean())
+
+    assert accuracy(2) > 0.97
+    assert accuracy(0) < 0.6
 
 
 def test_fit_depends_on_its_seed_alone() -> None:
@@ -74,11 +102,11 @@ def test_fit_depends_on_its_seed_alone() -> None:
 
     def fitted(seed: int, elsewhere: int) -> torch.Tensor:
         torch.manual_seed(0)
-        branch = DetailBranch(24, 2)
+        branch = DetailBranch(1, 0, 2)
         torch.manual_seed(elsewhere)
         for _ in fit(branch, features, target, steps=5, seed=seed):
             torch.rand(1)
-        return branch.layers[0].weight.detach()
+        return branch.first.weight.detach()
 
     assert torch.equal(fitted(1, elsewhere=1), fitted(1, elsewhere=2))
     assert not torch.equal(fitted(1, elsewhere=1), fitted(2, elsewhere=1))
@@ -87,13 +115,13 @@ def test_fit_depends_on_its_seed_alone() -> None:
 def test_constant_features_do_no_harm() -> None:
     features = torch.randn(50, 24)
     features[:, 3] = 7
-    branch = DetailBranch(24, 2)
+    branch = DetailBranch(1, 0, 2)
     list(fit(branch, features, torch.arange(50) % 2, steps=3))
     assert branch(features).isfinite().all()
 
 
 def test_one_pixel_per_class_is_enough() -> None:
-    branch = DetailBranch(24, 3)
+    branch = DetailBranch(1, 0, 3)
     features = torch.randn(3, 24) * 5
     list(fit(branch, features, torch.arange(3), steps=40))
     assert branch(features).argmax(1).tolist() == [0, 1, 2]
@@ -109,7 +137,7 @@ def test_rare_classes_drawn_often_do_not_spread() -> None:
 
     def share_called_rare(counts: torch.Tensor | None) -> float:
         torch.manual_seed(0)
-        branch = DetailBranch(24, 2)
+        branch = DetailBranch(1, 0, 2)
         list(fit(branch, features, target, steps=60, counts=counts))
         return float((branch(everyday).argmax(1) == 1).float().mean())
 
@@ -143,7 +171,7 @@ def test_a_few_labels_leave_elsewhere_to_what_a_forest_would_say() -> None:
 
     def agreement(surroundings: torch.Tensor | None) -> float:
         torch.manual_seed(0)
-        branch = DetailBranch(24, 2)
+        branch = DetailBranch(1, 0, 2)
         list(fit(branch, features, target, steps=150, surroundings=surroundings))
         return float((branch(elsewhere).argmax(1) == opinion.argmax(1)).float().mean())
 

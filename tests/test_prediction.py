@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from napari_convlora.adapter_file import Adapter
 from napari_convlora.backbones import Backbone
@@ -84,10 +85,15 @@ def test_bad_pixels_and_other_channel_counts_are_named(
         run(adapter, backbone, np.random.default_rng(0).random((1, 20, 20, 3)))
 
 
-def test_tiles_meet_without_a_seam(adapter: Adapter, backbone: Backbone) -> None:
+@pytest.mark.parametrize("share", [0.0, 1.0], ids=["head", "detail branch"])
+def test_tiles_meet_without_a_seam(adapter: Adapter, backbone: Backbone, share: float) -> None:
     """Steps of the logits at tile borders are those inside tiles, on a uniform texture."""
     model = adapter.build(backbone)
-    model.detail = None  # it has no tiles
+    if share:
+        torch.manual_seed(0)
+        model.detail.first.reset_parameters()
+        model.detail.first.weight.data[:, :24] = 0  # what filters see has no tiles
+    model.detail.share.fill_(share)
     side = backbone.spec.image_size  # at a pixel scale of 1
     starts = tile_starts(192, side, 0.25)
     borders = [b - 1 for s in starts for b in (s, s + side) if 0 < b < 192]
@@ -97,7 +103,7 @@ def test_tiles_meet_without_a_seam(adapter: Adapter, backbone: Backbone) -> None
     jumps = np.zeros(191)
     for seed in range(8):
         plane = np.random.default_rng(seed).random((192, 192, 1)).astype(np.float32)
-        steps = Returning(plane_logits(model, plane, adapter.normalizer, 1.0))
+        steps = Returning(plane_logits(model, plane, adapter.normalizer, 1.0, cache=FeatureCache()))
         assert max(step.total for step in steps) >= 9
         jumps += np.abs(np.diff(steps.value, axis=2)).mean((0, 1))
     ratio = jumps[borders].mean() / jumps[inside].mean()

@@ -26,8 +26,14 @@ from napari_convlora.sampling import (
     view_pool,
     view_target,
 )
+from napari_convlora.tiles import Tile
 
 UNIT = Normalizer((0.0,), (1.0,))
+
+
+def nothing(image: int, plane: int, rows: slice, columns: slice) -> list[Tile]:
+    """Stand for the context of a branch that reads filters alone."""
+    return []
 
 
 def picture(annotations: np.ndarray, seed: int = 0) -> LabelledImage:
@@ -184,7 +190,7 @@ def test_pixel_samples_are_the_training_pixels_with_their_fold() -> None:
     image = picture(annotations)
     data = training_set([image], [1, 2], 0)
     features, target, fold, surroundings = (
-        np.concatenate(part) for part in zip(*pixel_samples(data, UNIT, 0), strict=True)
+        np.concatenate(part) for part in zip(*pixel_samples(data, UNIT, 0, nothing), strict=True)
     )
     assert features.shape == (data.counts().sum(), 24)
     assert surroundings.shape[1] == 24
@@ -194,7 +200,7 @@ def test_pixel_samples_are_the_training_pixels_with_their_fold() -> None:
 
 def test_pixel_samples_bound_a_dense_image() -> None:
     data = training_set([picture(dense(400, 400))], [1, 2], 0)
-    target = np.concatenate([t for _, t, *_ in pixel_samples(data, UNIT, 0)])
+    target = np.concatenate([t for _, t, *_ in pixel_samples(data, UNIT, 0, nothing)])
     assert len(target) < data.counts().sum() / 2
     assert (np.bincount(target) > 20_000).all()
 
@@ -203,10 +209,28 @@ def test_pixel_samples_leave_held_out_pixels_alone(monkeypatch: pytest.MonkeyPat
     image = picture(dense())
     data = training_set([image], [1, 2], 0)
     monkeypatch.setattr("napari_convlora.detail.filter_bank", lambda array: array)
-    seen = np.concatenate([f for f, *_ in pixel_samples(data, UNIT, 0)])
+    seen = np.concatenate([f for f, *_ in pixel_samples(data, UNIT, 0, nothing)])
     held = image.image[0][data.held[0][0] != VOID]
     assert not np.isin(seen, held).any()
     assert np.isin(seen, image.image).all()
+
+
+def test_pixel_samples_see_the_context_of_their_very_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("napari_convlora.detail.filter_bank", lambda array: array)
+    annotations = dense(40, 700)
+    image = picture(annotations)
+    data = training_set([image], [1, 2], 0)
+    pixels = torch.from_numpy(np.ascontiguousarray(image.image[0, :, :, 0]))
+    square = torch.nn.functional.pad(pixels, (0, 0, 0, 660))[
+        None
+    ]  # a tile at the image's own scale
+
+    def echo(_image: int, _plane: int, rows: slice, columns: slice) -> list[Tile]:
+        return [Tile(0, 0, 700, square)]
+
+    for features, _, _, surroundings in pixel_samples(data, UNIT, 0, echo):
+        np.testing.assert_allclose(features[:, 0], features[:, 1], atol=1e-4)
+        np.testing.assert_allclose(surroundings[:, 0], surroundings[:, 1], atol=1e-4)
 
 
 class Memory:
@@ -215,13 +239,13 @@ class Memory:
     def __init__(self, seen: np.ndarray) -> None:
         self.seen = seen
 
-    def logits(self, features: np.ndarray) -> np.ndarray:
+    def logits(self, features: np.ndarray, *_: Any) -> np.ndarray:
         return np.isin(features[..., 0], self.seen)[None].astype(np.float32)
 
 
 def cut_detail(data: TrainingSet, view: View, whole: Any, blind: list[Any]) -> torch.Tensor:
     def block(where: tuple[int, int, int, int]) -> np.ndarray:
-        return detail_block(data, where, UNIT, whole, blind)
+        return detail_block(data, where, UNIT, whole, blind, nothing)
 
     return view_detail(view, data.target[view.image].shape[1:], 64, block)
 
@@ -236,7 +260,7 @@ def test_detail_logits_come_from_the_branch_that_did_not_see_the_pixel(
     image = picture(annotations)
     data = training_set([image], [1, 2], 0)
     features, _, fold, _ = (
-        np.concatenate(part) for part in zip(*pixel_samples(data, UNIT, 0), strict=True)
+        np.concatenate(part) for part in zip(*pixel_samples(data, UNIT, 0, nothing), strict=True)
     )
     blind = [Memory(features[fold != i, 0]) for i in range(2)]
     view = View(0, 0, 10, 20, 64, turns=turns, flip=True)
@@ -262,7 +286,7 @@ def test_all_that_a_view_shows_is_in_register(
     data = training_set([image], [1, 2], 0)
 
     class Echo:
-        def logits(self, features: np.ndarray) -> np.ndarray:
+        def logits(self, features: np.ndarray, *_: Any) -> np.ndarray:
             return features.transpose(2, 0, 1)
 
     view = View(0, 0, top, left, size, turns=3, flip=True)

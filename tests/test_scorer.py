@@ -9,16 +9,16 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from torch.nn.functional import interpolate
 
-from napari_convlora import scorer as scorer_module
 from napari_convlora.adapter_file import Adapter
 from napari_convlora.backbones import Backbone
-from napari_convlora.blocks import plan
+from napari_convlora.blocks import BLOCK, plan
 from napari_convlora.config import InputError
 from napari_convlora.data import FeatureCache, blend_window, crop, resize, tile_starts, to_rgb
-from napari_convlora.detail import mix
+from napari_convlora.detail import DetailBranch, mix, region_features
 from napari_convlora.planes import lazy_planes
-from napari_convlora.prediction import detail_logits, prepare
+from napari_convlora.prediction import prepare
 from napari_convlora.scorer import BlockLogits, Progress, Scorer
 from tests.conftest import make_scene
 
@@ -31,15 +31,18 @@ def whole_plane(scorer: Scorer, plane: np.ndarray) -> np.ndarray:
     """Logits (K, H, W) the plain way: every tile enlarged and added to a sum."""
     model, side = scorer.model, scorer.side
     height, width = plane.shape[:2]
-    total = np.zeros((len(model.detail.layers[-1].bias), height, width))
+    total = np.zeros((model.detail.n_classes, height, width))
+    context = np.zeros((model.detail.n_context, height, width))
     weight = np.zeros((height, width))
     window = blend_window(side, slice(None), slice(None))
     for top in tile_starts(height, side, 0.25):
         for left in tile_starts(width, side, 0.25):
             square = to_rgb(scorer.normalizer(crop(plane, top, left, side)))
             rgb = torch.from_numpy(np.ascontiguousarray(square)).movedim(-1, 0)
-            logits = model(resize(rgb, model.backbone.spec.image_size)[None])[0]
-            logits = resize(logits, side).numpy()
+            pixels = resize(rgb, model.backbone.spec.image_size)[None]
+            logits = resize(model(pixels)[0], side).numpy()
+            frozen = model.frozen((pixels - model.image_mean) / model.image_std)
+            seen = interpolate(frozen, (side, side), mode="bilinear")[0].numpy()
             y0, y1, x0, x1 = (
                 max(top, 0),
                 min(top + side, height),
@@ -48,10 +51,34 @@ def whole_plane(scorer: Scorer, plane: np.ndarray) -> np.ndarray:
             )
             part = np.s_[y0 - top : y1 - top, x0 - left : x1 - left]
             total[:, y0:y1, x0:x1] += logits[:, *part] * window[part]
+            context[:, y0:y1, x0:x1] += seen[:, *part] * window[part]
             weight[y0:y1, x0:x1] += window[part]
-    own = torch.from_numpy(detail_logits(model.detail, plane, scorer.normalizer))
+    filters = np.concatenate(
+        [  # 512 px at a time, as blocks are
+            np.concatenate(
+                [
+                    region_features(
+                        plane, scorer.normalizer, slice(y, y + BLOCK), slice(x, x + BLOCK)
+                    )
+                    for x in range(0, width, BLOCK)
+                ],
+                axis=1,
+            )
+            for y in range(0, height, BLOCK)
+        ]
+    )
+    features = np.concatenate([filters, (context / weight).transpose(1, 2, 0)], axis=-1)
+    own = model.detail(torch.from_numpy(features.astype(np.float32))).movedim(-1, 0)
     mean = torch.from_numpy((total / weight).astype(np.float32))
     return mix(mean, own, float(model.detail.share)).numpy()
+
+
+def shake(detail: DetailBranch, seed: int) -> None:
+    """Let the branch read every input, and count as much as the head."""
+    generator = torch.Generator().manual_seed(seed)
+    detail.first.weight.data = torch.randn(detail.first.weight.shape, generator=generator) / 8
+    detail.mean.normal_(generator=generator)
+    detail.share.fill_(0.5)
 
 
 def assemble(scorer: Scorer, blocks: list) -> np.ndarray:
@@ -78,6 +105,7 @@ def test_blocks_equal_the_whole_plane_in_any_order(
     if scale == 3.0:
         scene = scene[:, :150, :150]  # many small tiles
     scorer = prepare(replace(adapter, pixel_scale=scale), backbone, scene, device="cpu")
+    shake(scorer.model.detail, seed)
     blocks = plan(scene.shape)
     logits = assemble(scorer, blocks)
     # The head's output is enlarged in one step rather than two, so tiles differ a little.
@@ -134,12 +162,3 @@ def test_a_nan_in_a_lazy_image_is_named(adapter: Adapter, backbone: Backbone) ->
     scorer = prepare(adapter, backbone, lazy_planes(image), device="cpu")
     with pytest.raises(InputError, match=r"has 1 NaN or infinite values"):
         list(scorer.score(plan((1, 600, 600))))
-
-
-@pytest.mark.parametrize("side", [300, 64, 1000])
-def test_a_window_of_enlarged_logits_is_that_of_the_whole(side: int) -> None:
-    logits = np.random.default_rng(0).random((2, 64, 64)).astype(np.float32)
-    whole = resize(torch.from_numpy(logits), side).numpy()
-    rows, columns = slice(side // 3, side // 2), slice(0, side)
-    part = scorer_module._enlarged(logits, side, rows, columns)
-    np.testing.assert_allclose(part, whole[:, rows, columns], atol=1e-5)

@@ -1,4 +1,4 @@
-"""What Conv-LoRA is compared with: a random forest, a U-Net from scratch, the detail branch."""
+"""What Conv-LoRA is compared with: a random forest, and a U-Net from scratch."""
 
 from __future__ import annotations
 
@@ -13,17 +13,14 @@ from joblib import parallel_config
 from napari_convlora.annotations import LabelledImage
 from napari_convlora.config import UNLABELLED, DeviceName
 from napari_convlora.data import Normalizer, crop
-from napari_convlora.detail import DetailBranch, filter_bank, fit
+from napari_convlora.detail import filter_bank
 from napari_convlora.devices import choose_device
 from napari_convlora.losses import VOID, class_weights, dense_loss
-from napari_convlora.prediction import detail_logits
 
 Predict = Callable[[np.ndarray], np.ndarray]
 """From an image (P, H, W, C) to class ids (P, H, W) uint8."""
 
 _FOREST_PIXELS = 50_000
-_DETAIL_PIXELS = 30_000
-_SURROUNDINGS = 4096
 _PATCH = 256
 _BATCH = 2
 _LEARNING_RATE = 1e-3
@@ -38,7 +35,7 @@ def forest(images: Sequence[LabelledImage], seed: int) -> Predict:
     from sklearn.ensemble import RandomForestClassifier
 
     normalizer = Normalizer.fit([image.image for image in images])
-    features, labels, _ = _labelled_pixels(images, normalizer, _FOREST_PIXELS, seed)
+    features, labels = _labelled_pixels(images, normalizer, seed)
     trees = RandomForestClassifier(100, n_jobs=-1, random_state=seed)
     with parallel_config("threading"):  # a run's process may have none of its own
         trees.fit(features, labels)
@@ -52,52 +49,20 @@ def forest(images: Sequence[LabelledImage], seed: int) -> Predict:
     return predict
 
 
-def detail(images: Sequence[LabelledImage], seed: int, steps: int) -> Predict:
-    """Fit the detail branch alone: what a round's first preview shows.
-
-    Parameters
-    ----------
-    images
-        Annotated images.
-    seed, steps
-        As in `napari_convlora.detail.fit`.
-    """
-    normalizer = Normalizer.fit([image.image for image in images])
-    features, labels, around = _labelled_pixels(images, normalizer, _DETAIL_PIXELS, seed)
-    ids, index = np.unique(labels, return_inverse=True)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        branch = DetailBranch(features.shape[1], len(ids))
-    target = torch.from_numpy(index.astype(np.int64))
-    steps_done = fit(
-        branch, torch.from_numpy(features), target, steps, seed, torch.from_numpy(around)
-    )
-    for _ in steps_done:
-        pass
-
-    def predict(image: np.ndarray) -> np.ndarray:
-        logits = [detail_logits(branch, plane, normalizer) for plane in image]
-        return ids[np.stack([scores.argmax(0) for scores in logits])].astype(np.uint8)
-
-    return predict
-
-
 def _labelled_pixels(
-    images: Sequence[LabelledImage], normalizer: Normalizer, most: int, seed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Features (N, F) and ids (N,) of at most `most` labelled pixels; features of any (M, F)."""
+    images: Sequence[LabelledImage], normalizer: Normalizer, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features (N, F) and ids (N,) of at most 50,000 labelled pixels."""
     rng = np.random.default_rng(seed)
     total = sum(np.count_nonzero(image.annotations) for image in images)
-    features, labels, around = [], [], []
+    features, labels = [], []
     for image in images:
         for plane, painted in zip(image.image, image.annotations, strict=True):
-            found = filter_bank(normalizer(plane))
             chosen = painted != UNLABELLED
-            chosen &= rng.random(chosen.shape) < most / max(total, 1)
-            features.append(found[chosen])
+            chosen &= rng.random(chosen.shape) < _FOREST_PIXELS / max(total, 1)
+            features.append(filter_bank(normalizer(plane))[chosen])
             labels.append(painted[chosen])
-            around.append(rng.choice(found.reshape(-1, found.shape[-1]), _SURROUNDINGS))
-    return np.concatenate(features), np.concatenate(labels), np.concatenate(around)
+    return np.concatenate(features), np.concatenate(labels)
 
 
 def unet(

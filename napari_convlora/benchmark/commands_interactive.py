@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from napari_convlora.benchmark.records import (
     BASELINES,
+    PLAIN,
     Key,
     Run,
     Settings,
@@ -164,7 +165,7 @@ def _check(options: argparse.Namespace) -> None:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1; give another number.")
     if min(options.seeds) < 0:
         raise InputError("A seed must not be negative; give another one.")
-    known = (*METHODS, *BASELINES)
+    known = (*METHODS, *(PLAIN + name for name in METHODS), *BASELINES)
     for system in options.systems:
         if system not in known:
             raise InputError(f"Unknown system {system!r}; choose among {', '.join(known)}.")

@@ -19,8 +19,8 @@ from napari_convlora import __version__
 from napari_convlora.annotations import LabelledImage, default_classes, protect
 from napari_convlora.backbones import Backbone, load_backbone
 from napari_convlora.benchmark.annotator import correct, first_strokes
-from napari_convlora.benchmark.baselines import Predict, detail, forest, unet
-from napari_convlora.benchmark.records import BASELINES, Key, Round, Run, Settings
+from napari_convlora.benchmark.baselines import Predict, forest, unet
+from napari_convlora.benchmark.records import PEERS, PLAIN, Key, Round, Run, Settings
 from napari_convlora.benchmark.sets import ImageSet, Sample, open_set, read_sample
 from napari_convlora.config import ConvLoRAError, InputError, MethodName, ModelConfig
 from napari_convlora.data import FeatureCache
@@ -98,7 +98,7 @@ def _longest(runs: Sequence[Run], key: Key) -> tuple[float, ...]:
     ours = [
         [own.learn_seconds for own in run.rounds]
         for run in runs
-        if replace(run.key, system=key.system) == key and run.key.system not in BASELINES
+        if replace(run.key, system=key.system) == key and run.key.system not in PEERS
     ]
     return tuple(map(max, zip(*ours, strict=True)))
 
@@ -214,13 +214,11 @@ def _learner(job: Job, n_classes: int, load: Callable[[str], Backbone]) -> Learn
     """Set up a system; what it keeps between rounds lives here."""
     name, seed, settings = job.key.system, job.key.seed, job.settings
     config = replace(settings.train, seed=seed)
-    if name in BASELINES:
+    if name in PEERS:
 
         def fit(images: Sequence[LabelledImage], number: int) -> Predict:
             if name == "forest":
                 return forest(images, seed)
-            if name == "detail":
-                return detail(images, seed, config.detail_steps)
             seconds = [*job.unet_seconds, *[_UNET_SECONDS] * settings.rounds][number]
             return unet(images, seed, seconds, config.device)
 
@@ -233,7 +231,14 @@ def _learner(job: Job, n_classes: int, load: Callable[[str], Backbone]) -> Learn
         return learn
 
     backbone, cache = load(settings.backbone), FeatureCache()
-    model_config = ModelConfig(method=cast(MethodName, name))
+    method = cast(MethodName, name.removeprefix(PLAIN))
+    model_config = ModelConfig(method=method)
+    if name == "detail":
+        model_config = ModelConfig(method="decoder_only")
+        config = replace(config, max_steps=0)
+    elif name != method:
+        model_config = replace(model_config, detail=False, plain_start=True)
+        config = replace(config, decoder_share=0.0)
 
     def adapt_round(
         images: Sequence[LabelledImage], number: int

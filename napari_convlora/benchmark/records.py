@@ -13,8 +13,14 @@ from napari_convlora.config import InputError, TrainConfig
 from napari_convlora.files import atomic_write
 
 TaskName = Literal["finish", "unseen"]
-BASELINES = ("forest", "unet", "detail")
-"""Systems that are no method of ours; `detail` is a round's first preview alone."""
+PEERS = ("forest", "unet")
+"""Systems that are not ours."""
+
+BASELINES = (*PEERS, "detail")
+"""Systems that are no method; `detail` is a round's first preview alone."""
+
+PLAIN = "plain_"
+"""Before a method's name: as in its paper, without our detail branch and our start of the head."""
 
 _FORMAT = 1
 

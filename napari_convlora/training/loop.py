@@ -14,7 +14,6 @@ from napari_convlora.annotations import LabelledImage, check_annotations
 from napari_convlora.backbones import Backbone
 from napari_convlora.config import ClassInfo, ConvLoRAError, ModelConfig, TrainConfig
 from napari_convlora.data import FeatureCache
-from napari_convlora.detail import DetailBranch, fit
 from napari_convlora.devices import is_out_of_memory
 from napari_convlora.events import (
     Event,
@@ -22,15 +21,15 @@ from napari_convlora.events import (
     Finished,
     Interim,
     Paused,
-    Preview,
     RunControl,
     Scored,
     Started,
     Step,
 )
-from napari_convlora.prediction import Returning, detail_logits, plane_logits
-from napari_convlora.sampling import pixel_samples, view_pool
+from napari_convlora.sampling import view_pool
+from napari_convlora.training.average import WeightAverage
 from napari_convlora.training.compare import Rival, compare
+from napari_convlora.training.detail import fit_detail, preview
 from napari_convlora.training.start import begin_head
 from napari_convlora.training.state import RoundState
 from napari_convlora.training.step import take_score, train_step
@@ -107,7 +106,7 @@ def _adapt(run: RoundState, rival: Rival | None) -> Iterator[Event]:
     config, control = run.config, run.control
     yield Started(config.max_steps, run.pixels, run.data.holds_out, str(run.device))
     if run.model.detail is not None:
-        yield from _fit_detail(run, run.model.detail)
+        yield from fit_detail(run, run.model.detail)
     run.model.eval()
     if not run.warm:
         begin_head(run)
@@ -120,6 +119,7 @@ def _adapt(run: RoundState, rival: Rival | None) -> Iterator[Event]:
         ],
         weight_decay=1e-4,
     )
+    average = WeightAverage(parameters)
     peak = [group["lr"] for group in optimiser.param_groups]
     rng = np.random.default_rng(config.seed)
     reason, step, score = "steps", 0, None
@@ -131,7 +131,9 @@ def _adapt(run: RoundState, rival: Rival | None) -> Iterator[Event]:
     kept = -math.inf
     while step < end:
         if control.keep_every is not None and time.monotonic() - kept >= control.keep_every:
-            yield Interim(step, run.adapter(step, "failure", score, {}))
+            with average.shown():
+                snapshot = run.adapter(step, "failure", score, {})
+            yield Interim(step, snapshot)
             kept = time.monotonic()
         if control.paused and not control.stopping:
             yield Paused(step)
@@ -163,6 +165,10 @@ def _adapt(run: RoundState, rival: Rival | None) -> Iterator[Event]:
             raise ConvLoRAError(
                 f"Training became unstable after step {step}; lower the learning rates or the rank."
             )
+        if adapter and decoder_only:
+            average.restart()  # what comes before the encoder learns is not worth keeping
+        else:
+            average.update()
         step += 1
         yield Step(step, config.max_steps, loss, run.elapsed())
         if step % config.score_every == 0 and run.confusion.any():
@@ -175,8 +181,11 @@ def _adapt(run: RoundState, rival: Rival | None) -> Iterator[Event]:
                 reason, end = "plateau", step + _COOL_DOWN
         if time.monotonic() > next_preview:
             began = time.monotonic()
-            yield from _adapted_preview(run)
+            with average.shown():
+                found = list(preview(run, "adapted"))
+            yield from found
             next_preview = run.next_preview(began)
+    average.install()
     yield Finished(run.adapter(step, reason, score, compare(run, rival)), reason)
 
 
@@ -194,59 +203,4 @@ def _take_over(run: RoundState, images: Sequence[LabelledImage]) -> Iterator[Eve
         return
     run.views = view_pool(run.data, run.side, run.config.views, run.config.seed)
     if run.model.detail is not None:
-        yield from _fit_detail(run, run.model.detail)
-
-
-def _fit_detail(run: RoundState, detail: DetailBranch) -> Iterator[Preview]:
-    """Fit the detail branch on all labelled pixels, show it, then one blind to each fold."""
-    parts = list(pixel_samples(run.data, run.normalizer, run.config.seed))
-    features, target, fold, surroundings = (
-        torch.from_numpy(np.concatenate(part)).to(run.device) for part in zip(*parts, strict=True)
-    )
-    run.renew_blind(detail)
-    for i, branch in enumerate([detail, *run.blind]):
-        keep = fold != i - 1
-        # The blind ones only serve loss and score: a third of the steps will do for them.
-        n_steps = run.config.detail_steps // (1 if branch is detail else 3)
-        steps = fit(
-            branch,
-            features[keep],
-            target[keep],
-            n_steps,
-            run.config.seed,
-            surroundings,
-            run.data.counts(),
-        )
-        for _ in steps:
-            if run.control.stopping:
-                break
-        if branch is detail and run.control.stopping:
-            raise ConvLoRAError("Stopped before anything was learnt; nothing has changed.")
-        if branch is detail:
-            branch.share.fill_(1.0)  # what a round stopped here predicts is what was shown
-            yield _detail_preview(run, detail)
-
-
-def _detail_preview(run: RoundState, detail: DetailBranch) -> Preview:
-    """Predict the visible plane with the detail branch alone."""
-    image, plane = run.visible()
-    logits = detail_logits(detail, run.data.images[image].image[plane], run.normalizer)
-    return Preview(image, plane, run.ids[logits.argmax(0)], "detail")
-
-
-def _adapted_preview(run: RoundState) -> Iterator[Preview]:
-    """Predict the visible plane with the whole model; nothing when the round is to stop."""
-    image, plane = run.visible()
-    steps = Returning(
-        plane_logits(
-            run.model,
-            run.data.images[image].image[plane],
-            run.normalizer,
-            run.pixel_scale,
-            cache=run.cache,
-        )
-    )
-    for _ in steps:
-        if run.control.stopping:
-            return
-    yield Preview(image, plane, run.ids[steps.value.argmax(0)], "adapted")
+        yield from fit_detail(run, run.model.detail)

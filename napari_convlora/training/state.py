@@ -32,6 +32,7 @@ from napari_convlora.sampling import (
     view_image,
     view_pool,
 )
+from napari_convlora.tiles import Tile, corners, tile_pixels
 
 SHARES = (2 / 3, 1 / 2, 1 / 3)
 """Shares of the detail branch in the mixture. The first, with which a sure detail branch cannot be
@@ -150,10 +151,22 @@ class RoundState:
         logits = self.details.get(where)
         if logits is None:
             assert self.model.detail is not None
-            block = detail_block(self.data, where, self.normalizer, self.model.detail, self.blind)
+            block = detail_block(
+                self.data, where, self.normalizer, self.model.detail, self.blind, self.context
+            )
             logits = torch.from_numpy(block)
             self.details.put(where, logits)
         return logits.numpy()
+
+    def context(self, image: int, plane: int, rows: slice, columns: slice) -> list[Tile]:
+        """Frozen embeddings of the tiles around a region, for the detail branch."""
+        pixels = self.data.images[image].image[plane]
+        found = []
+        for corner in corners(pixels.shape[:2], self.side, rows, columns):
+            shown = tile_pixels(pixels, corner, self.side, self.tile, self.normalizer)
+            context = self.model.cached_context(shown, self.cache).cpu()
+            found.append(Tile(*corner, self.side, context))
+        return found
 
     def renew_blind(self, detail: DetailBranch) -> None:
         """Make untrained branches like `detail`, to be blind to one fold each."""
@@ -161,7 +174,7 @@ class RoundState:
         with torch.random.fork_rng():
             torch.manual_seed(self.config.seed)
             self.blind = [
-                DetailBranch(len(detail.mean), detail.n_classes).to(self.device)
+                DetailBranch(detail.n_channels, detail.n_context, detail.n_classes).to(self.device)
                 for _ in range(self.data.n_folds)
             ]
 

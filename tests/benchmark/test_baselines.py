@@ -9,7 +9,7 @@ import pytest
 
 from napari_convlora.annotations import LabelledImage
 from napari_convlora.benchmark import baselines
-from napari_convlora.benchmark.baselines import Predict, detail, forest, unet
+from napari_convlora.benchmark.baselines import Predict, forest, unet
 from napari_convlora.metrics import confusion, scores
 
 Scene = Callable[..., tuple[LabelledImage, np.ndarray]]
@@ -19,11 +19,10 @@ def mean_iou(predict: Predict, image: LabelledImage, truth: np.ndarray) -> float
     return scores(confusion(predict(image.image), truth, 3), (1, 2, 3)).mean_iou
 
 
-def test_forest_and_detail_tell_textures_of_an_image_they_never_saw(scene: Scene) -> None:
+def test_a_forest_tells_textures_of_an_image_it_never_saw(scene: Scene) -> None:
     known, _ = scene(64, 64, seed=0)
     new, truth = scene(64, 96, seed=1, planes=2)
     assert mean_iou(forest([known], seed=0), new, truth) > 0.9
-    assert mean_iou(detail([known], seed=0, steps=600), new, truth) > 0.8
 
 
 def test_a_unet_learns_textures_from_partial_labels(
@@ -42,15 +41,14 @@ def test_a_unet_learns_textures_from_partial_labels(
     assert mean_iou(predict, new, truth) > 0.8
 
 
-def test_baselines_repeat_and_use_the_ids_of_the_strokes(scene: Scene) -> None:
+def test_a_forest_repeats_and_uses_the_ids_of_the_strokes(scene: Scene) -> None:
     known, _ = scene(48, 48, seed=0)
     ids = np.array([0, 7, 200, 255], np.int32)
     renamed = LabelledImage(known.image, ids[known.annotations])
-    for fit in (lambda: forest([renamed], 3), lambda: detail([renamed], 3, 30)):
-        first, second = fit()(known.image), fit()(known.image)
-        assert (first == second).all()
-        assert first.dtype == np.uint8
-        assert set(np.unique(first)) <= {7, 200, 255}
+    first, second = (forest([renamed], 3)(known.image) for _ in range(2))
+    assert (first == second).all()
+    assert first.dtype == np.uint8
+    assert set(np.unique(first)) <= {7, 200, 255}
 
 
 def test_the_forest_takes_a_bounded_number_of_pixels(
@@ -59,7 +57,7 @@ def test_the_forest_takes_a_bounded_number_of_pixels(
     image, truth = scene(96, 96, seed=0)
     monkeypatch.setattr(baselines, "_FOREST_PIXELS", 500)
     whole = LabelledImage(image.image, truth)
-    features, labels, _ = baselines._labelled_pixels([whole, whole], lambda x: x, 500, 0)
+    features, labels = baselines._labelled_pixels([whole, whole], lambda x: x, 0)
     assert 400 < len(labels) < 600
     assert len(features) == len(labels)
     assert mean_iou(forest([whole], seed=0), image, truth) > 0.9

@@ -1,0 +1,63 @@
+"""A round's first part: the detail branch is fitted and shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from napari_convlora.config import ConvLoRAError
+from napari_convlora.detail import DetailBranch, fit
+from napari_convlora.events import Preview
+from napari_convlora.prediction import Returning, plane_logits
+from napari_convlora.sampling import pixel_samples
+from napari_convlora.training.state import RoundState
+
+
+def fit_detail(run: RoundState, detail: DetailBranch) -> Iterator[Preview]:
+    """Fit the detail branch on all labelled pixels, show it, then fit one blind to each fold."""
+    parts = list(pixel_samples(run.data, run.normalizer, run.config.seed, run.context))
+    features, target, fold, surroundings = (
+        torch.from_numpy(np.concatenate(part)).to(run.device) for part in zip(*parts, strict=True)
+    )
+    run.renew_blind(detail)
+    for i, branch in enumerate([detail, *run.blind]):
+        keep = fold != i - 1
+        # The blind ones only serve loss and score: a third of the steps will do for them.
+        n_steps = run.config.detail_steps // (1 if branch is detail else 3)
+        steps = fit(
+            branch,
+            features[keep],
+            target[keep],
+            n_steps,
+            run.config.seed,
+            surroundings,
+            run.data.counts(),
+        )
+        for _ in steps:
+            if run.control.stopping:
+                break
+        if branch is detail and run.control.stopping:
+            raise ConvLoRAError("Stopped before anything was learnt; nothing has changed.")
+        if branch is detail:
+            branch.share.fill_(1.0)  # what a round stopped here predicts is what was shown
+            yield from preview(run, "detail")
+
+
+def preview(run: RoundState, stage: str) -> Iterator[Preview]:
+    """Predict the visible plane; nothing when the round is to stop."""
+    image, plane = run.visible()
+    steps = Returning(
+        plane_logits(
+            run.model,
+            run.data.images[image].image[plane],
+            run.normalizer,
+            run.pixel_scale,
+            cache=run.cache,
+        )
+    )
+    for _ in steps:
+        if run.control.stopping:
+            return
+    yield Preview(image, plane, run.ids[steps.value.argmax(0)], stage)
