@@ -200,7 +200,7 @@ class PromptTool(QWidget):
             self._images.start_annotating()
         assert record.annotations is not None
         self._record, layer = record, record.annotations
-        self._marks = shapes_like(record.image, len(record.shape), record.channel_axis, _NAME)
+        self._marks = shapes_like(record, _NAME)
         self._viewer.add_layer(self._marks)
         layer.visible = True
         self._viewer.layers.selection.active = layer
