@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from napari.layers import Image, Labels, Shapes
 
-from napari_convlora.annotations import fill_outlines, find_background, protect
+from napari_convlora.annotations import find_background, protect
 from napari_convlora.blocks import Block
 from napari_convlora.config import UNLABELLED, ClassInfo, InputError
+from napari_convlora.reviewed import Outlines, fill_outlines
 from napari_convlora.widget import class_colours
 from napari_convlora.widget.class_keys import bind_keys
 from napari_convlora.widget.derived import DerivedLayers
@@ -106,9 +107,9 @@ class ImageLayers(ImageFrame):
             self.viewer.add_layer(self.reviewed)
         return self.reviewed
 
-    def outlines(self) -> list[tuple[int, np.ndarray]]:
-        """Return plane and vertices (N, 2) in pixels of every reviewed region."""
-        return [] if self.reviewed is None else self.axes.outlines(self.reviewed)
+    def outlines(self) -> Outlines:
+        """Return the reviewed regions."""
+        return () if self.reviewed is None else self.axes.outlines(self.reviewed)
 
     def adopt(self, layer: Labels) -> None:
         """Use the user's own `layer` as annotations; its pixels stay as they are."""
@@ -181,7 +182,7 @@ class ImageLayers(ImageFrame):
             self.channel_axis,
             painted,
             self.seen(),
-            tuple(self.outlines()),
+            self.outlines(),
             find_background(self.classes),
         )
 
@@ -235,12 +236,6 @@ class ImageLayers(ImageFrame):
             base = np.zeros(self.planes_shape, np.int32) if base is None else base
             return np.where(written.corrected(), written.view, base)
         return None if base is None else base.copy()
-
-    def fill(self, painted: np.ndarray) -> None:
-        """Put annotations (P, H, W) of an earlier session into a layer that is still empty."""
-        layer = self.annotate()
-        layer.data.reshape(self.planes_shape)[:] = painted
-        layer.refresh()
 
     def collect_corrections(self) -> int:
         """Turn edits of the prediction into annotations; returns how many pixels changed.

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from napari.layers import Shapes
 
+from napari_convlora.reviewed import Outlines
+
 
 @dataclass(frozen=True)
 class PlaneAxes:
@@ -46,10 +48,10 @@ class PlaneAxes:
         at[:, [rows, columns]] = points
         return at
 
-    def outlines(self, layer: Shapes) -> list[tuple[int, np.ndarray]]:
-        """Return plane and vertices (N, 2), rows and columns, of every area in `layer`."""
+    def outlines(self, layer: Shapes) -> Outlines:
+        """Return every area in `layer` as a reviewed region."""
         rows_columns = self.planar[-2:]
-        return [(self.index(area[0]), area[:, rows_columns]) for area in _areas(layer)]
+        return tuple((self.index(area[0]), area[:, rows_columns]) for area in _areas(layer))
 
 
 def _areas(layer: Shapes) -> Iterator[np.ndarray]:

@@ -106,9 +106,11 @@ class ProjectSection(QWidget):
         names = {info.id: info.name for info in self._keeper.classes}
         project = self._keeper.project
         assert project is not None
-        marks = ("✎" if entry.counts else "·") + ("●" if project.predicted(entry.stem) else "")
-        counts = ", ".join(f"{names.get(i, i)} {n:,}" for i, n in entry.counts.items())
-        return f"{marks} {entry.name}" + (f"  ({counts})" if counts else "")
+        marks = ("✎" if entry.annotated else "·") + ("●" if project.predicted(entry.stem) else "")
+        counts = [f"{names.get(i, i)} {n:,}" for i, n in entry.counts.items()]
+        if entry.regions:
+            counts.append(f"{entry.regions} reviewed")
+        return f"{marks} {entry.name}" + (f"  ({', '.join(counts)})" if counts else "")
 
     def _show(self, item: QListWidgetItem) -> None:
         self._trying(lambda: self._keeper.show_image(item.data(_STEM)))()
