@@ -172,6 +172,8 @@ class Manifest:
         Stem of the image last worked on, or None.
     installed
         Number of the round whose adapter predicts, or None.
+    automatic
+        Whether rounds begin by themselves when strokes change.
     """
 
     classes: tuple[ClassInfo, ...] = ()
@@ -179,6 +181,7 @@ class Manifest:
     images: tuple[ImageEntry, ...] = ()
     current: str | None = None
     installed: int | None = None
+    automatic: bool = False
 
     def write(self, path: Path) -> None:
         """Write the manifest, atomically."""

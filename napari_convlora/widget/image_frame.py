@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from napari.layers import Image, Labels
 
+from napari_convlora.blocks import Block
 from napari_convlora.config import InputError
 from napari_convlora.widget.plane_axes import PlaneAxes
 
@@ -75,6 +76,16 @@ class ImageFrame:
         at = self.image.world_to_data(world)
         rows, columns = self.axes.planar[-2:]
         return self.axes.index(at), float(at[rows]), float(at[columns])
+
+    def seen(self, *layers: Labels | None) -> Block:
+        """Return the part of the image that the viewer shows, by the first layer it has."""
+        layer: Any = next((one for one in layers if one in self.viewer.layers), self.image)
+        corners = layer.corner_pixels
+        if layer.multiscale:  # what napari has loaded, which may be more than it shows
+            corners = corners * layer.downsample_factors[layer.data_level]
+        corners = corners[:, self.axes.planar[-2:]].round().astype(int)
+        (top, left), (bottom, right) = corners.tolist()
+        return Block(self.plane(), top, left, bottom - top + 1, right - left + 1)
 
     def fits(self, layer: Labels) -> bool:
         """Whether `layer` can hold annotations of this image: its size, in memory, integers."""

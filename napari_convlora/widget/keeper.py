@@ -47,6 +47,8 @@ class Keeper(QObject):
         Where everything goes; None before there is anything.
     named
         Whether the user has given it a folder.
+    automatic
+        Returns whether rounds begin by themselves.
     closed
         Whether everything is written and the folder is let go of.
     writer
@@ -84,6 +86,7 @@ class Keeper(QObject):
         super().__init__(parent)
         self.project: Project | None = None
         self.named = False
+        self.automatic: Callable[[], bool] = lambda: False
         self._workflow, self._images, self._recipe = workflow, workflow.images, recipe
         self.writer = Writer()
         self._kept: list[Kept] = []
@@ -172,8 +175,7 @@ class Keeper(QObject):
         for kept in self._kept:
             if kept.dirty:
                 self._keep(kept)
-        took = 1000 * (time.monotonic() - begun)
-        self._soon.setInterval(max(AUTOSAVE_MS, round(_REST * took)))
+        self._soon.setInterval(max(AUTOSAVE_MS, round(_REST * 1000 * (time.monotonic() - begun))))
         if self.project is not None:
             project, chosen = self.project, self._manifest()
 
@@ -264,7 +266,7 @@ class Keeper(QObject):
         self.changed.emit()
 
     def _touch(self) -> None:
-        if not self._soon.isActive() and not self.closed:
+        if not self.closed and not self._soon.isActive():
             self._soon.start()
 
     def _autosave(self) -> None:
@@ -317,7 +319,7 @@ class Keeper(QObject):
         """Return classes and settings as they are chosen now."""
         chosen = self._recipe()
         settings = Settings(chosen.backbone, chosen.model, chosen.train)
-        return Manifest(classes=self._images.classes, settings=settings)
+        return Manifest(self._images.classes, settings, automatic=self.automatic())
 
     def _on_wrote(self) -> None:
         while self.writer.failures:

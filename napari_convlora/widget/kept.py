@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from napari.layers import Shapes
+from qtpy.QtCore import QTimer
 
 from napari_convlora.project import ImageEntry, Project
 from napari_convlora.reviewed import Outlines
@@ -43,7 +44,7 @@ class Kept:
         self.record, self._touched = record, touched
         self.stem: str | None = None
         self.dirty = False
-        self._written = b""
+        self._written, self._begun = b"", False
         self._reviewed: Shapes | None = None
         self._regions: Outlines = ()
         self.follow()
@@ -56,9 +57,12 @@ class Kept:
                     event.connect(self.touch)
         if self.record.reviewed is not self._reviewed:
             self._reviewed = self.record.reviewed
-            if self._reviewed is not None:
+            if self._reviewed is None:
+                # Later, as regions that leave together with their image are kept.
+                QTimer.singleShot(0, self._on_regions)
+            else:
                 self._reviewed.events.data.connect(self._on_regions)
-            self._on_regions()
+                self._on_regions()
 
     def touch(self, event: Any = None) -> None:
         """Take note that something may have been painted."""
@@ -66,15 +70,10 @@ class Kept:
         self._touched()
 
     def _on_regions(self, event: Any = None) -> None:
-        if self.record.reviewed is not None:
-            self._regions = self.record.outlines()
-        self.touch()
-
-    def _regions_now(self) -> Outlines:
-        """Return the reviewed regions; a layer that left together with its image is remembered."""
-        if self.record.reviewed is None and self.record.image in self.record.viewer.layers:
-            self._regions = ()
-        return self._regions
+        record = self.record
+        if record.reviewed is not None or record.image in record.viewer.layers:
+            self._regions = record.outlines()
+            self.touch()
 
     def job(
         self, project: Callable[[], Project], *, blank: bool = False
@@ -93,13 +92,14 @@ class Kept:
         ConvLoRAError
             The layers do not fit their image, or there is nowhere to write.
         """
-        painted, regions = self.record.work(), self._regions_now()
-        blank = blank or bool(regions)
-        if blank and painted is None:
+        painted, regions = self.record.work(), self._regions
+        blank = blank or bool(regions) or self._begun
+        if blank and self.record.annotations is None and painted is None:
             painted = np.zeros(self.record.planes_shape, np.uint8)
         if painted is None or not (blank or self.stem is not None or painted.any()):
             self.dirty = False
             return None
+        self._begun = True
         home, entry, snapshot = project(), entry_of(self.record), self.record.snapshot_of(painted)
         self.dirty = False
 
@@ -121,7 +121,7 @@ class Kept:
 
     def wrote(self, painted: np.ndarray, regions: Outlines) -> None:
         """Take note of what is on disk, so that only changes are written."""
-        self._written = _digest(painted, regions)
+        self._written, self._begun = _digest(painted, regions), True
 
 
 def entry_of(record: ImageLayers) -> ImageEntry:

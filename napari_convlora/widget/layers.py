@@ -92,6 +92,12 @@ class ImageLayers(ImageFrame):
         layer = self.prediction
         return layer is not None and layer in self.viewer.layers and self.fits(layer)
 
+    @property
+    def corrected(self) -> bool:
+        """Whether something painted on the prediction is no annotation yet."""
+        written = self._written
+        return written is not None and written.edited and bool(written.corrected().any())
+
     def annotate(self) -> Labels:
         """Return the annotations layer, created or brought back if it is not in the viewer."""
         if self.annotations is None:
@@ -181,21 +187,10 @@ class ImageLayers(ImageFrame):
             self.image.rgb,
             self.channel_axis,
             painted,
-            self.seen(),
+            self.seen(self.prediction, self.annotations),
             self.outlines(),
             find_background(self.classes),
         )
-
-    def seen(self) -> Block:
-        """Return the part of the image that the viewer shows."""
-        ours = (self.prediction, self.annotations)
-        layer = next((one for one in ours if one in self.viewer.layers), self.image)
-        corners = layer.corner_pixels
-        if layer.multiscale:  # what napari has loaded, which may be more than it shows
-            corners = corners * layer.downsample_factors[layer.data_level]
-        corners = corners[:, self.axes.planar[-2:]].round().astype(int)
-        (top, left), (bottom, right) = corners.tolist()
-        return Block(self.plane(), top, left, bottom - top + 1, right - left + 1)
 
     def paint(self, plane: int, window: Window, mask: np.ndarray, class_id: int, over: bool) -> Any:
         """Paint a mask into the annotations as one item of their undo history.

@@ -60,6 +60,7 @@ def _areas(layer: Shapes) -> Iterator[np.ndarray]:
             angles = np.linspace(0, 2 * np.pi, 64, endpoint=False)[:, None]
             centre = vertices.mean(0)
             halves = vertices[:2].mean(0) - centre, vertices[1:3].mean(0) - centre
-            yield centre + np.cos(angles) * halves[0] + np.sin(angles) * halves[1]
+            around = centre + np.cos(angles) * halves[0] + np.sin(angles) * halves[1]
+            yield around.astype(vertices.dtype)  # as a polygon of the same layer would hold it
         elif kind in ("rectangle", "polygon"):
             yield np.asarray(vertices)

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QGridLayout, QLabel, QPushButton, QWidget
+from qtpy.QtWidgets import QGridLayout, QPushButton, QWidget
 
 from napari_convlora.config import ConvLoRAError
+from napari_convlora.widget.form import words
 
 if TYPE_CHECKING:
     from napari_convlora.widget.counting import Counts
@@ -38,8 +39,7 @@ class ReviewedForm(QWidget):
         self.polygon = QPushButton("Draw polygon")
         self.whole = QPushButton("This plane is complete")
         self.whole.setToolTip("Everything on this plane that is unpainted is background.")
-        self.words = QLabel(_HELP)
-        self.words.setWordWrap(True)
+        self.words = words(_HELP)
         layout = QGridLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(self.rectangle, 0, 0)

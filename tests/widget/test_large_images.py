@@ -108,7 +108,7 @@ def test_what_is_seen_is_predicted_first_and_shown_at_once(
     viewer.camera.center = (540, 620)
     viewer.camera.zoom = 30
     viewer.screenshot(flash=False)  # napari finds out what is seen when it draws
-    seen = record.seen()
+    seen = record.seen(record.prediction)
     assert seen.top > 400
     assert seen.left > 500
     shown = []

@@ -273,7 +273,7 @@ def test_the_windows_recipe_repeats_its_round_bit_for_bit(
 
 
 def test_reviewed_regions_go_with_their_image(
-    started, paint, wait, saved, tmp_path, monkeypatch, make_session, make_widget, qtbot
+    started, paint, wait, saved, tmp_path, monkeypatch, make_session
 ):
     viewer, widget = started()
     paint(widget.start_annotating(), 2, 70)
@@ -310,21 +310,22 @@ def test_reviewed_regions_go_with_their_image(
     viewer.layers["reviewed"].data = viewer.layers["reviewed"].data[:1]
     saved(widget)
     assert widget.keeper.entries[0].regions == 1
+    paint(viewer.layers["annotations"], 2, 30)
     viewer.layers.clear()  # as napari does when it closes: nobody meant to take them away
     saved(widget)
+    saved(widget)
+    assert widget.keeper.entries[0].counts == {2: 300}
     assert widget.keeper.entries[0].regions == 1
     assert Project.open(tmp_path / "p").regions("picture0")[0][0][1].tolist() == exact[0]
 
 
-def test_a_layer_of_regions_that_was_removed_stays_away(started, paint, saved):
+def test_a_layer_of_regions_that_was_removed_stays_away(started, saved, qtbot):
     viewer, widget = started()
-    paint(widget.start_annotating(), 2, 70)
-    widget.reviewed.complete_plane()
+    widget.reviewed.complete_plane()  # nothing else is annotated, and need not be
     saved(widget)
     assert widget.keeper.entries[0].regions == 1
     viewer.layers.remove("reviewed")
-    saved(widget)
-    assert widget.keeper.entries[0].regions == 0
+    qtbot.waitUntil(lambda: (saved(widget), widget.keeper.entries[0].regions == 0)[1])
     widget.keeper.step(1)
     widget.keeper.step(-1)
     assert "reviewed" not in viewer.layers
