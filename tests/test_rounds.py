@@ -36,10 +36,6 @@ def test_only_a_clearly_worse_round_is_not_installed(
     assert ("not installed" in verdict.reason) != verdict.better
 
 
-labels = arrays.arrays(np.uint8, (1, 6, 7), elements=st.integers(0, 3))
-
-
-@given(labels, labels, labels)
 @pytest.mark.parametrize(
     ("summary", "before", "expected"),
     [
@@ -58,6 +54,10 @@ def test_a_round_has_gained_if_it_is_better_than_noise(
     assert gained(summary, before) is expected
 
 
+labels = arrays.arrays(np.uint8, (1, 6, 7), elements=st.integers(0, 3))
+
+
+@given(labels, labels, labels)
 def test_correction_scores_count_only_what_was_painted_later(
     prediction: np.ndarray, before: np.ndarray, now: np.ndarray
 ) -> None:

@@ -298,7 +298,9 @@ class ConvLoRAWidget(QWidget):
         self.keeper.loaded.connect(self._on_project)
         self.keeper.said.connect(self._say)
         self.history.said.connect(self._say)
-        self.automatic.said.connect(lambda s: s in self.status or self._say(f"{self.status} {s}"))
+        self.automatic.said.connect(
+            lambda s: self._say(self.status if s in self.status else f"{self.status} {s}")
+        )
         for part in (self.keeper, self.offer, self.project, self.rounds):
             part.failed.connect(lambda sentence: self._complain(sentence, False))
         self._predict.clicked.connect(self.predict)
