@@ -387,6 +387,16 @@ def test_unknown_keys_of_the_same_format_are_left_alone(project: Project) -> Non
     assert Project.open(folder).manifest.settings == Settings()
 
 
+def test_a_project_of_before_reviewed_regions_opens(project: Project) -> None:
+    def older(data: dict) -> None:
+        del data["automatic"], data["images"][0]["regions"]
+
+    again = Project.open(damage(project, older))
+    assert again.regions("cells") == ((), "")
+    assert not again.manifest.automatic
+    assert (again.annotated("cells")[0] == strokes()).all()
+
+
 def test_an_instance_map_is_refused_and_nothing_is_lost(project: Project) -> None:
     with pytest.raises(InputError, match="70000") as error:
         project.keep_annotations("cells", strokes(70_000))

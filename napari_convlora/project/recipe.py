@@ -127,8 +127,10 @@ class Recipe:
         for entry, (labels, outlines) in zip(self.images, annotations, strict=True):
             path = folder / self.labels / f"{entry.stem}.tif"
             write_labels(path, labels)
+            regions = path.with_name(f"{entry.stem}.json")
+            regions.unlink(missing_ok=True)  # those of another recipe of this name
             if outlines:
-                write_regions(path.with_name(f"{entry.stem}.json"), outlines)
+                write_regions(regions, outlines)
 
 
 def versions() -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from napari.layers.base import ActionType
 from qtpy.QtCore import Qt, QTimer, Signal
 from qtpy.QtWidgets import QApplication, QCheckBox, QWidget
 
@@ -29,8 +30,8 @@ _NO_GAIN = "the last round brought no gain"
 class AutoAdapt(QCheckBox):
     """A switch that starts a round whenever annotations have changed, until one gains nothing.
 
-    No round begins while another job runs or a mouse button is held; what is painted meanwhile
-    is learnt in the next one.
+    No round begins while another job runs, a mouse button is held or a polygon is being drawn; what
+    is painted meanwhile is learnt in the next one.
 
     Parameters
     ----------
@@ -60,6 +61,7 @@ class AutoAdapt(QCheckBox):
         self.paused = ""
         self._workflow, self._images, self._start = workflow, workflow.images, start
         self._changed = False  # since the last round began
+        self._drawing = False  # whether a polygon is begun and not finished
         self._ours = False  # whether the round that runs began by itself
         self._verdict = ""
         self._before: Mapping[str, Any] | None = None
@@ -105,6 +107,7 @@ class AutoAdapt(QCheckBox):
     def _on_stroke(self, event: Any) -> None:
         if all(event.source is not record.prediction for record in self._images.records):
             self._changed = True  # what is painted on a prediction is looked for later
+        self._drawing = getattr(event, "action", None) == ActionType.ADDING
         if self.isChecked():
             self._soon.start()
             if self._workflow.running:
@@ -121,7 +124,7 @@ class AutoAdapt(QCheckBox):
         changed = self._changed or any(record.corrected for record in self._images.records)
         if not changed or not self.isChecked() or self._workflow.running:
             return
-        if QApplication.mouseButtons() != Qt.MouseButton.NoButton:
+        if self._drawing or QApplication.mouseButtons() != Qt.MouseButton.NoButton:
             self._soon.start()
         elif self.paused:
             self.said.emit(_PAUSED.format(self.paused))

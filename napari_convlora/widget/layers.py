@@ -109,8 +109,10 @@ class ImageLayers(ImageFrame):
     def review(self) -> Shapes:
         """Return the layer of reviewed regions, created if there is none."""
         if self.reviewed is None:
+            active = self.viewer.layers.selection.active
             self.reviewed = regions_like(self)
             self.viewer.add_layer(self.reviewed)
+            self.viewer.layers.selection.active = active  # the user may be painting on it
         return self.reviewed
 
     def outlines(self) -> Outlines:

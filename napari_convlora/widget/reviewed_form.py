@@ -62,8 +62,6 @@ class ReviewedForm(QWidget):
 
     def complete_plane(self) -> None:
         """Make a region of the whole plane that is shown."""
-        selection = self._images.viewer.layers.selection
-        active = selection.active
         try:
             record = self._images.need()
             plane, (_, height, width) = record.plane(), record.planes_shape
@@ -76,7 +74,6 @@ class ReviewedForm(QWidget):
             self.said.emit(str(error))
             return
         layer.add_rectangles(record.axes.place(plane, whole))
-        selection.active = active  # the user may be painting on another layer
 
 
 def counted(counts: Counts, has_background: bool) -> str:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
+from napari.utils.interactions import mouse_press_callbacks, mouse_release_callbacks
 from qtpy.QtCore import QPoint, Qt
 
 from napari_convlora.project import Project
@@ -64,6 +68,34 @@ def test_nothing_begins_while_the_mouse_is_held(ready, paint, wait, qtbot):
     qtbot.wait(700)
     assert not widget.running
     qtbot.mouseRelease(canvas, Qt.MouseButton.LeftButton, pos=QPoint(5, 5))
+    qtbot.waitUntil(lambda: widget.running)
+    wait(widget)
+
+
+def test_nothing_begins_while_a_polygon_is_drawn(ready, paint, wait, qtbot):
+    viewer, widget = ready()
+    widget.reviewed.draw("add_polygon")
+    regions = viewer.layers["reviewed"]
+    click = {
+        "is_dragging": False,
+        "dims_displayed": [0, 1],
+        "dims_point": [0, 0],
+        "view_direction": None,
+        "button": 1,
+        "buttons": [1],
+        "modifiers": [],
+        "handled": False,
+        "native": None,
+    }
+    for at in ((5, 5), (5, 30), (30, 30)):
+        event = SimpleNamespace(type="mouse_press", pos=np.array(at), position=at, **click)
+        mouse_press_callbacks(regions, event)
+        event.type = "mouse_release"
+        mouse_release_callbacks(regions, event)
+    widget.automatic.setChecked(True)
+    qtbot.wait(700)
+    assert not widget.running
+    regions._finish_drawing()
     qtbot.waitUntil(lambda: widget.running)
     wait(widget)
 

@@ -302,6 +302,7 @@ def test_reviewed_regions_go_with_their_image(
     assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
 
     widget.keeper.step(-1)
+    assert viewer.layers.selection.active == viewer.layers["annotations"]
     record = widget.images.current
     assert [v.tolist() for _, v in record.outlines()] == exact
     assert (inside_outlines(record.planes_shape, record.outlines()) == before).all()
