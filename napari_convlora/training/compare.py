@@ -23,7 +23,7 @@ _REGIONS = 4
 _PIXELS = 50
 """Fewer than this say nothing."""
 
-_WAIT = 5.0
+_WAIT = 10.0
 """Seconds after which no further square is begun if somebody has pressed Stop."""
 
 Learnt = Mapping[str, tuple[tuple[int, ...], np.ndarray]]
@@ -85,6 +85,8 @@ def compare(run: RoundState, rival: Rival | None) -> dict[str, Any]:
     matrix = np.zeros((2, len(ids), len(ids)), np.int64)
     before, begun = None, time.monotonic()
     for image, plane, region in _regions(fresh, run.side):
+        if run.control.hurry:
+            return {"why": "it was broken off"}
         if run.control.stopping and time.monotonic() - begun > _WAIT:
             break  # what is compared until now may do
         before = before or old.build(backbone, run.device)

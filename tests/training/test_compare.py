@@ -81,8 +81,9 @@ def test_what_cannot_be_compared_says_why(
     assert "too few labels" in compared(backbone, few, Rival(before, learnt))["why"]
 
 
-def stopped(backbone: Backbone, image: LabelledImage, rival: Rival) -> dict:
+def stopped(backbone: Backbone, image: LabelledImage, rival: Rival, *, hurry: bool = False) -> dict:
     control, events = RunControl(), []
+    control.hurry = hurry
     for event in adapt(backbone, [image], CLASSES, config=QUICK, rival=rival, control=control):
         events.append(event)
         if isinstance(event, Step):
@@ -101,6 +102,12 @@ def test_a_round_that_was_stopped_is_compared_as_well(
     summary = stopped(backbone, painted, rival)
     assert summary["compared"]["new"] < summary["compared"]["installed"] - 0.01
     assert not decide(summary).better
+
+
+def test_who_is_in_a_hurry_gets_no_comparison(backbone: Backbone, painted: LabelledImage) -> None:
+    before = first_round(backbone, painted)
+    rival = Rival(before, learnt_pixels([painted], before))
+    assert stopped(backbone, painted, rival, hurry=True)["compared"] == {"why": "it was broken off"}
 
 
 def test_a_long_comparison_is_left_out_after_stop(
