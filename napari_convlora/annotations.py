@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from skimage.draw import polygon
 
 from napari_convlora.config import MAX_CLASSES, UNLABELLED, ClassInfo, InputError
 from napari_convlora.files import atomic_write
@@ -114,40 +113,6 @@ def find_background(classes: Iterable[ClassInfo]) -> int | None:
     marked = {info.background: info.id for info in classes}
     named = (info.id for info in classes if info.name.casefold() == "background")
     return marked.get(True) or next(named, None)
-
-
-def inside_outlines(
-    shape: tuple[int, int, int], outlines: Iterable[tuple[int, np.ndarray]]
-) -> np.ndarray:
-    """Return (P, H, W) bool, True at pixels whose centre lies inside an outline.
-
-    Parameters
-    ----------
-    shape
-        (P, H, W).
-    outlines
-        Index of the plane, and vertices (N, 2) of a polygon: rows and columns of pixel centres.
-        What lies beyond the plane is left out.
-    """
-    inside = np.zeros(shape, bool)
-    for plane, vertices in outlines:
-        rows, columns = polygon(vertices[:, 0], vertices[:, 1], shape[1:])
-        inside[plane, rows, columns] = True
-    return inside
-
-
-def fill_outlines(
-    annotations: np.ndarray, outlines: Iterable[tuple[int, np.ndarray]], class_id: int | None
-) -> np.ndarray:
-    """Return annotations (P, H, W) in which what is unlabelled inside `outlines` has a class.
-
-    Outlines of planes that there are not are left out; None for the class changes nothing.
-    """
-    here = [(plane, vertices) for plane, vertices in outlines if 0 <= plane < len(annotations)]
-    if class_id is None or not here:
-        return annotations
-    inside = inside_outlines(annotations.shape, here) & (annotations == UNLABELLED)
-    return np.where(inside, annotations.dtype.type(class_id), annotations)
 
 
 def check_annotations(

@@ -41,6 +41,9 @@ SECONDS_BETWEEN_SNAPSHOTS = 10.0
 SECONDS_TO_STOP = 5.0
 """A step of a large model may take longer: what was learnt before it is kept."""
 
+SECONDS_TO_COMPARE = 20.0
+"""After the last step of a round that was stopped; then it is kept without a comparison."""
+
 _POLL = 0.02
 _NICENESS = 5
 _MEMORY = "choose the fast preset or a smaller backbone, or close other programs"
@@ -170,8 +173,11 @@ class Child:
                 if content is not None:
                     raise content
                 return
+            stopped = patience < float("inf") and not controls.training.hurry
             if any(isinstance(message, Finished | Failed) for message in content):
                 patience = float("inf")
+            elif stopped and any(isinstance(message, Interim) for message in content):
+                patience = time.monotonic() + SECONDS_TO_COMPARE  # nothing can be lost any more
             yield content
 
     def _send(self, kind: str, content: Any) -> None:
@@ -213,8 +219,8 @@ def _broken_off(sentence: str, interim: Interim | None, controls: Controls) -> F
     return Failed(f"{sentence.rstrip('.')}; {kept}.", interim.adapter)
 
 
-def _wishes(control: RunControl) -> tuple[bool, bool, tuple[int, int]]:
-    return control.stopping, control.paused, control.visible
+def _wishes(control: RunControl) -> tuple[bool, bool, tuple[int, int], bool]:
+    return control.stopping, control.paused, control.visible, control.hurry
 
 
 def main() -> None:
@@ -261,10 +267,10 @@ def _listen(jobs: queue.SimpleQueue[tuple[bytes, Controls]]) -> None:
                 jobs.put((content, controls))
                 continue
             wishes, images = content
-            for control, (stop, pause, visible) in zip(
+            for control, (stop, pause, visible, hurry) in zip(
                 (controls.training, controls.predicting), wishes, strict=True
             ):
-                control.visible = visible
+                control.visible, control.hurry = visible, hurry
                 if stop:
                     control.stop()
                 elif pause:

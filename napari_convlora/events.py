@@ -145,6 +145,8 @@ class RunControl:
         Image and plane index that previews show; assign to look elsewhere.
     keep_every
         Seconds between `Interim` events; None asks for none.
+    hurry
+        Assign True before `stop` to leave out the comparison with the installed adapter as well.
     """
 
     def __init__(self) -> None:
@@ -155,6 +157,7 @@ class RunControl:
         self._images: Sequence[LabelledImage] | None = None
         self.visible: tuple[int, int] = (0, 0)
         self.keep_every: float | None = None
+        self.hurry = False
 
     def stop(self) -> None:
         """End the round after the current step, keeping what it has learnt."""
@@ -208,5 +211,6 @@ class Controls:
 
     def stop(self) -> None:
         """End both as soon as possible."""
+        self.training.hurry = True
         self.training.stop()
         self.predicting.stop()

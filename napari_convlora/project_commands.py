@@ -13,7 +13,7 @@ import numpy as np
 
 from napari_convlora import large
 from napari_convlora.adapter_file import Adapter
-from napari_convlora.annotations import protect
+from napari_convlora.annotations import find_background, protect
 from napari_convlora.config import ClassInfo, InputError
 from napari_convlora.devices import use_threads
 from napari_convlora.events import Event, Finished, RunControl
@@ -21,6 +21,7 @@ from napari_convlora.export import save_masks, save_probabilities
 from napari_convlora.planes import LazyPlanes
 from napari_convlora.prediction import Prediction
 from napari_convlora.project import ImageEntry, Project, Recipe, Settings
+from napari_convlora.reviewed import fill_outlines
 from napari_convlora.scorer import Progress
 from napari_convlora.session import Session
 from napari_convlora.stores import open_image
@@ -76,10 +77,8 @@ def adapt(options: argparse.Namespace, run: RunRound) -> tuple[Finished, list[Ev
         session = _session(chosen)
         restore(project, session)
         last, history = run(session, images, project.manifest.classes)
-        labels = [image.annotations for image in images]
-        record = project.rounds.add(
-            last.adapter, dict(zip(stems, labels, strict=True)), chosen, history
-        )
+        painted = {stem: project.annotated(stem) for stem in stems}
+        record = project.rounds.add(last.adapter, painted, chosen, history)
         return last, history, f"{record.reason}\nRound {record.number}"
 
 
@@ -158,8 +157,9 @@ def _of_project(entry: ImageEntry, project: Project, options: argparse.Namespace
             return
         project.keep_prediction(entry.stem, found.labels)
         if options.out:
-            painted, _ = project.annotations(entry.stem)
-            labels = found.labels if painted is None else protect(found.labels, painted)
+            background = find_background(project.manifest.classes)
+            painted = fill_outlines(*project.annotated(entry.stem), background)
+            labels = protect(found.labels, painted)
             _export(found, labels, entry.stem, project.manifest.classes, options)
 
     return PredictionTask(entry.name, run)

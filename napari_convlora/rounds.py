@@ -13,6 +13,9 @@ from napari_convlora.config import UNLABELLED
 TOLERANCE = 0.01
 """Mean IoU that a round may lose: it has learnt from more labels, and scores are noisy."""
 
+GAIN = 0.005
+"""Mean IoU by which a round must be better than the one before to have gained."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -64,6 +67,24 @@ def decide(summary: Mapping[str, Any]) -> Verdict:
         False,
         f"Kept but not installed, as it scores {new:.2f} {on}, but the installed one {before:.2f}.",
     )
+
+
+def gained(summary: Mapping[str, Any], before: Mapping[str, Any] | None) -> bool:
+    """Return whether a round gained on the one before; True where that cannot be said.
+
+    Parameters
+    ----------
+    summary, before
+        Of the adapters of both rounds. If both were compared on the same pixels, that counts,
+        else their scores do if both are on held-out, or both on training labels.
+    """
+    compared = summary.get("compared") or {}
+    if "new" in compared:
+        return bool(compared["new"] > compared["installed"] + GAIN)
+    if before is None or before.get("held_out") != summary.get("held_out"):
+        return True
+    new, old = summary.get("score"), before.get("score")
+    return new is None or old is None or bool(new > old + GAIN)
 
 
 def correction(prediction: np.ndarray, before: np.ndarray, now: np.ndarray) -> Correction:

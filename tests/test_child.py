@@ -265,6 +265,33 @@ def test_what_does_not_stop_in_time_is_ended_and_its_last_snapshot_kept(
     assert gone(mortal.pid)
 
 
+def test_a_comparison_after_stop_has_a_time_of_its_own(
+    mortal: Child, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child_module, "SECONDS_TO_STOP", 20.0)
+    monkeypatch.setattr(child_module, "SECONDS_TO_COMPARE", 0.3)
+
+    def compares(session: Get, controls: Controls) -> Iterator[Any]:
+        for event in a_round(QUICK)(session, Controls()):
+            if isinstance(event, Finished):
+                yield Interim(QUICK.max_steps, event.adapter)
+                time.sleep(1000)
+            yield event
+
+    controls = Controls()
+    events = []
+    for messages in mortal.run(compares, controls):
+        events += messages
+        if any(isinstance(m, Scored) for m in messages):
+            pressed = time.monotonic()
+            controls.training.stop()
+    assert time.monotonic() - pressed < 15
+    last = events[-1]
+    assert isinstance(last, Finished)
+    assert last.reason == "terminated"
+    assert last.adapter.summary["steps"] == QUICK.max_steps
+
+
 def test_a_deaf_job_that_is_no_round_is_ended_without_a_word(
     mortal: Child, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -166,7 +166,8 @@ def test_of_two_places_the_one_with_the_same_content_counts(
 def test_older_versions_are_kept_now_and_then_and_pruned(project: Project) -> None:
     path = project.folder / "annotations" / "cells.tif"
     for i in range(40):
-        labels.replace_labels(path, strokes(1 + i), now=1000.0 + 50 * i)
+        labels.keep_version(path, now=1000.0 + 50 * i)
+        labels.write_labels(path, strokes(1 + i))
     kept = labels.versions(path)
     assert len(kept) == labels.VERSIONS
     moments = [int(p.name.split(".")[1]) / 1000 for p in kept]
@@ -185,6 +186,77 @@ def test_damaged_annotations_give_way_to_the_version_before(project: Project) ->
     assert "older version" in note
     project.keep_annotations("cells", strokes(1, 1))
     assert project.annotations("cells")[1] == ""
+
+
+outlines = st.lists(
+    st.tuples(
+        st.just(0),
+        arrays.arrays(
+            np.float64, st.tuples(st.integers(3, 8), st.just(2)), elements=st.floats(-1e6, 1e6)
+        ),
+    ),
+    max_size=4,
+)
+
+
+@given(outlines)
+@hypothesis_settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_any_reviewed_regions_come_back_exactly(
+    project: Project, regions: list[tuple[int, np.ndarray]]
+) -> None:
+    project.keep_annotations("cells", strokes(), regions)
+    found, note = project.regions("cells")
+    assert note == ""
+    assert [(p, v.tolist()) for p, v in found] == [(p, v.tolist()) for p, v in regions]
+    assert project.entry("cells").regions == len(regions)
+
+
+SQUARE = np.array([[-0.5, -0.5], [-0.5, 3.5], [3.5, 3.5], [3.5, -0.5]])
+
+
+def test_what_is_unpainted_in_reviewed_regions_is_learnt_as_background(project: Project) -> None:
+    nothing = np.zeros_like(strokes())
+    project.keep_annotations("cells", nothing, [(0, SQUARE)])
+    (image,) = project.labelled()[1]
+    assert image.annotations.sum() == (image.annotations[0, :4, :4] == 1).sum() == 16
+    project.update(lambda m: replace(m, classes=m.classes[1:]))
+    with pytest.raises(InputError, match="mark one in the class table"):
+        project.labelled()
+
+
+def test_damaged_regions_give_way_to_the_version_before(project: Project) -> None:
+    project.keep_annotations("cells", strokes(), [(0, SQUARE)])
+    project.keep_annotations("cells", strokes(), [])
+    assert project.regions("cells") == ((), "")
+    (project.folder / "annotations" / "cells.json").write_bytes(b"{")
+    ((plane, _),), note = project.regions("cells")
+    assert plane == 0
+    assert "older version" in note
+
+
+@pytest.mark.parametrize(
+    "regions",
+    [
+        [{"plane": 2, "outline": SQUARE.tolist()}],
+        [{"plane": -1, "outline": SQUARE.tolist()}],
+        [{"plane": 0, "outline": SQUARE[:2].tolist()}],
+        [{"plane": 0, "outline": [[0, 0, 0]] * 3}],
+        [{"plane": 0, "outline": [[0, 1e300]] * 3}],
+        [{"plane": 0, "outline": [[0, 0]] * 20_000}],
+        [{"plane": 0}],
+        [{"plane": 0, "outline": SQUARE.tolist()}] * 10_001,
+        {"plane": 0},
+        None,
+    ],
+)
+def test_hostile_regions_are_refused_in_one_sentence(project: Project, regions: object) -> None:
+    path = project.folder / "annotations" / "cells.json"
+    path.write_text(json.dumps({"format": 1, "reviewed": regions}))
+    with pytest.raises(InputError) as error:
+        project.regions("cells")
+    assert "restore a copy" in one_sentence(error)
 
 
 _KILLED = """
@@ -315,6 +387,16 @@ def test_unknown_keys_of_the_same_format_are_left_alone(project: Project) -> Non
     assert Project.open(folder).manifest.settings == Settings()
 
 
+def test_a_project_of_before_reviewed_regions_opens(project: Project) -> None:
+    def older(data: dict) -> None:
+        del data["automatic"], data["images"][0]["regions"]
+
+    again = Project.open(damage(project, older))
+    assert again.regions("cells") == ((), "")
+    assert not again.manifest.automatic
+    assert (again.annotated("cells")[0] == strokes()).all()
+
+
 def test_an_instance_map_is_refused_and_nothing_is_lost(project: Project) -> None:
     with pytest.raises(InputError, match="70000") as error:
         project.keep_annotations("cells", strokes(70_000))
@@ -326,10 +408,10 @@ def test_an_instance_map_is_refused_and_nothing_is_lost(project: Project) -> Non
 def with_rounds(project: Project, adapter: Adapter) -> Project:
     """The project with a first round, and a second that is worse."""
     project.update(lambda m: replace(m, classes=adapter.classes))
-    project.rounds.add(adapter, {"cells": strokes()}, Settings())
+    project.rounds.add(adapter, {"cells": (strokes(), ())}, Settings())
     compared = {"installed": 0.8, "new": 0.6, "pixels": 300}
     worse = replace(adapter, summary=adapter.summary | {"compared": compared})
-    project.rounds.add(worse, {"cells": strokes(1, 1)}, Settings())
+    project.rounds.add(worse, {"cells": (strokes(1, 1), ())}, Settings())
     return project
 
 
@@ -350,7 +432,7 @@ def test_a_worse_round_is_kept_but_not_installed(with_rounds: Project) -> None:
 def test_a_damaged_record_does_not_close_the_project(with_rounds: Project) -> None:
     (with_rounds.rounds.folder(1) / "round.json").write_text("{")
     assert [r.number for r in with_rounds.rounds.records()] == [2]
-    with_rounds.rounds.add(with_rounds.rounds.adapter(2), {"cells": strokes()}, Settings())
+    with_rounds.rounds.add(with_rounds.rounds.adapter(2), {"cells": (strokes(), ())}, Settings())
     assert [r.number for r in with_rounds.rounds.records()] == [2, 3]
 
 

@@ -106,6 +106,31 @@ def test_a_recipe_repeats_its_round_bit_for_bit(folder: Path, start: str) -> Non
     assert same_state(first, second) == (start == "base")
 
 
+def test_reviewed_regions_are_learnt_exported_and_repeated(folder: Path) -> None:
+    project = Project.open(folder)
+    whole = np.array([[-1, -1], [-1, 999], [999, 999], [999, -1]])
+    painted = project.annotated("image_0")[0]
+    project.keep_annotations("image_0", painted, [(0, whole)])
+    project.keep_annotations("image_1", np.zeros_like(painted), [(0, whole)])
+    project.close()
+    assert cli.main(["adapt", "--project", str(folder)]) == cli.DONE
+    (record,) = opened(folder).rounds.records()
+    assert record.images == ("image_0", "image_1")
+    assert sum(record.pixels.values()) == 2 * painted.size
+    assert record.pixels[2] == (painted == 2).sum()
+
+    masks = folder.parent / "masks"
+    assert cli.main(["predict", "--project", str(folder), "--out", str(masks)]) == cli.DONE
+    complete = np.where(painted[0] == 0, 1, painted[0])
+    np.testing.assert_array_equal(tifffile.imread(masks / "image_0.tif"), complete)
+    assert (tifffile.imread(masks / "image_1.tif") == 1).all()
+
+    opened(folder).rounds.export_recipe(1, folder.parent / "mine.json")
+    recipe, out = str(folder.parent / "mine.json"), folder.parent / "again.safetensors"
+    assert cli.main(["adapt", "--recipe", recipe, "--out", str(out)]) == cli.DONE
+    assert same_state(Adapter.load(out), opened(folder).rounds.adapter(1))
+
+
 def test_a_round_that_was_stopped_is_repeated_until_there(folder: Path) -> None:
     assert cli.main(["adapt", "--project", str(folder), "--max-steps", "9"]) == cli.DONE
     path = folder / "rounds" / "001" / "recipe.json"

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from napari_convlora.rounds import TOLERANCE, correction, decide
+from napari_convlora.rounds import TOLERANCE, correction, decide, gained
 
 score = st.floats(0, 1)
 
@@ -34,6 +34,24 @@ def test_only_a_clearly_worse_round_is_not_installed(
     assert f"{new:.2f}" in verdict.reason
     assert f"{before:.2f}" in verdict.reason
     assert ("not installed" in verdict.reason) != verdict.better
+
+
+@pytest.mark.parametrize(
+    ("summary", "before", "expected"),
+    [
+        ({"compared": {"new": 0.8, "installed": 0.7}, "score": 0.1}, {"score": 0.9}, True),
+        ({"compared": {"new": 0.7, "installed": 0.7}, "score": 0.9}, {"score": 0.1}, False),
+        ({"compared": {"why": "too few"}, "score": 0.8}, {"score": 0.7}, True),
+        ({"compared": {"why": "too few"}, "score": 0.702}, {"score": 0.7}, False),
+        ({"score": 0.5, "held_out": True}, {"score": 0.9, "held_out": False}, True),
+        ({"score": 0.5}, None, True),
+        ({"score": None}, {"score": 0.9}, True),
+    ],
+)
+def test_a_round_has_gained_if_it_is_better_than_noise(
+    summary: dict, before: dict | None, expected: bool
+) -> None:
+    assert gained(summary, before) is expected
 
 
 labels = arrays.arrays(np.uint8, (1, 6, 7), elements=st.integers(0, 3))

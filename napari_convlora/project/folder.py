@@ -10,13 +10,20 @@ from pathlib import Path
 
 import numpy as np
 
-from napari_convlora.annotations import LabelledImage
+from napari_convlora.annotations import LabelledImage, find_background
 from napari_convlora.config import InputError
 from napari_convlora.files import atomic_write, make_folder, read_image, read_labels
 from napari_convlora.project import owner
-from napari_convlora.project.labels import read_newest, replace_labels, write_labels
+from napari_convlora.project.labels import (
+    keep_version,
+    read_newest,
+    read_regions,
+    write_labels,
+    write_regions,
+)
 from napari_convlora.project.manifest import ImageEntry, Manifest, new_stem
 from napari_convlora.project.rounds import ANNOTATIONS, PREDICTIONS, ROUNDS, Rounds
+from napari_convlora.reviewed import Outlines, complete
 
 MANIFEST = "project.json"
 _IMAGES = "images"
@@ -202,14 +209,23 @@ class Project:
         InputError
             Neither they nor an older version can be read.
         """
-        path = self.own(ANNOTATIONS, f"{stem}.tif")
-        labels, source = read_newest(path, self.entry(stem).shape[:3])
-        if labels is None or source == path:
-            return labels, ""
-        return labels, f"'{path.name}' is damaged; an older version, {source.name}, was opened."
+        path, shape = self.own(ANNOTATIONS, f"{stem}.tif"), self.entry(stem).shape[:3]
+        return read_newest(path, lambda p: read_labels(p, shape))
 
-    def keep_annotations(self, stem: str, labels: np.ndarray) -> None:
-        """Write annotations (P, H, W), keep an older version, and count the pixels.
+    def regions(self, stem: str) -> tuple[Outlines, str]:
+        """Return the reviewed regions of an image, and what is odd about them.
+
+        Raises
+        ------
+        InputError
+            Neither they nor an older version can be read.
+        """
+        path, n_planes = self.own(ANNOTATIONS, f"{stem}.json"), self.entry(stem).shape[0]
+        found, note = read_newest(path, lambda p: read_regions(p, n_planes))
+        return found or (), note
+
+    def keep_annotations(self, stem: str, labels: np.ndarray, regions: Outlines = ()) -> None:
+        """Write annotations (P, H, W) and reviewed regions, keep an older version, and count.
 
         Raises
         ------
@@ -219,10 +235,15 @@ class Project:
         with self.lock:
             path = self.own(ANNOTATIONS, f"{stem}.tif")
             make_folder(path.parent)
-            replace_labels(path, labels)
+            keep_version(path)
+            write_labels(path, labels)
+            path = self.own(ANNOTATIONS, f"{stem}.json")
+            if regions or path.exists():
+                keep_version(path)
+                write_regions(path, regions)
             ids, counts = np.unique(labels[labels > 0], return_counts=True)
             found = dict(zip(ids.tolist(), counts.tolist(), strict=True))
-            self._replace_entry(replace(self.entry(stem), counts=found))
+            self._replace_entry(replace(self.entry(stem), counts=found, regions=len(regions)))
 
     def prediction(self, stem: str) -> np.ndarray | None:
         """Return the model's last prediction (P, H, W) int32 of an image; None if there is none."""
@@ -243,24 +264,33 @@ class Project:
     def labelled(self) -> tuple[tuple[str, ...], list[LabelledImage]]:
         """Return stems and contents of the annotated images with as many channels as the first.
 
+        What is unpainted in reviewed regions is background.
+
         Raises
         ------
         InputError
-            No image is annotated, or one cannot be read.
+            No image is annotated, one cannot be read, or a background class is missing.
         """
-        annotated = [e for e in self.manifest.images if e.counts]
+        annotated = [e for e in self.manifest.images if e.annotated]
         if not annotated:
             raise InputError(
                 f"Nothing is annotated in '{self.folder}' yet; paint strokes in its images first."
             )
+        background = find_background(self.manifest.classes)
         stems, images = [], []
         for entry in annotated:
             if entry.shape[3] == annotated[0].shape[3]:
-                labels, _ = self.annotations(entry.stem)
-                assert labels is not None
+                labels = complete(*self.annotated(entry.stem), background, entry.name)
                 stems.append(entry.stem)
                 images.append(LabelledImage(entry.read(self.folder), labels, name=entry.name))
         return tuple(stems), images
+
+    def annotated(self, stem: str) -> tuple[np.ndarray, Outlines]:
+        """Return annotations (P, H, W) int32, all 0 if there are none, and reviewed regions."""
+        labels, _ = self.annotations(stem)
+        if labels is None:
+            labels = np.zeros(self.entry(stem).shape[:3], np.int32)
+        return labels, self.regions(stem)[0]
 
     def install(self, number: int) -> None:
         """Make a round the one that predicts."""

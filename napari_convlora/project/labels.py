@@ -1,4 +1,4 @@
-"""Label images of a project: small files, of which older versions are kept."""
+"""Annotations of a project: small files, of which older versions are kept."""
 
 from __future__ import annotations
 
@@ -6,13 +6,20 @@ import contextlib
 import os
 import shutil
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import tifffile
 
 from napari_convlora.config import InputError
-from napari_convlora.files import MAX_LABEL, atomic_write, make_folder, read_labels
+from napari_convlora.files import MAX_LABEL, atomic_write, make_folder
+from napari_convlora.project.checked import build, read_json, write_json
+from napari_convlora.reviewed import Outlines
+
+FORMAT = 1
 
 VERSIONS = 8
 """Older versions kept of each image's annotations."""
@@ -21,6 +28,19 @@ VERSION_SECONDS = 120.0
 """An older version is kept at most this often, so that autosaves do not push the rest out."""
 
 _FOLDER = "versions"
+_MOST_REGIONS, _MOST_VERTICES = 10_000, 10_000
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Region:
+    plane: int
+    outline: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class _Regions:
+    reviewed: tuple[_Region, ...]
 
 
 def write_labels(path: Path, labels: np.ndarray) -> None:
@@ -48,14 +68,51 @@ def write_labels(path: Path, labels: np.ndarray) -> None:
         )
 
 
-def replace_labels(path: Path, labels: np.ndarray, now: float | None = None) -> None:
-    """Write `labels` over those in `path`, of which an older version is kept now and then.
+def write_regions(path: Path, outlines: Outlines) -> None:
+    """Write reviewed regions as JSON: plane and vertices (row, column) in pixels, atomically.
+
+    Raises
+    ------
+    InputError
+        The file cannot be written.
+    """
+    regions = [{"plane": int(plane), "outline": v.tolist()} for plane, v in outlines]
+    write_json(path, {"format": FORMAT, "reviewed": regions})
+
+
+def read_regions(path: Path, n_planes: int) -> Outlines:
+    """Return the reviewed regions in a file; nothing in it is trusted.
+
+    Raises
+    ------
+    InputError
+        It is absent, damaged or too large, or a region is on none of `n_planes` planes.
+    """
+    data = read_json(path, FORMAT)
+    try:
+        regions = build(_Regions, data).reviewed
+        if len(regions) > _MOST_REGIONS:
+            raise ValueError(f"{len(regions)} regions")
+        for region in regions:
+            if not region.plane < n_planes:
+                raise ValueError(f"there is no plane {region.plane}")
+            if not 3 <= len(region.outline) <= _MOST_VERTICES:
+                raise ValueError(f"an outline of {len(region.outline)} points")
+            if any(len(point) != 2 for point in region.outline):
+                raise ValueError("a point without row and column")
+    except (TypeError, ValueError) as error:
+        raise InputError(f"'{path}' is damaged ({error}); restore a copy of it.") from error
+    return tuple((region.plane, np.array(region.outline)) for region in regions)
+
+
+def keep_version(path: Path, now: float | None = None) -> None:
+    """Keep a copy of the file in `path`, now and then, as it is about to be replaced.
 
     Parameters
     ----------
     path
-        ``<stem>.tif``; older versions lie in ``versions`` beside it as ``<stem>.<number>.tif``.
-    labels : (P, H, W) int
+        ``<stem>.tif`` or ``<stem>.json``; older versions lie in ``versions`` beside it with a
+        number before the ending.
     now
         Seconds since 1970.
     """
@@ -63,7 +120,7 @@ def replace_labels(path: Path, labels: np.ndarray, now: float | None = None) -> 
     kept = versions(path)
     if path.exists() and (not kept or now - _when(kept[-1]) >= VERSION_SECONDS):
         make_folder(path.parent / _FOLDER)
-        copy = path.parent / _FOLDER / f"{path.stem}.{round(now * 1000)}.tif"
+        copy = path.parent / _FOLDER / f"{path.stem}.{round(now * 1000)}{path.suffix}"
         with contextlib.suppress(OSError):  # today's work matters more than yesterday's
             try:
                 os.link(path, copy)  # safe, as a file is replaced and never written into
@@ -71,20 +128,20 @@ def replace_labels(path: Path, labels: np.ndarray, now: float | None = None) -> 
                 shutil.copyfile(path, copy)
         for old in versions(path)[:-VERSIONS]:
             old.unlink(missing_ok=True)
-    write_labels(path, labels)
 
 
 def versions(path: Path) -> list[Path]:
-    """Return the older versions of a label image, oldest first."""
-    found = (path.parent / _FOLDER).glob(f"{path.stem}.*.tif")
-    own = [p for p in found if p.name[len(path.stem) + 1 : -4].isdecimal()]
+    """Return the older versions of a file, oldest first."""
+    found = (path.parent / _FOLDER).glob(f"{path.stem}.*{path.suffix}")
+    own = [p for p in found if p.stem[len(path.stem) + 1 :].isdecimal()]
     return sorted(own, key=_when)
 
 
-def read_newest(path: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray | None, Path]:
-    """Return the labels (P, H, W) int32 in `path`, or in its newest version that can be read.
+def read_newest(path: Path, read: Callable[[Path], T]) -> tuple[T | None, str]:
+    """Return what `read` finds in a file or in its newest version that can be read, and a note.
 
-    The file that was read comes with them; labels are None where there never were any.
+    The note says which older version it is, if it is one; None is found where there never was
+    a file.
 
     Raises
     ------
@@ -95,12 +152,15 @@ def read_newest(path: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray | N
     for candidate in [path, *reversed(versions(path))]:
         if candidate.is_file():
             try:
-                return read_labels(candidate, shape), candidate
+                found = read(candidate)
             except InputError as error:
                 failure = failure or error
+                continue
+            damaged = f"'{path.name}' is damaged; an older version, {candidate.name}, was opened."
+            return found, "" if candidate == path else damaged
     if failure is not None:
         raise failure
-    return None, path
+    return None, ""
 
 
 def _when(path: Path) -> float:

@@ -65,6 +65,8 @@ class ImageEntry:
         Of the layer.
     counts
         Painted pixels by class id.
+    regions
+        How many reviewed regions there are.
     """
 
     stem: str
@@ -80,6 +82,12 @@ class ImageEntry:
     scale: tuple[float, ...] = ()
     translate: tuple[float, ...] = ()
     counts: dict[int, int] = field(default_factory=dict)
+    regions: int = 0
+
+    @property
+    def annotated(self) -> bool:
+        """Whether something is painted, or complete as it is."""
+        return bool(self.counts or self.regions)
 
     def find(self, folder: Path) -> Path:
         """Return where the image is.
@@ -164,6 +172,8 @@ class Manifest:
         Stem of the image last worked on, or None.
     installed
         Number of the round whose adapter predicts, or None.
+    automatic
+        Whether rounds begin by themselves when strokes change.
     """
 
     classes: tuple[ClassInfo, ...] = ()
@@ -171,6 +181,7 @@ class Manifest:
     images: tuple[ImageEntry, ...] = ()
     current: str | None = None
     installed: int | None = None
+    automatic: bool = False
 
     def write(self, path: Path) -> None:
         """Write the manifest, atomically."""

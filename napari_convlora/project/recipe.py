@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
-from napari_convlora.annotations import LabelledImage, parse_classes
+import numpy as np
+
+from napari_convlora.annotations import LabelledImage, find_background, parse_classes
 from napari_convlora.config import ClassInfo, InputError
-from napari_convlora.files import read_labels
+from napari_convlora.files import make_folder, read_labels
 from napari_convlora.project.checked import build, read_json, write_json
+from napari_convlora.project.labels import read_regions, write_labels, write_regions
 from napari_convlora.project.manifest import ImageEntry, Settings, check_entries
+from napari_convlora.reviewed import Outlines, fill_outlines
 
 FORMAT = 1
 _PACKAGES = ("napari-convlora", "torch", "numpy", "scikit-image", "scikit-learn")
@@ -26,8 +31,8 @@ class Recipe:
     classes, settings
         As they were.
     images
-        In the order in which they were handed in; `labels` has a folder of ``<stem>.tif`` beside
-        the recipe that holds their annotations.
+        In the order in which they were handed in; `labels` has a folder beside the recipe that
+        holds their annotations, ``<stem>.tif``, and reviewed regions if any, ``<stem>.json``.
     labels
         Name of that folder.
     start
@@ -80,22 +85,52 @@ class Recipe:
             raise InputError(f"'{path}' is damaged ({error}); export it again.") from error
         return recipe
 
-    def labelled(self, folder: Path) -> list[LabelledImage]:
-        """Return images and annotations of a recipe in `folder`.
+    def annotations(self, folder: Path) -> list[tuple[np.ndarray, Outlines]]:
+        """Return annotations (P, H, W) int32 and reviewed regions of a recipe in `folder`.
 
         Raises
         ------
         InputError
-            One is absent, unreadable or of another size.
+            Those of an image are absent, unreadable or of another size.
         """
+        found = []
+        for entry in self.images:
+            path = folder / self.labels / f"{entry.stem}.tif"
+            regions = path.with_name(f"{entry.stem}.json")
+            outlines = read_regions(regions, entry.shape[0]) if regions.is_file() else ()
+            found.append((read_labels(path, entry.shape[:3]), outlines))
+        return found
+
+    def learnt(self, folder: Path) -> list[np.ndarray]:
+        """Return the annotations with the background of reviewed regions; see `annotations`."""
+        background = find_background(self.classes)
+        return [fill_outlines(*annotated, background) for annotated in self.annotations(folder)]
+
+    def labelled(self, folder: Path) -> list[LabelledImage]:
+        """Return what the round learnt from; see `annotations`, and images are read besides."""
         return [
-            LabelledImage(
-                entry.read(folder),
-                read_labels(folder / self.labels / f"{entry.stem}.tif", entry.shape[:3]),
-                name=entry.name,
-            )
-            for entry in self.images
+            LabelledImage(entry.read(folder), labels, name=entry.name)
+            for entry, labels in zip(self.images, self.learnt(folder), strict=True)
         ]
+
+    def write_annotations(
+        self, folder: Path, annotations: Sequence[tuple[np.ndarray, Outlines]]
+    ) -> None:
+        """Write annotations and reviewed regions for a recipe that is to lie in `folder`.
+
+        Raises
+        ------
+        InputError
+            They cannot be written.
+        """
+        make_folder(folder / self.labels)
+        for entry, (labels, outlines) in zip(self.images, annotations, strict=True):
+            path = folder / self.labels / f"{entry.stem}.tif"
+            write_labels(path, labels)
+            regions = path.with_name(f"{entry.stem}.json")
+            regions.unlink(missing_ok=True)  # those of another recipe of this name
+            if outlines:
+                write_regions(regions, outlines)
 
 
 def versions() -> list[str]:

@@ -22,11 +22,12 @@ MOST = 5
 
 @dataclass(frozen=True)
 class Leftover:
-    """An unsaved session: its folder, how many images and pixels were painted, and when."""
+    """An unsaved session: its folder, how much was annotated in it, and when."""
 
     folder: Path
     images: int
     pixels: int
+    regions: int
     when: float
     crashed: bool
 
@@ -36,7 +37,9 @@ class Leftover:
         when = time.strftime("%d %B, %H:%M", time.localtime(self.when))
         how = "napari ended unexpectedly" if self.crashed else "napari was closed without saving"
         images = "1 image" if self.images == 1 else f"{self.images} images"
-        return f"{how[0].upper()}{how[1:]} on {when}: {self.pixels:,} painted pixels on {images}."
+        regions = f", {self.regions} reviewed region{'s' * (self.regions > 1)}"
+        what = f"{self.pixels:,} painted pixels{regions * bool(self.regions)} on {images}"
+        return f"{how[0].upper()}{how[1:]} on {when}: {what}."
 
 
 def root() -> Path:
@@ -65,13 +68,14 @@ def leftovers() -> list[Leftover]:
         if owner.is_open(path.parent):
             continue
         try:
-            images = [e for e in Manifest.read(path).images if e.counts]
+            images = [e for e in Manifest.read(path).images if e.annotated]
         except ConvLoRAError:  # a newer version's, or damaged: left to whoever can read it
             continue
         if images and len(found) < MOST:
             pixels = sum(sum(e.counts.values()) for e in images)
+            regions = sum(e.regions for e in images)
             crashed = owner.crashed(path.parent)
-            found.append(Leftover(path.parent, len(images), pixels, _when(path), crashed))
+            found.append(Leftover(path.parent, len(images), pixels, regions, _when(path), crashed))
         else:
             discard(path.parent)
     return found

@@ -19,6 +19,7 @@ from napari_convlora.project.checked import build, read_json, write_json
 from napari_convlora.project.labels import write_labels
 from napari_convlora.project.manifest import ImageEntry, Settings
 from napari_convlora.project.recipe import Recipe
+from napari_convlora.reviewed import Outlines
 from napari_convlora.rounds import Correction, correction, decide
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ class Rounds:
     def add(
         self,
         adapter: Adapter,
-        labels: Mapping[str, np.ndarray],
+        annotations: Mapping[str, tuple[np.ndarray, Outlines]],
         settings: Settings,
         events: Iterable[Event] = (),
     ) -> RoundRecord:
@@ -153,8 +154,8 @@ class Rounds:
         ----------
         adapter
             What it learnt, with its summary.
-        labels
-            Annotations (P, H, W) it learnt from, by stem, in order.
+        annotations
+            What was annotated (P, H, W) and reviewed when it began, by stem, in order.
         settings
             It was run with.
         events
@@ -174,7 +175,7 @@ class Rounds:
                 steps=int(summary.get("steps", 0)),
                 ended_by=str(summary.get("ended_by", "")),
                 pixels={int(i): n for i, n in summary.get("labelled_pixels", {}).items() if n},
-                images=tuple(labels),
+                images=tuple(annotations),
                 started_from=f"round {installed}" if warm else "base",
                 better=verdict.better,
                 reason=verdict.reason,
@@ -186,15 +187,14 @@ class Rounds:
                 classes=adapter.classes,
                 settings=settings,
                 images=tuple(
-                    self._project.entry(s).rebased(self._project.folder, aside) for s in labels
+                    self._project.entry(stem).rebased(self._project.folder, aside)
+                    for stem in annotations
                 ),
                 start=START if warm else None,
                 stop_after=record.steps if record.ended_by == "stopped" else None,
                 threads=int(summary.get("threads", 1)),
             )
-            make_folder(aside / recipe.labels)
-            for stem, array in labels.items():
-                write_labels(aside / recipe.labels / f"{stem}.tif", array)
+            recipe.write_annotations(aside, [*annotations.values()])
             adapter.save(aside / ADAPTER)
             write_history(aside / HISTORY, events)
             if warm and installed is not None:
@@ -219,25 +219,24 @@ class Rounds:
         InputError
             The round's files cannot be read, or nothing can be written there.
         """
-        recipe, source = self.recipe(number), self.folder(number)
-        beside = path.parent / f"{path.stem}_annotations"
-        make_folder(beside)
-        for entry, labels in self.labels(number):
-            write_labels(beside / f"{entry.stem}.tif", labels)
+        source, there = self.folder(number), path.parent
+        recipe = self.recipe(number)
+        annotations = recipe.annotations(source)
+        recipe = replace(recipe, labels=f"{path.stem}_annotations")
+        recipe.write_annotations(there, annotations)
         if recipe.start is not None:
             start = f"{path.stem}_{START}"
-            _copy(source / recipe.start, path.parent / start)
+            _copy(source / recipe.start, there / start)
             recipe = replace(recipe, start=start)
-        images = tuple(e.rebased(source, path.parent) for e in recipe.images)
-        replace(recipe, images=images, labels=beside.name).write(path)
+        replace(recipe, images=tuple(e.rebased(source, there) for e in recipe.images)).write(path)
 
     def labels(self, number: int) -> list[tuple[ImageEntry, np.ndarray]]:
-        """Return the images a round learnt from, in order, with annotations (P, H, W) int32."""
-        recipe, folder = self.recipe(number), self.folder(number)
-        return [
-            (entry, read_labels(folder / recipe.labels / f"{entry.stem}.tif", entry.shape[:3]))
-            for entry in recipe.images
-        ]
+        """Return the images a round learnt from, in order, and their labels (P, H, W) int32.
+
+        What was unpainted in reviewed regions is background in them.
+        """
+        recipe = self.recipe(number)
+        return [*zip(recipe.images, recipe.learnt(self.folder(number)), strict=True)]
 
     def keep_prediction(self, number: int, stem: str, labels: np.ndarray) -> None:
         """Write what a round's model predicted (P, H, W), for its correction score."""

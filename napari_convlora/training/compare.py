@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,9 @@ _REGIONS = 4
 
 _PIXELS = 50
 """Fewer than this say nothing."""
+
+_WAIT = 10.0
+"""Seconds after which no further square is begun if somebody has pressed Stop."""
 
 Learnt = Mapping[str, tuple[tuple[int, ...], np.ndarray]]
 """By image name, shape (P, H, W) and `numpy.packbits` of the pixels that were learnt from."""
@@ -79,10 +83,12 @@ def compare(run: RoundState, rival: Rival | None) -> dict[str, Any]:
     fresh = [_unseen(run, i, rival.learnt) for i in range(len(run.data.images))]
     ids = np.array([c.id for c in old.classes])
     matrix = np.zeros((2, len(ids), len(ids)), np.int64)
-    before = None
+    before, begun = None, time.monotonic()
     for image, plane, region in _regions(fresh, run.side):
-        if run.control.stopping:
-            return {"why": "it was stopped"}
+        if run.control.hurry:
+            return {"why": "it was broken off"}
+        if run.control.stopping and time.monotonic() - begun > _WAIT:
+            break  # what is compared until now may do
         before = before or old.build(backbone, run.device)
         pixels = run.data.images[image].image[plane][region]
         truth = np.where(fresh[image][plane][region], run.data.held[image][plane][region], VOID)
@@ -101,6 +107,8 @@ def compare(run: RoundState, rival: Rival | None) -> dict[str, Any]:
             matrix[k] += confusion(found, truth[inside], range(len(ids)), ignore=None)
     counts = matrix[0].sum(1)
     if counts.sum() < _PIXELS or (counts > 0).sum() < 2:
+        if run.control.stopping and any(image.any() for image in fresh):
+            return {"why": "it was stopped, and a comparison would have taken long"}
         return {"why": "too few labels are held out that neither has learnt from"}
     installed, new = (
         float(np.mean([iou for i, iou in scores(m, range(len(ids))).iou.items() if counts[i]]))

@@ -129,10 +129,11 @@ def _adapt(run: RoundState, rival: Rival | None) -> Iterator[Event]:
     end = config.max_steps
     next_preview = run.next_preview(time.monotonic())
     kept = -math.inf
+    broken_off = {} if rival is None else {"why": "it was broken off"}
     while step < end:
         if control.keep_every is not None and time.monotonic() - kept >= control.keep_every:
             with average.shown():
-                snapshot = run.adapter(step, "failure", score, {})
+                snapshot = run.adapter(step, "failure", score, broken_off)
             yield Interim(step, snapshot)
             kept = time.monotonic()
         if control.paused and not control.stopping:
@@ -186,6 +187,8 @@ def _adapt(run: RoundState, rival: Rival | None) -> Iterator[Event]:
             yield from found
             next_preview = run.next_preview(began)
     average.install()
+    if rival is not None and control.keep_every is not None:  # comparing may be cut short
+        yield Interim(step, run.adapter(step, reason, score, broken_off))
     yield Finished(run.adapter(step, reason, score, compare(run, rival)), reason)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,16 +11,13 @@ import numpy as np
 from qtpy.QtCore import QObject, QTimer, Signal
 from skimage.measure import label
 
-from napari_convlora.annotations import inside_outlines
 from napari_convlora.config import MAX_CLASSES, ConvLoRAError
+from napari_convlora.reviewed import Outlines, inside_outlines
 from napari_convlora.widget.worker import in_thread
 
 logger = logging.getLogger(__name__)
 
 _DELAY_MS = 150
-
-Outlines = Sequence[tuple[int, np.ndarray]]
-"""Plane and vertices (N, 2) of reviewed regions."""
 
 
 @dataclass(frozen=True)

@@ -156,7 +156,7 @@ class DerivedLayers:
         return {
             "name": f"{title} of {record.image.name}" if taken else title,
             "metadata": {class_colours.KEY: self._tag(role)},
-            **placement(record.image, record.channel_axis),
+            **placement(record),
         }
 
     def _add(self, role: str, layer: Layer, above: Layer) -> None:

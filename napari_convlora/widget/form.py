@@ -1,15 +1,22 @@
-"""magicgui widgets as the rows of a Qt form, and a button that unfolds it."""
+"""What sections are made of: rows of magicgui widgets, words, and a button that unfolds."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qtpy.QtWidgets import QFormLayout, QPushButton, QWidget
+from qtpy.QtWidgets import QFormLayout, QLabel, QPushButton, QWidget
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from magicgui.widgets.bases import ValueWidget
+
+
+def words(text: str = "") -> QLabel:
+    """Return a label whose text takes as many lines as it needs."""
+    label = QLabel(text)
+    label.setWordWrap(True)
+    return label
 
 
 class Form(QWidget):

@@ -105,13 +105,13 @@ class History(QObject):
 
         def write() -> None:
             stems = {e.name: e.stem for e in project.manifest.images}
-            labels = {}
+            annotations = {}
             for snapshot in snapshots:
                 kept = by_name.get(snapshot.name)
                 stem = stems.get(snapshot.name) if kept is None else kept.stem
                 if stem is not None:
-                    labels[stem] = snapshot.annotations
-            record = project.rounds.add(message.adapter, labels, settings, history)
+                    annotations[stem] = snapshot.annotations, snapshot.reviewed
+            record = project.rounds.add(message.adapter, annotations, settings, history)
             self._newest = record.number if record.better else None
 
         self._keeper.writer.put(write)

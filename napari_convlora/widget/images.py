@@ -12,8 +12,9 @@ from qtpy.QtCore import QObject, Signal
 
 from napari_convlora.annotations import find_background
 from napari_convlora.config import ClassInfo, ConvLoRAError, InputError
+from napari_convlora.reviewed import Outlines
 from napari_convlora.widget.class_colours import known_classes
-from napari_convlora.widget.counting import Counter, Counts, Outlines
+from napari_convlora.widget.counting import Counter, Counts
 from napari_convlora.widget.layers import ImageLayers
 
 if TYPE_CHECKING:
@@ -73,13 +74,23 @@ class Images(QObject):
         """All images that were worked on and are still in the viewer."""
         return list(self._records.values())
 
-    def restore(self, painted: np.ndarray | None, predicted: np.ndarray | None) -> None:
-        """Give the current image the annotations and the prediction (P, H, W) it once had."""
+    def restore(
+        self,
+        painted: np.ndarray | None,
+        predicted: np.ndarray | None,
+        regions: Outlines = (),
+    ) -> None:
+        """Give the current image the annotations, prediction (P, H, W) and regions it once had."""
         record = self.need()
         if painted is not None and record.annotations is None:
-            record.fill(painted)
+            layer = record.annotate()
+            layer.data.reshape(record.planes_shape)[:] = painted
+            layer.refresh()
         elif record.annotations is not None:
             record.annotate()
+        if regions and record.reviewed is None:
+            areas = [record.axes.place(*region) for region in regions]
+            record.review().add_polygons(areas)
         self._listen(record)
         if predicted is not None and not record.predicted:
             record.show(predicted)

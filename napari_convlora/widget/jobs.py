@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import cloudpickle
 import numpy as np
 
-from napari_convlora.annotations import LabelledImage, fill_outlines
+from napari_convlora.annotations import LabelledImage
 from napari_convlora.blocks import Block, is_large, plan
 from napari_convlora.child import Job
-from napari_convlora.config import ClassInfo, ConvLoRAError, InputError, ModelConfig, TrainConfig
+from napari_convlora.config import ClassInfo, ConvLoRAError, ModelConfig, TrainConfig
 from napari_convlora.events import Controls, Event, Finished, Preview, Tiles
 from napari_convlora.planes import Planes, drop_alpha, lazy_planes, to_planes
 from napari_convlora.prompts import Prompt, Window, choose_window
+from napari_convlora.reviewed import Outlines, complete
 
 if TYPE_CHECKING:
     from napari_convlora.adapter_file import Adapter
@@ -58,7 +59,7 @@ class Snapshot:
     channel_axis: int | None
     annotations: np.ndarray
     seen: Block | None = None
-    reviewed: tuple[tuple[int, np.ndarray], ...] = ()
+    reviewed: Outlines = ()
     background_id: int | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -87,12 +88,7 @@ class Snapshot:
         """
         from napari_convlora.sampling import labelled_parts
 
-        if self.reviewed and self.background_id is None:
-            raise InputError(
-                f"'{self.name}' has reviewed regions, but no class is the background; "
-                "mark one in the class table."
-            )
-        annotations = fill_outlines(self.annotations, self.reviewed, self.background_id)
+        annotations = complete(self.annotations, self.reviewed, self.background_id, self.name)
         return labelled_parts(self.planes(), annotations, self.name)
 
 

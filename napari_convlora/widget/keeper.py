@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from qtpy.QtCore import QObject, QTimer, Signal
 
+from napari_convlora.annotations import find_background
 from napari_convlora.config import ClassInfo, ConvLoRAError, InputError
 from napari_convlora.project import ImageEntry, Manifest, Project, Settings, recovery
 from napari_convlora.project.writer import Writer
@@ -46,6 +47,8 @@ class Keeper(QObject):
         Where everything goes; None before there is anything.
     named
         Whether the user has given it a folder.
+    automatic
+        Returns whether rounds begin by themselves.
     closed
         Whether everything is written and the folder is let go of.
     writer
@@ -83,6 +86,7 @@ class Keeper(QObject):
         super().__init__(parent)
         self.project: Project | None = None
         self.named = False
+        self.automatic: Callable[[], bool] = lambda: False
         self._workflow, self._images, self._recipe = workflow, workflow.images, recipe
         self.writer = Writer()
         self._kept: list[Kept] = []
@@ -171,8 +175,7 @@ class Keeper(QObject):
         for kept in self._kept:
             if kept.dirty:
                 self._keep(kept)
-        took = 1000 * (time.monotonic() - begun)
-        self._soon.setInterval(max(AUTOSAVE_MS, round(_REST * took)))
+        self._soon.setInterval(max(AUTOSAVE_MS, round(_REST * 1000 * (time.monotonic() - begun))))
         if self.project is not None:
             project, chosen = self.project, self._manifest()
 
@@ -233,6 +236,7 @@ class Keeper(QObject):
         self._settle()
         entry = project.entry(stem)
         painted, note = project.annotations(stem)
+        regions, other_note = project.regions(stem)
         predicted = project.prediction(stem)
         before = self.find(self._images.current)
         image = None if kept is None else kept.record.image
@@ -253,16 +257,16 @@ class Keeper(QObject):
             record.annotations = record.annotations or kept.record.annotations
             self._kept.remove(kept)
         again.stem = stem
-        self._images.restore(painted, predicted)
+        self._images.restore(painted, predicted, regions)
         again.follow()
         if painted is not None and kept is None:
-            again.wrote(painted)
-        if note:
-            self.failed.emit(note)
+            again.wrote(painted, regions)
+        if note or other_note:
+            self.failed.emit(note or other_note)
         self.changed.emit()
 
     def _touch(self) -> None:
-        if not self._soon.isActive() and not self.closed:
+        if not self.closed and not self._soon.isActive():
             self._soon.start()
 
     def _autosave(self) -> None:
@@ -315,7 +319,7 @@ class Keeper(QObject):
         """Return classes and settings as they are chosen now."""
         chosen = self._recipe()
         settings = Settings(chosen.backbone, chosen.model, chosen.train)
-        return Manifest(classes=self._images.classes, settings=settings)
+        return Manifest(self._images.classes, settings, automatic=self.automatic())
 
     def _on_wrote(self) -> None:
         while self.writer.failures:
@@ -344,11 +348,11 @@ class Keeper(QObject):
         here = {k.stem for k in self._kept if k.record in self._images.records}
         found = []
         for entry in self.entries:
-            if entry.counts and entry.stem not in here and entry.shape[3] == current.n_channels:
-                painted, _ = self.project.annotations(entry.stem)
-                assert painted is not None
-                pixels = OnDisk(entry, self.project.folder)
-                found.append(Snapshot(entry.name, pixels, entry.rgb, entry.channel_axis, painted))
+            if entry.annotated and entry.stem not in here and entry.shape[3] == current.n_channels:
+                painted, regions = self.project.annotated(entry.stem)
+                how = OnDisk(entry, self.project.folder), entry.rgb, entry.channel_axis
+                background = find_background(self.classes)
+                found.append(Snapshot(entry.name, *how, painted, None, regions, background))
         return found
 
     def _add_layer(self, entry: ImageEntry, pixels: np.ndarray) -> Image:
@@ -360,7 +364,8 @@ class Keeper(QObject):
         with contextlib.suppress(ConvLoRAError):
             record.collect_corrections()  # which may make a layer of annotations
         kept.follow()
-        for layer in (record.prediction, record.annotations, record.image):
+        # Regions go after their image, whose record would take note that they are no more.
+        for layer in (record.prediction, record.annotations, record.image, record.reviewed):
             if layer is not None and layer in layers:
                 layers.remove(layer)
         if kept.dirty:  # corrections have become annotations meanwhile
@@ -382,7 +387,7 @@ class Keeper(QObject):
         for kept in [k for k in self._kept if k.stem is not None]:
             self._close_layers(kept)
         self.writer.flush()
-        if not self.named and any(e.counts for e in self.entries):
+        if not self.named and any(e.annotated for e in self.entries):
             self.said.emit("What was painted before is kept aside, and offered at the next start.")
         self._kept.clear()
         self._release()
@@ -391,5 +396,5 @@ class Keeper(QObject):
     def _release(self) -> None:
         if self.project is not None:
             self.project.close()
-            if not self.named and not any(e.counts for e in self.entries):
+            if not self.named and not any(e.annotated for e in self.entries):
                 recovery.discard(self.project.folder)

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from napari.layers import Shapes
+from qtpy.QtCore import QTimer
 
 from napari_convlora.project import ImageEntry, Project
+from napari_convlora.reviewed import Outlines
 from napari_convlora.widget.layers import ImageLayers
 
 
@@ -41,7 +44,9 @@ class Kept:
         self.record, self._touched = record, touched
         self.stem: str | None = None
         self.dirty = False
-        self._written = b""
+        self._written, self._begun = b"", False
+        self._reviewed: Shapes | None = None
+        self._regions: Outlines = ()
         self.follow()
 
     def follow(self) -> None:
@@ -50,11 +55,25 @@ class Kept:
             if layer is not None:
                 for event in (layer.events.paint, layer.events.set_data):  # undo says set_data
                     event.connect(self.touch)
+        if self.record.reviewed is not self._reviewed:
+            self._reviewed = self.record.reviewed
+            if self._reviewed is None:
+                # Later, as regions that leave together with their image are kept.
+                QTimer.singleShot(0, self._on_regions)
+            else:
+                self._reviewed.events.data.connect(self._on_regions)
+                self._on_regions()
 
     def touch(self, event: Any = None) -> None:
         """Take note that something may have been painted."""
         self.dirty = True
         self._touched()
+
+    def _on_regions(self, event: Any = None) -> None:
+        record = self.record
+        if record.reviewed is not None or record.image in record.viewer.layers:
+            self._regions = record.outlines()
+            self.touch()
 
     def job(
         self, project: Callable[[], Project], *, blank: bool = False
@@ -66,41 +85,43 @@ class Kept:
         project
             Returns where to write; not asked if there is nothing to write.
         blank
-            Whether to write an image on which nothing was ever painted, too.
+            Whether to write an image in which nothing was ever annotated, too.
 
         Raises
         ------
         ConvLoRAError
             The layers do not fit their image, or there is nowhere to write.
         """
-        painted = self.record.work()
-        if blank and painted is None:
+        painted, regions = self.record.work(), self._regions
+        blank = blank or bool(regions) or self._begun
+        if blank and self.record.annotations is None and painted is None:
             painted = np.zeros(self.record.planes_shape, np.uint8)
         if painted is None or not (blank or self.stem is not None or painted.any()):
             self.dirty = False
             return None
+        self._begun = True
         home, entry, snapshot = project(), entry_of(self.record), self.record.snapshot_of(painted)
         self.dirty = False
 
         def write() -> None:
-            if _digest(painted) == self._written:
+            if _digest(painted, regions) == self._written:
                 return
             try:
                 if self.stem is None:
                     planes = snapshot.planes()  # a large lazy image stays where it is
                     pixels = planes if isinstance(planes, np.ndarray) else None
                     self.stem = home.add(entry, pixels).stem
-                home.keep_annotations(self.stem, painted)
+                home.keep_annotations(self.stem, painted, regions)
             except BaseException:
                 self.dirty = True
                 raise
-            self.wrote(painted)
+            self.wrote(painted, regions)
 
         return write
 
-    def wrote(self, painted: np.ndarray) -> None:
+    def wrote(self, painted: np.ndarray, regions: Outlines) -> None:
         """Take note of what is on disk, so that only changes are written."""
-        self._written = _digest(painted)
+        self._written, self._begun = _digest(painted, regions), True
 
 
 def entry_of(record: ImageLayers) -> ImageEntry:
@@ -121,5 +142,7 @@ def entry_of(record: ImageLayers) -> ImageEntry:
     )
 
 
-def _digest(painted: np.ndarray) -> bytes:
-    return hashlib.blake2b(painted.astype(np.int32).data).digest()
+def _digest(painted: np.ndarray, regions: Outlines) -> bytes:
+    digest = hashlib.blake2b(painted.astype(np.int32).data)
+    digest.update(repr([(plane, v.tolist()) for plane, v in regions]).encode())
+    return digest.digest()

@@ -5,28 +5,23 @@ Everything here runs in the main thread; what travels to the worker is a `Snapsh
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from napari.layers import Image, Labels, Shapes
 
-from napari_convlora.annotations import (
-    fill_outlines,
-    find_background,
-    merge_corrections,
-    protect,
-)
+from napari_convlora.annotations import find_background, protect
 from napari_convlora.blocks import Block
 from napari_convlora.config import UNLABELLED, ClassInfo, InputError
+from napari_convlora.reviewed import Outlines, fill_outlines
 from napari_convlora.widget import class_colours
 from napari_convlora.widget.class_keys import bind_keys
 from napari_convlora.widget.derived import DerivedLayers
+from napari_convlora.widget.image_frame import ImageFrame
 from napari_convlora.widget.jobs import Snapshot
 from napari_convlora.widget.new_layer import labels_like, regions_like
-from napari_convlora.widget.plane_axes import PlaneAxes
-from napari_convlora.widget.strokes import StrokeWatch
+from napari_convlora.widget.written import Written
 
 if TYPE_CHECKING:
     from napari.viewer import Viewer
@@ -34,7 +29,7 @@ if TYPE_CHECKING:
     from napari_convlora.prompts import Window
 
 
-class ImageLayers:
+class ImageLayers(ImageFrame):
     """One image layer, the user's annotations of it, and the prediction of the model.
 
     Parameters
@@ -70,47 +65,21 @@ class ImageLayers:
         classes: Sequence[ClassInfo],
         channel_axis: int | None = None,
     ) -> None:
-        self.viewer, self.image, self.classes = viewer, image, tuple(classes)
-        self.channel_axis = None if image.rgb else channel_axis
+        super().__init__(viewer, image, channel_axis)
+        self.classes = tuple(classes)
         self.annotations: Labels | None = None
-        self.prediction: Labels | None = None
         self.derived = DerivedLayers(self)
         self.adapter: object = None
         self.reviewed: Shapes | None = None
-        self._written = np.empty(0, np.uint8)
-        self._edited = False
+        self._written: Written | None = None
         self._late: list[tuple[Block, np.ndarray]] = []
-        self._stroke: StrokeWatch | None = None
         self.on_label: Callable[[int], None] = lambda class_id: None
         self.merged: Mapping[int, int] = {}
 
     @property
-    def pixels(self) -> Any:
-        """Pixels of the image, at full resolution if it is multiscale."""
-        return self.image.data[0] if self.image.multiscale else self.image.data
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of a Labels layer of this image; the channel axis has length 1."""
-        shape = list(self.pixels.shape[:-1] if self.image.rgb else self.pixels.shape)
-        if self.channel_axis is not None:
-            shape[self.channel_axis] = 1
-        return tuple(shape)
-
-    @property
-    def planes_shape(self) -> tuple[int, int, int]:
-        """(P, H, W) of the image."""
-        shape = [self.shape[axis] for axis in self.axes.planar]
-        if len(shape) < 2:
-            raise InputError("This layer has no height and width; choose an image.")
-        return math.prod(shape[:-2]), shape[-2], shape[-1]
-
-    @property
-    def n_channels(self) -> int:
-        """Channels that the engine sees."""
-        if self.image.rgb:
-            return min(3, self.pixels.shape[-1])
-        return 1 if self.channel_axis is None else self.pixels.shape[self.channel_axis]
+    def prediction(self) -> Labels | None:
+        """The layer that the model writes."""
+        return None if self._written is None else self._written.layer
 
     @property
     def annotating(self) -> bool:
@@ -123,27 +92,11 @@ class ImageLayers:
         layer = self.prediction
         return layer is not None and layer in self.viewer.layers and self.fits(layer)
 
-    def plane(self) -> int:
-        """Index of the plane that the viewer shows."""
-        return self.locate(self.viewer.dims.point)[0]
-
-    def locate(self, world: Sequence[float]) -> tuple[int, float, float]:
-        """Return plane, row and column of a point in world coordinates."""
-        at = self.image.world_to_data(world)
-        rows, columns = self.axes.planar[-2:]
-        return self.axes.index(at), float(at[rows]), float(at[columns])
-
     @property
-    def axes(self) -> PlaneAxes:
-        """How rows and columns of planes lie in a layer of this image."""
-        return PlaneAxes(self.shape, self.channel_axis)
-
-    def fits(self, layer: Labels) -> bool:
-        """Whether `layer` can hold annotations of this image: its size, in memory, integers."""
-        data = layer.data
-        if layer.multiscale or not isinstance(data, np.ndarray) or not data.flags.c_contiguous:
-            return False
-        return [n for n in data.shape if n > 1] == [n for n in self.shape if n > 1]
+    def corrected(self) -> bool:
+        """Whether something painted on the prediction is no annotation yet."""
+        written = self._written
+        return written is not None and written.edited and bool(written.corrected().any())
 
     def annotate(self) -> Labels:
         """Return the annotations layer, created or brought back if it is not in the viewer."""
@@ -156,28 +109,21 @@ class ImageLayers:
     def review(self) -> Shapes:
         """Return the layer of reviewed regions, created if there is none."""
         if self.reviewed is None:
-            where = self.image, len(self.shape), self.channel_axis
-            self.reviewed = regions_like(*where, self._free_name("reviewed"))
+            active = self.viewer.layers.selection.active
+            self.reviewed = regions_like(self)
             self.viewer.add_layer(self.reviewed)
+            self.viewer.layers.selection.active = active  # the user may be painting on it
         return self.reviewed
 
-    def outlines(self) -> list[tuple[int, np.ndarray]]:
-        """Return plane and vertices (N, 2) in pixels of every reviewed region."""
-        return [] if self.reviewed is None else self.axes.outlines(self.reviewed)
+    def outlines(self) -> Outlines:
+        """Return the reviewed regions."""
+        return () if self.reviewed is None else self.axes.outlines(self.reviewed)
 
     def adopt(self, layer: Labels) -> None:
         """Use the user's own `layer` as annotations; its pixels stay as they are."""
         self.check_fits(layer)
         self.annotations = layer
         self.show_classes(self.classes)
-
-    def check_fits(self, layer: Labels) -> None:
-        """Raise an `InputError` unless `layer` can hold annotations of this image."""
-        if not self.fits(layer):
-            raise InputError(
-                f"'{layer.name}' cannot hold annotations of '{self.image.name}'; choose an "
-                "editable Labels layer of the image's own size."
-            )
 
     def find_layers(self) -> bool:
         """Take up layers that an earlier session or the sample data made; True if there were."""
@@ -193,7 +139,7 @@ class ImageLayers:
             if known.get("role") == "annotations" and self.annotations is None:
                 self.annotations = layer
             elif known.get("role") == "prediction" and self.prediction is None:
-                self._watch(layer)
+                self._written = Written(layer, self.planes_shape)
         return before != (self.annotations, self.prediction, self.reviewed)
 
     def show_classes(self, classes: Sequence[ClassInfo]) -> None:
@@ -224,7 +170,7 @@ class ImageLayers:
             raise InputError(
                 f"There is no prediction of '{self.image.name}' yet; press Adapt or Predict first."
             )
-        return self._view()
+        return self._model.view
 
     def predicted_labels(self) -> np.ndarray:
         """Prediction (P, H, W) with corrections and annotations on top."""
@@ -243,21 +189,10 @@ class ImageLayers:
             self.image.rgb,
             self.channel_axis,
             painted,
-            self.seen(),
-            tuple(self.outlines()),
+            self.seen(self.prediction, self.annotations),
+            self.outlines(),
             find_background(self.classes),
         )
-
-    def seen(self) -> Block:
-        """Return the part of the image that the viewer shows."""
-        ours = (self.prediction, self.annotations)
-        layer = next((one for one in ours if one in self.viewer.layers), self.image)
-        corners = layer.corner_pixels
-        if layer.multiscale:  # what napari has loaded, which may be more than it shows
-            corners = corners * layer.downsample_factors[layer.data_level]
-        corners = corners[:, self.axes.planar[-2:]].round().astype(int)
-        (top, left), (bottom, right) = corners.tolist()
-        return Block(self.plane(), top, left, bottom - top + 1, right - left + 1)
 
     def paint(self, plane: int, window: Window, mask: np.ndarray, class_id: int, over: bool) -> Any:
         """Paint a mask into the annotations as one item of their undo history.
@@ -293,16 +228,11 @@ class ImageLayers:
         base = None
         if self.annotations is not None and self.fits(self.annotations):
             base = self.annotations.data.reshape(self.planes_shape)
-        if self._edited and self.prediction is not None and self.fits(self.prediction):
+        written = self._written
+        if written is not None and written.edited and self.fits(written.layer):
             base = np.zeros(self.planes_shape, np.int32) if base is None else base
-            return np.where(self._corrected(np.s_[:]), self._view(), base)
+            return np.where(written.corrected(), written.view, base)
         return None if base is None else base.copy()
-
-    def fill(self, painted: np.ndarray) -> None:
-        """Put annotations (P, H, W) of an earlier session into a layer that is still empty."""
-        layer = self.annotate()
-        layer.data.reshape(self.planes_shape)[:] = painted
-        layer.refresh()
 
     def collect_corrections(self) -> int:
         """Turn edits of the prediction into annotations; returns how many pixels changed.
@@ -310,35 +240,21 @@ class ImageLayers:
         They are one item of the annotations' undo history, whereas those of the prediction are
         forgotten: undoing there would look like a correction back to what the model said.
         """
-        if not self._edited or self.prediction is None or not self.fits(self.prediction):
+        written = self._written
+        if written is None or not written.edited or not self.fits(written.layer):
             return 0
-        painted, now, before = self.painted(), self._view(), self._written
-        found = []
-        for p in np.flatnonzero([(n != b).any() for n, b in zip(now, before, strict=True)]):
-            part = np.s_[p : p + 1]
-            merged = merge_corrections(painted[part], before[part], now[part])[0]
-            at = np.flatnonzero(merged != painted[p])
-            found.append((at + p * merged.size, merged.ravel()[at]))
-        count = 0
-        if found:
-            at, values = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        at, values = written.corrections(self.painted())
+        if len(at):
             self._set(self.annotate(), at, values)
-            count = len(values)
-        np.copyto(self._written, now, casting="unsafe")
-        self._forget_undo()
-        return count
+        written.settle()
+        return len(at)
 
     def labelled(self, part: Any = np.s_[:]) -> np.ndarray:
         """Whether pixels (an index into (P, H, W)) are painted, on either layer."""
         painted = self.painted()[part] != UNLABELLED
         if self.predicted:
-            painted |= self._corrected(part)
+            painted |= self._model.corrected(part)
         return painted
-
-    def _corrected(self, part: Any) -> np.ndarray:
-        """Whether pixels (an index into (P, H, W)) were painted on the prediction."""
-        now = self._view()[part]
-        return (now != self._written[part]) & (now != UNLABELLED)
 
     def accept(self, mask: np.ndarray, first: int = 0) -> int:
         """Annotate predicted pixels with their predicted class; returns how many.
@@ -371,8 +287,7 @@ class ImageLayers:
         predicted = self.predicted_view()[part]
         at = np.flatnonzero(mask & (predicted != UNLABELLED) & ~self.labelled(part))
         if len(at):
-            assert self.prediction is not None
-            self._set(self.prediction, at + first * predicted[0].size, np.zeros_like(at))
+            self._set(self._model.layer, at + first * predicted[0].size, np.zeros_like(at))
         return len(at)
 
     def let_go(self, layer: Image | Labels | Shapes) -> None:
@@ -381,11 +296,9 @@ class ImageLayers:
             self.reviewed = None
         elif layer is not self.annotations:
             self.collect_corrections()
-        if layer is self.prediction:
-            layer.events.paint.disconnect(self._on_edit)
-            if self._stroke is not None:
-                self._stroke.end()
-            self.prediction = None
+        if self._written is not None and layer is self._written.layer:
+            self._written.let_go()
+            self._written = None
 
     def relabel(self, class_id: int, to: int = 0) -> int:
         """Give a class's pixels to another, or erase them; returns annotated pixels.
@@ -398,8 +311,8 @@ class ImageLayers:
         if len(at):
             self._set(self.annotate(), at, np.full_like(at, to))
         if self.predicted:
-            view = self._view()
-            self._put(np.s_[:], np.where(view == class_id, to, view))
+            view = self._model.view
+            self._model.write([(np.s_[:], np.where(view == class_id, to, view))])
         return len(at)
 
     def prepare_prediction(self) -> None:
@@ -409,7 +322,7 @@ class ImageLayers:
         pressed than in the middle of a round.
         """
         if self.prediction is None or not self.fits(self.prediction):
-            self._watch(self._new("prediction"))
+            self._written = Written(self._new("prediction"), self.planes_shape)
         if not self.predicted:
             layers = self.viewer.layers
             below = layers.index(self.annotations) if self.annotating else len(layers)
@@ -424,32 +337,36 @@ class ImageLayers:
         user is in the middle of a stroke on the prediction a preview is left out (returns False)
         and a whole prediction waits for the end of the stroke.
         """
-        if self._stroke is not None and self._stroke.active:
+        if self._written is not None and self._written.stroke.active:
             if plane is None:
-                self._stroke.afterwards(lambda: self.show(labels))
+                self._written.stroke.afterwards(lambda: self.show(labels))
             return False
         self.prepare_prediction()
         self.collect_corrections()
         part = np.s_[:] if plane is None else np.s_[plane : plane + 1]
-        labels = class_colours.known_only(labels, self.classes, self.merged)
-        self._put(part, protect(labels.reshape(self._written[part].shape), self._annotated(part)))
+        painted = self._annotated(part)
+        shown = protect(self._of_today(labels).reshape(painted.shape), painted)
+        self._model.write([(part, shown)])
         return True
 
     def show_parts(self, parts: Sequence[tuple[Block, np.ndarray]]) -> None:
         """Write class ids (h, w) of parts of the image into the prediction layer, as `show`."""
         self._late.extend(parts)
-        if self._stroke is not None and self._stroke.active:
-            self._stroke.afterwards(lambda: self.show_parts(()))
+        if self._written is not None and self._written.stroke.active:
+            self._written.stroke.afterwards(lambda: self.show_parts(()))
             return
         self.prepare_prediction()
         self.collect_corrections()
         painted, late, self._late = self._annotated(np.s_[:]), self._late, []
-        for block, labels in late:
-            at = block.plane, block.rows, block.columns
-            self._view()[at] = self._written[at] = protect(labels, painted[at])
-        self._forget_undo()
-        assert self.prediction is not None
-        self.prediction.refresh()
+        places = [(block.plane, block.rows, block.columns) for block, _ in late]
+        self._model.write(
+            (at, protect(self._of_today(labels), painted[at]))
+            for at, (_, labels) in zip(places, late, strict=True)
+        )
+
+    def _of_today(self, labels: np.ndarray) -> np.ndarray:
+        """Return class ids that a model learnt in those of the class table."""
+        return class_colours.known_only(labels, self.classes, self.merged)
 
     def _annotated(self, part: slice) -> np.ndarray:
         """Return annotations of some planes, the background of reviewed regions included."""
@@ -457,8 +374,7 @@ class ImageLayers:
         return fill_outlines(self.painted()[part], outlines, find_background(self.classes))
 
     def _new(self, role: str) -> Labels:
-        where = self.image, self.shape, self.channel_axis
-        layer = labels_like(*where, role, self._free_name(role), self.classes)
+        layer = labels_like(self, role, self.classes)
         self._follow(layer)
         return layer
 
@@ -469,41 +385,10 @@ class ImageLayers:
     def _on_label(self, event: Any) -> None:
         self.on_label(event.source.selected_label)
 
-    def _free_name(self, role: str) -> str:
-        return f"{role} of {self.image.name}" if role in self.viewer.layers else role
-
-    def _view(self) -> np.ndarray:
-        assert self.prediction is not None
-        return self.prediction.data.reshape(self.planes_shape)
-
-    def _watch(self, layer: Labels) -> None:
-        self.prediction = layer
-        self._written = np.zeros(self.planes_shape, np.uint8)
-        if self._view().any():  # memory of zeros is not taken before it is written to
-            np.copyto(self._written, self._view(), casting="unsafe")
-        self._stroke = StrokeWatch(layer)
-        layer.events.paint.connect(self._on_edit)
-
-    def _on_edit(self, event: Any) -> None:
-        # Undo and redo do not say "paint", but neither can come before the first edit.
-        self._edited = True
-
-    def _put(self, part: Any, labels: np.ndarray) -> None:
-        assert self.prediction is not None
-        self._view()[part] = labels
-        self._written[part] = labels
-        self._forget_undo()
-        self.prediction.refresh()
-
-    def _forget_undo(self) -> None:
-        layer = self.prediction
-        if layer is not None and layer.editable and self._edited:
-            # The one public way to drop the undo history; stale items would write old pixels.
-            mode = layer.mode
-            layer.editable = False
-            layer.editable = True
-            layer.mode = mode
-        self._edited = False
+    @property
+    def _model(self) -> Written:
+        assert self._written is not None
+        return self._written
 
     def _set(self, layer: Labels, flat: np.ndarray, values: np.ndarray) -> None:
         """Set pixels, by their index into the flattened image, as one item of the undo history."""

@@ -27,6 +27,7 @@ from napari_convlora.annotations import (
 from napari_convlora.config import ClassInfo, ConvLoRAError
 from napari_convlora.project import Manifest
 from napari_convlora.widget import dialogs
+from napari_convlora.widget.auto_adapt import AutoAdapt
 from napari_convlora.widget.class_table import ClassTable
 from napari_convlora.widget.counting import Counts
 from napari_convlora.widget.form import Unfolding
@@ -64,7 +65,7 @@ class ConvLoRAWidget(QWidget):
     Attributes
     ----------
     workflow, images, source, settings, table, run_bar, plot, prompts, reviewed, review, instances
-    keeper, history, offer, project, rounds
+    keeper, history, offer, project, rounds, automatic
         The parts, each of which works without the others.
     """
 
@@ -87,6 +88,9 @@ class ConvLoRAWidget(QWidget):
         self.history = History(self.keeper, self.workflow, self._recipe, self)
         self.offer, self.project = RecoveryOffer(self.keeper), ProjectSection(self.keeper)
         self.rounds = RoundsSection(self.history)
+        self.automatic = AutoAdapt(self.workflow, self._start_round, self.rounds)
+        self.rounds.layout().addWidget(self.automatic)
+        self.keeper.automatic = self.automatic.isChecked
         self._untouched = True
         self._counts = Counts()
         self._hint = ""
@@ -107,10 +111,11 @@ class ConvLoRAWidget(QWidget):
         self._wire()
         self.images.show_classes(self.table.classes)
         # Captures what can do without Qt, as this widget is half gone when `destroyed` comes.
-        workflow, prompts, keeper = self.workflow, self.prompts, self.keeper
+        workflow, prompts, keeper, automatic = flow, self.prompts, self.keeper, self.automatic
         self.destroyed.connect(lambda *_: workflow.close())
         self.destroyed.connect(lambda *_: prompts.close_down())
         self.destroyed.connect(lambda *_: keeper.close())
+        self.destroyed.connect(lambda *_: automatic.let_go())
         self._viewer = napari_viewer
         self._follow_theme()
         self._on_image()
@@ -158,6 +163,9 @@ class ConvLoRAWidget(QWidget):
 
     def adapt(self) -> None:
         """Start a round."""
+        self.automatic.adapt()
+
+    def _start_round(self) -> None:
         recipe = self._recipe()
         self.plot.restart(recipe.train.max_steps, held_out=False)
         self._try(lambda: self.workflow.adapt(recipe))
@@ -290,6 +298,9 @@ class ConvLoRAWidget(QWidget):
         self.keeper.loaded.connect(self._on_project)
         self.keeper.said.connect(self._say)
         self.history.said.connect(self._say)
+        self.automatic.said.connect(
+            lambda s: self._say(self.status if s in self.status else f"{self.status} {s}")
+        )
         for part in (self.keeper, self.offer, self.project, self.rounds):
             part.failed.connect(lambda sentence: self._complain(sentence, False))
         self._predict.clicked.connect(self.predict)
@@ -338,6 +349,7 @@ class ConvLoRAWidget(QWidget):
         self.source.choose_backbone(manifest.settings.backbone)
         self.settings.show(manifest.settings.model, manifest.settings.train)
         self.rounds.go_on.setChecked(manifest.settings.train.start == "installed")
+        self.automatic.restart(manifest.automatic)
         if manifest.classes:
             self.table.set_classes(manifest.classes)
             self._on_classes()
@@ -361,7 +373,7 @@ class ConvLoRAWidget(QWidget):
         self.table.set_counts(counts.pixels, counts.strokes)
         self._reviewed.set_title(counted(counts, find_background(self.classes) is not None))
         # Counting lags behind: what a failed round said meanwhile stays, until it is remedied.
-        news = self.status == self._hint or len(before.pixels) < 2 <= len(counts.pixels)
+        news = self.status.startswith(self._hint) or len(before.pixels) < 2 <= len(counts.pixels)
         if counts != before and news and not self.running and not self.workflow.has_adapter:
             self._suggest()
 

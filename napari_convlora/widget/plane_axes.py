@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from napari.layers import Shapes
 
+from napari_convlora.reviewed import Outlines
+
 
 @dataclass(frozen=True)
 class PlaneAxes:
@@ -46,10 +48,10 @@ class PlaneAxes:
         at[:, [rows, columns]] = points
         return at
 
-    def outlines(self, layer: Shapes) -> list[tuple[int, np.ndarray]]:
-        """Return plane and vertices (N, 2), rows and columns, of every area in `layer`."""
+    def outlines(self, layer: Shapes) -> Outlines:
+        """Return every area in `layer` as a reviewed region."""
         rows_columns = self.planar[-2:]
-        return [(self.index(area[0]), area[:, rows_columns]) for area in _areas(layer)]
+        return tuple((self.index(area[0]), area[:, rows_columns]) for area in _areas(layer))
 
 
 def _areas(layer: Shapes) -> Iterator[np.ndarray]:
@@ -58,6 +60,7 @@ def _areas(layer: Shapes) -> Iterator[np.ndarray]:
             angles = np.linspace(0, 2 * np.pi, 64, endpoint=False)[:, None]
             centre = vertices.mean(0)
             halves = vertices[:2].mean(0) - centre, vertices[1:3].mean(0) - centre
-            yield centre + np.cos(angles) * halves[0] + np.sin(angles) * halves[1]
+            around = centre + np.cos(angles) * halves[0] + np.sin(angles) * halves[1]
+            yield around.astype(vertices.dtype)  # as a polygon of the same layer would hold it
         elif kind in ("rectangle", "polygon"):
             yield np.asarray(vertices)

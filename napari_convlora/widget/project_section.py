@@ -13,7 +13,6 @@ from qtpy.QtWidgets import (
     QFrame,
     QGridLayout,
     QHBoxLayout,
-    QLabel,
     QListWidget,
     QListWidgetItem,
     QPushButton,
@@ -26,10 +25,23 @@ from superqt.utils import signals_blocked
 from napari_convlora.config import ConvLoRAError
 from napari_convlora.project import ImageEntry, recovery
 from napari_convlora.widget import dialogs
+from napari_convlora.widget.form import words
 from napari_convlora.widget.keeper import Keeper
 
 _STEM = Qt.ItemDataRole.UserRole
 _ROWS = 7
+
+
+def _trying(section: ProjectSection | RecoveryOffer, action: Callable[[], Any]) -> Callable:
+    """Return a slot that does `action` and has the section say what goes wrong."""
+
+    def attempt(*_: Any) -> None:
+        try:
+            action()
+        except ConvLoRAError as error:
+            section.failed.emit(str(error))
+
+    return attempt
 
 
 class ProjectSection(QWidget):
@@ -46,8 +58,7 @@ class ProjectSection(QWidget):
     def __init__(self, keeper: Keeper, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._keeper = keeper
-        self.where = QLabel()
-        self.where.setWordWrap(True)
+        self.where = words()
         self.images = QListWidget()
         self.images.setMaximumHeight(_ROWS * (self.images.fontMetrics().lineSpacing() + 6))
         self.images.itemActivated.connect(lambda item: self._show(item))
@@ -65,12 +76,12 @@ class ProjectSection(QWidget):
         for i, (title, tip, action) in enumerate(buttons):
             button = QPushButton(title)
             button.setToolTip(tip)
-            button.clicked.connect(self._trying(action))
+            button.clicked.connect(_trying(self, action))
             grid.addWidget(button, i // 2, i % 2)
         for key, by in (("Ctrl+PgUp", -1), ("Ctrl+PgDown", 1)):
             shortcut = QShortcut(QKeySequence(key), self)
             shortcut.setContext(Qt.ShortcutContext.WindowShortcut)
-            shortcut.activated.connect(self._trying(partial(keeper.step, by)))
+            shortcut.activated.connect(_trying(self, partial(keeper.step, by)))
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
         column.addWidget(self.where)
@@ -106,21 +117,14 @@ class ProjectSection(QWidget):
         names = {info.id: info.name for info in self._keeper.classes}
         project = self._keeper.project
         assert project is not None
-        marks = ("✎" if entry.counts else "·") + ("●" if project.predicted(entry.stem) else "")
-        counts = ", ".join(f"{names.get(i, i)} {n:,}" for i, n in entry.counts.items())
-        return f"{marks} {entry.name}" + (f"  ({counts})" if counts else "")
+        marks = ("✎" if entry.annotated else "·") + ("●" if project.predicted(entry.stem) else "")
+        counts = [f"{names.get(i, i)} {n:,}" for i, n in entry.counts.items()]
+        if entry.regions:
+            counts.append(f"{entry.regions} reviewed")
+        return f"{marks} {entry.name}" + (f"  ({', '.join(counts)})" if counts else "")
 
     def _show(self, item: QListWidgetItem) -> None:
-        self._trying(lambda: self._keeper.show_image(item.data(_STEM)))()
-
-    def _trying(self, action: Callable[[], Any]) -> Callable[..., None]:
-        def attempt(*_: Any) -> None:
-            try:
-                action()
-            except ConvLoRAError as error:
-                self.failed.emit(str(error))
-
-        return attempt
+        _trying(self, lambda: self._keeper.show_image(item.data(_STEM)))()
 
     def _create(self) -> None:
         dialogs.with_new_folder(self, lambda p: self._keeper.create(Path(p)))
@@ -152,10 +156,9 @@ class RecoveryOffer(QFrame):
     def __init__(self, keeper: Keeper, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._keeper = keeper
-        self.sentence = QLabel()
-        self.sentence.setWordWrap(True)
+        self.sentence = words()
         self.recover_button, self.discard_button = QPushButton("Recover"), QPushButton("Discard")
-        self.recover_button.clicked.connect(self._recover)
+        self.recover_button.clicked.connect(_trying(self, self._recover))
         self.discard_button.clicked.connect(self._discard)
         buttons = QHBoxLayout()
         for button in (self.recover_button, self.discard_button):
@@ -173,11 +176,7 @@ class RecoveryOffer(QFrame):
             self.sentence.setText(self._left[0].sentence)
 
     def _recover(self) -> None:
-        try:
-            self._keeper.open(self._left[0].folder, named=False)
-        except ConvLoRAError as error:
-            self.failed.emit(str(error))
-            return
+        self._keeper.open(self._left[0].folder, named=False)
         self._left = []  # the others are offered at the next start
         self._show()
 

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from napari.layers import Labels, Shapes
 from qtpy.QtCore import QTimer
-from qtpy.QtWidgets import QCheckBox, QLabel, QPushButton, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QCheckBox, QPushButton, QVBoxLayout, QWidget
 
 from napari_convlora.config import ConvLoRAError
 from napari_convlora.prompts import Box, Click, Prompt, Window
 from napari_convlora.widget import jobs
+from napari_convlora.widget.form import words
 from napari_convlora.widget.new_layer import shapes_like
 from napari_convlora.widget.worker import Runner
 
@@ -121,8 +122,7 @@ class PromptTool(QWidget):
         self.button.setCheckable(True)
         self.button.setToolTip("Let SAM find objects for the selected class, unadapted.")
         self.over = QCheckBox("Paint over other classes")
-        self.words = QLabel(_HELP)
-        self.words.setWordWrap(True)
+        self.words = words(_HELP)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         for part in (self.button, self.over, self.words):
@@ -200,7 +200,7 @@ class PromptTool(QWidget):
             self._images.start_annotating()
         assert record.annotations is not None
         self._record, layer = record, record.annotations
-        self._marks = shapes_like(record.image, len(record.shape), record.channel_axis, _NAME)
+        self._marks = shapes_like(record, _NAME)
         self._viewer.add_layer(self._marks)
         layer.visible = True
         self._viewer.layers.selection.active = layer

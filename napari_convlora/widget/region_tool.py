@@ -73,7 +73,7 @@ class RegionTool(QObject):
             edge_width=2,
             face_color=[1, 1, 1, 0.2],
             metadata={class_colours.KEY: {"role": "region", "image": record.image.name}},
-            **placement(record.image, record.channel_axis),
+            **placement(record),
         )
         self._layer, self._record = layer, record
         layer.bind_key("Escape", lambda _: self.leave(), overwrite=True)

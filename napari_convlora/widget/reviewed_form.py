@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QGridLayout, QLabel, QPushButton, QWidget
+from qtpy.QtWidgets import QGridLayout, QPushButton, QWidget
 
 from napari_convlora.config import ConvLoRAError
+from napari_convlora.widget.form import words
 
 if TYPE_CHECKING:
     from napari_convlora.widget.counting import Counts
@@ -38,8 +39,7 @@ class ReviewedForm(QWidget):
         self.polygon = QPushButton("Draw polygon")
         self.whole = QPushButton("This plane is complete")
         self.whole.setToolTip("Everything on this plane that is unpainted is background.")
-        self.words = QLabel(_HELP)
-        self.words.setWordWrap(True)
+        self.words = words(_HELP)
         layout = QGridLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(self.rectangle, 0, 0)
@@ -62,8 +62,6 @@ class ReviewedForm(QWidget):
 
     def complete_plane(self) -> None:
         """Make a region of the whole plane that is shown."""
-        selection = self._images.viewer.layers.selection
-        active = selection.active
         try:
             record = self._images.need()
             plane, (_, height, width) = record.plane(), record.planes_shape
@@ -76,7 +74,6 @@ class ReviewedForm(QWidget):
             self.said.emit(str(error))
             return
         layer.add_rectangles(record.axes.place(plane, whole))
-        selection.active = active  # the user may be painting on another layer
 
 
 def counted(counts: Counts, has_background: bool) -> str:

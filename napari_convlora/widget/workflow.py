@@ -189,9 +189,8 @@ class Workflow(QObject):
         """End training and keep what was learnt, or cancel a prediction."""
         controls = self.runner.controls
         if self.running and controls is not None:
-            if self.phase == "predicting" or controls.training.stopping:
-                controls.predicting.stop()
-            controls.training.stop()
+            again = self.phase == "predicting" or controls.training.stopping
+            controls.stop() if again else controls.training.stop()
             self.said.emit("Stopping after this step…")
             self.changed.emit()
 

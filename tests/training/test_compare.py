@@ -12,6 +12,8 @@ from napari_convlora.adapter_file import Adapter
 from napari_convlora.annotations import LabelledImage
 from napari_convlora.backbones import Backbone
 from napari_convlora.config import ModelConfig
+from napari_convlora.events import RunControl, Step
+from napari_convlora.rounds import decide
 from napari_convlora.training import adapt
 from napari_convlora.training.compare import Rival, learnt_pixels
 from tests.training.rounds import CLASSES, QUICK, Scene, finished, the_failure
@@ -77,6 +79,47 @@ def test_what_cannot_be_compared_says_why(
     strokes, _ = scene()
     few = replace(strokes, name="painted")
     assert "too few labels" in compared(backbone, few, Rival(before, learnt))["why"]
+
+
+def stopped(backbone: Backbone, image: LabelledImage, rival: Rival, *, hurry: bool = False) -> dict:
+    control, events = RunControl(), []
+    control.hurry = hurry
+    for event in adapt(backbone, [image], CLASSES, config=QUICK, rival=rival, control=control):
+        events.append(event)
+        if isinstance(event, Step):
+            control.stop()
+    last = finished(iter(events))
+    assert last.reason == "stopped"
+    return last.adapter.summary
+
+
+def test_a_round_that_was_stopped_is_compared_as_well(
+    backbone: Backbone, painted: LabelledImage
+) -> None:
+    longer = replace(QUICK, detail_steps=300)
+    good = finished(adapt(backbone, [painted], CLASSES, config=longer)).adapter
+    rival = Rival(good, learnt_pixels([painted], good))
+    summary = stopped(backbone, painted, rival)
+    assert summary["compared"]["new"] < summary["compared"]["installed"] - 0.01
+    assert not decide(summary).better
+
+
+def test_who_is_in_a_hurry_gets_no_comparison(backbone: Backbone, painted: LabelledImage) -> None:
+    before = first_round(backbone, painted)
+    rival = Rival(before, learnt_pixels([painted], before))
+    assert stopped(backbone, painted, rival, hurry=True)["compared"] == {"why": "it was broken off"}
+
+
+def test_a_long_comparison_is_left_out_after_stop(
+    backbone: Backbone, painted: LabelledImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("napari_convlora.training.compare._WAIT", -1)
+    before = first_round(backbone, painted)
+    rival = Rival(before, learnt_pixels([painted], before))
+    assert "pixels" in compared(backbone, painted, rival)  # nobody has pressed Stop
+    verdict = decide(stopped(backbone, painted, rival))
+    assert verdict.better
+    assert "as it was stopped, and a comparison" in verdict.reason
 
 
 def test_a_comparison_changes_nothing_that_is_learnt(

@@ -108,7 +108,7 @@ def test_what_is_seen_is_predicted_first_and_shown_at_once(
     viewer.camera.center = (540, 620)
     viewer.camera.zoom = 30
     viewer.screenshot(flash=False)  # napari finds out what is seen when it draws
-    seen = record.seen()
+    seen = record.seen(record.prediction)
     assert seen.top > 400
     assert seen.left > 500
     shown = []
@@ -146,3 +146,15 @@ def test_a_correction_made_meanwhile_is_not_overwritten(begun, wait, wide, paint
     wait(widget, 60_000)
     assert (viewer.layers["prediction"].data[10:60, 30:33] == 2).all()
     assert (viewer.layers["annotations"].data[10:60, 30:33] == 2).all()
+
+
+def test_parts_that_name_classes_of_before_show_those_of_today(begun, wide):
+    viewer, widget = begun(wide)
+    merged, removed = widget.table.add().id, widget.table.add().id
+    widget.merge_class(merged, 2)
+    widget.remove_class(removed)
+    block = blocks.Block(0, 0, 0, 2, 3)
+    labels = np.array([[merged] * 3, [removed, 1, 2]], np.uint8)
+    widget.images.current.show_parts([(block, labels)])
+    shown = viewer.layers["prediction"].data[:2, :3]
+    assert shown.tolist() == [[2, 2, 2], [0, 1, 2]]

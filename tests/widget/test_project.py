@@ -16,6 +16,7 @@ from napari_convlora import cli
 from napari_convlora.adapter_file import Adapter
 from napari_convlora.config import InputError
 from napari_convlora.project import Project
+from napari_convlora.reviewed import inside_outlines
 
 
 @pytest.fixture
@@ -122,13 +123,14 @@ viewer.window.add_dock_widget(widget)
 layer = widget.start_annotating()
 layer.data_setitem(tuple(np.mgrid[10:60, 10:13].reshape(2, -1)), 1)
 layer.data_setitem(tuple(np.mgrid[10:60, 70:73].reshape(2, -1)), 2)
+widget.reviewed.complete_plane()
 import time
 from qtpy.QtWidgets import QApplication
 end = time.monotonic() + 60
 while time.monotonic() < end:
     QApplication.processEvents()
     project = widget.keeper.project
-    if project is not None and project.manifest.images and project.manifest.images[0].counts:
+    if project is not None and project.manifest.images and project.manifest.images[0].regions:
         break
 os.kill(os.getpid(), 9)
 """
@@ -143,12 +145,15 @@ def test_strokes_survive_a_kill_and_are_offered_again(
     widget = make_widget(viewer)
     assert not widget.offer.isHidden()
     assert widget.offer.sentence.text().startswith("Napari ended unexpectedly on ")
-    assert widget.offer.sentence.text().endswith(": 300 painted pixels on 1 image.")
+    assert widget.offer.sentence.text().endswith(
+        ": 300 painted pixels, 1 reviewed region on 1 image."
+    )
     widget.offer.recover_button.click()
     assert widget.offer.isHidden()
     painted = viewer.layers["annotations"].data
     assert (painted[10:60, 10:13] == 1).all()
     assert (painted > 0).sum() == 300
+    assert len(viewer.layers["reviewed"].data) == 1
     assert (viewer.layers["unsaved"].data == np.random.default_rng(0).random((80, 90))).all()
     assert [f.name for f in recovery_folder.iterdir()] == [widget.keeper.project.folder.name]
 
@@ -267,6 +272,66 @@ def test_the_windows_recipe_repeats_its_round_bit_for_bit(
     assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
 
 
+def test_reviewed_regions_go_with_their_image(
+    started, paint, wait, saved, tmp_path, monkeypatch, make_session
+):
+    viewer, widget = started()
+    paint(widget.start_annotating(), 2, 70)
+    widget.reviewed.complete_plane()
+    record = widget.images.current
+    viewer.layers["reviewed"].add_ellipses([[9.3, 5.1], [9.3, 20], [30, 20], [30, 5.1]])
+    before = inside_outlines(record.planes_shape, record.outlines())
+    exact = [v.tolist() for _, v in record.outlines()]
+    widget.keeper.step(1)
+    assert [layer.name for layer in viewer.layers] == ["picture1"]
+    paint(widget.start_annotating(), 1, 10)
+    saved(widget)
+    rows = [widget.project.images.item(i).text() for i in range(2)]
+    assert rows == ["✎ picture0  (class 2 150, 2 reviewed)", "✎ picture1  (background 150)"]
+
+    widget.adapt()  # learns from the image that is not open as well
+    wait(widget)
+    saved(widget)
+    assert widget.history.records[0].pixels == {1: 150 + 7200 - 150, 2: 150}
+    widget.history.export_recipe(1, tmp_path / "mine.json")
+    backbone = make_session().backbone()
+    monkeypatch.setattr("napari_convlora.session.load_backbone", lambda name: backbone)
+    command = ["adapt", "--recipe", str(tmp_path / "mine.json"), "--out", str(tmp_path / "a")]
+    assert cli.main(command) == cli.DONE
+    again, first = Adapter.load(tmp_path / "a").state, widget.session.rounds[0].adapter.state
+    assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
+
+    widget.keeper.step(-1)
+    assert viewer.layers.selection.active == viewer.layers["annotations"]
+    record = widget.images.current
+    assert [v.tolist() for _, v in record.outlines()] == exact
+    assert (inside_outlines(record.planes_shape, record.outlines()) == before).all()
+    widget.reviewed.complete_plane()
+    assert widget.status == "This plane is marked as complete already."
+    viewer.layers["reviewed"].data = viewer.layers["reviewed"].data[:1]
+    saved(widget)
+    assert widget.keeper.entries[0].regions == 1
+    paint(viewer.layers["annotations"], 2, 30)
+    viewer.layers.clear()  # as napari does when it closes: nobody meant to take them away
+    saved(widget)
+    saved(widget)
+    assert widget.keeper.entries[0].counts == {2: 300}
+    assert widget.keeper.entries[0].regions == 1
+    assert Project.open(tmp_path / "p").regions("picture0")[0][0][1].tolist() == exact[0]
+
+
+def test_a_layer_of_regions_that_was_removed_stays_away(started, saved, qtbot):
+    viewer, widget = started()
+    widget.reviewed.complete_plane()  # nothing else is annotated, and need not be
+    saved(widget)
+    assert widget.keeper.entries[0].regions == 1
+    viewer.layers.remove("reviewed")
+    qtbot.waitUntil(lambda: (saved(widget), widget.keeper.entries[0].regions == 0)[1])
+    widget.keeper.step(1)
+    widget.keeper.step(-1)
+    assert "reviewed" not in viewer.layers
+
+
 def test_later_corrections_are_scored(ready, paint, wait, saved):
     viewer, widget = ready()
     widget.adapt()
@@ -371,10 +436,11 @@ def test_only_what_changed_is_written(started, paint, saved, monkeypatch):
     project = widget.keeper.project
     keep = project.keep_annotations
     monkeypatch.setattr(
-        project, "keep_annotations", lambda stem, labels: (written.append(stem), keep(stem, labels))
+        project, "keep_annotations", lambda stem, *what: (written.append(stem), keep(stem, *what))
     )
     layer = widget.start_annotating()
     paint(layer, 1, 10)
+    widget.reviewed.complete_plane()
     saved(widget)
     layer.refresh()  # tells everybody of a change where there is none
     saved(widget)

@@ -1,0 +1,107 @@
+"""How planes, rows and columns lie in an image layer, and which layers fit it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from napari.layers import Image, Labels
+
+from napari_convlora.blocks import Block
+from napari_convlora.config import InputError
+from napari_convlora.widget.plane_axes import PlaneAxes
+
+if TYPE_CHECKING:
+    from napari.viewer import Viewer
+
+
+class ImageFrame:
+    """Size and axes of an image layer in its viewer, as they are at the moment.
+
+    Parameters
+    ----------
+    viewer
+        That shows the image.
+    image
+        Never written to.
+    channel_axis
+        Axis of the image that holds channels, if it is not an RGB image.
+    """
+
+    def __init__(self, viewer: Viewer, image: Image, channel_axis: int | None = None) -> None:
+        self.viewer, self.image = viewer, image
+        self.channel_axis = None if image.rgb else channel_axis
+
+    @property
+    def pixels(self) -> Any:
+        """Pixels of the image, at full resolution if it is multiscale."""
+        return self.image.data[0] if self.image.multiscale else self.image.data
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of a Labels layer of this image; the channel axis has length 1."""
+        shape = list(self.pixels.shape[:-1] if self.image.rgb else self.pixels.shape)
+        if self.channel_axis is not None:
+            shape[self.channel_axis] = 1
+        return tuple(shape)
+
+    @property
+    def planes_shape(self) -> tuple[int, int, int]:
+        """(P, H, W) of the image."""
+        shape = [self.shape[axis] for axis in self.axes.planar]
+        if len(shape) < 2:
+            raise InputError("This layer has no height and width; choose an image.")
+        return math.prod(shape[:-2]), shape[-2], shape[-1]
+
+    @property
+    def n_channels(self) -> int:
+        """Channels that the engine sees."""
+        if self.image.rgb:
+            return min(3, self.pixels.shape[-1])
+        return 1 if self.channel_axis is None else self.pixels.shape[self.channel_axis]
+
+    @property
+    def axes(self) -> PlaneAxes:
+        """How rows and columns of planes lie in a layer of this image."""
+        return PlaneAxes(self.shape, self.channel_axis)
+
+    def plane(self) -> int:
+        """Index of the plane that the viewer shows."""
+        return self.locate(self.viewer.dims.point)[0]
+
+    def locate(self, world: Sequence[float]) -> tuple[int, float, float]:
+        """Return plane, row and column of a point in world coordinates."""
+        at = self.image.world_to_data(world)
+        rows, columns = self.axes.planar[-2:]
+        return self.axes.index(at), float(at[rows]), float(at[columns])
+
+    def seen(self, *layers: Labels | None) -> Block:
+        """Return the part of the image that the viewer shows, by the first layer it has."""
+        layer: Any = next((one for one in layers if one in self.viewer.layers), self.image)
+        corners = layer.corner_pixels
+        if layer.multiscale:  # what napari has loaded, which may be more than it shows
+            corners = corners * layer.downsample_factors[layer.data_level]
+        corners = corners[:, self.axes.planar[-2:]].round().astype(int)
+        (top, left), (bottom, right) = corners.tolist()
+        return Block(self.plane(), top, left, bottom - top + 1, right - left + 1)
+
+    def fits(self, layer: Labels) -> bool:
+        """Whether `layer` can hold annotations of this image: its size, in memory, integers."""
+        data = layer.data
+        if layer.multiscale or not isinstance(data, np.ndarray) or not data.flags.c_contiguous:
+            return False
+        return [n for n in data.shape if n > 1] == [n for n in self.shape if n > 1]
+
+    def check_fits(self, layer: Labels) -> None:
+        """Raise an `InputError` unless `layer` can hold annotations of this image."""
+        if not self.fits(layer):
+            raise InputError(
+                f"'{layer.name}' cannot hold annotations of '{self.image.name}'; choose an "
+                "editable Labels layer of the image's own size."
+            )
+
+    def free_name(self, role: str) -> str:
+        """Return a name for a layer of this image that no other layer has yet."""
+        return f"{role} of {self.image.name}" if role in self.viewer.layers else role
