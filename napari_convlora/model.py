@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from napari_convlora.backbones import Backbone
 from napari_convlora.config import AdapterError, InputError, ModelConfig
-from napari_convlora.data import FeatureCache
 from napari_convlora.detail import DetailBranch, n_features
+from napari_convlora.feature_cache import FeatureCache
 from napari_convlora.heads import ClassificationBranch, ClassTokens, HeadOutput, MaskToken
 from napari_convlora.peft import adapt_encoder, balance_loss, find_method, merge
 

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from napari_convlora.blocks import Block
 from napari_convlora.data import (
-    FeatureCache,
     Normalizer,
     blend_window,
     crop,
@@ -27,6 +26,7 @@ from napari_convlora.data import (
     to_rgb,
 )
 from napari_convlora.detail import mix, region_features
+from napari_convlora.feature_cache import FeatureCache
 from napari_convlora.model import SemanticSAM
 from napari_convlora.planes import LazyPlane, Planes, check_finite
 

@@ -19,9 +19,9 @@ from napari_convlora.annotations import LabelledImage
 from napari_convlora.backbones import Backbone, load_backbone
 from napari_convlora.blocks import Block
 from napari_convlora.config import ClassInfo, ConvLoRAError, ModelConfig, TrainConfig
-from napari_convlora.data import FeatureCache
-from napari_convlora.devices import choose_device
+from napari_convlora.devices import available_memory, choose_device
 from napari_convlora.events import Event, Failed, Finished, RunControl, Started
+from napari_convlora.feature_cache import FeatureCache
 from napari_convlora.planes import Planes
 from napari_convlora.prediction import (
     BlockPrediction,
@@ -35,6 +35,15 @@ from napari_convlora.rounds import Verdict, decide
 from napari_convlora.scorer import Progress
 from napari_convlora.training import adapt
 from napari_convlora.training.compare import Learnt, Rival, learnt_pixels
+
+_CACHE_BYTES = 2 * 1024**3
+_CACHE_DISK_BYTES = 8 * 1024**3
+_CACHE_SHARE = 4
+"""The cache takes a quarter of the free memory at most."""
+
+
+def _cache() -> FeatureCache:
+    return FeatureCache(min(_CACHE_BYTES, available_memory() // _CACHE_SHARE), _CACHE_DISK_BYTES)
 
 
 class State(Enum):
@@ -75,7 +84,7 @@ class Session:
     rounds: list[Round] = field(default_factory=list)
     installed: Adapter | None = None
     state: State = State.EMPTY
-    cache: FeatureCache = field(default_factory=FeatureCache)
+    cache: FeatureCache = field(default_factory=_cache)
     _learnt: Learnt = field(default_factory=dict)
     _backbone: tuple[str, Backbone] | None = None
     _prompter: Prompter | None = None
@@ -83,7 +92,7 @@ class Session:
     def backbone(self) -> Backbone:
         """Return the chosen backbone, loaded once."""
         if self._backbone is None or self._backbone[0] != self.backbone_name:
-            self.cache = FeatureCache()
+            self.cache = _cache()
             self._prompter = None
             self._backbone = (self.backbone_name, load_backbone(self.backbone_name))
         return self._backbone[1]

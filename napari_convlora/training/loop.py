@@ -13,7 +13,6 @@ from napari_convlora.adapter_file import Adapter
 from napari_convlora.annotations import LabelledImage, check_annotations
 from napari_convlora.backbones import Backbone
 from napari_convlora.config import ClassInfo, ConvLoRAError, ModelConfig, TrainConfig
-from napari_convlora.data import FeatureCache
 from napari_convlora.detail import DetailBranch, fit
 from napari_convlora.devices import is_out_of_memory
 from napari_convlora.events import (
@@ -28,6 +27,7 @@ from napari_convlora.events import (
     Started,
     Step,
 )
+from napari_convlora.feature_cache import FeatureCache
 from napari_convlora.prediction import Returning, detail_logits, plane_logits
 from napari_convlora.sampling import pixel_samples, view_pool
 from napari_convlora.training.compare import Rival, compare

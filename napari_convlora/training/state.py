@@ -17,10 +17,11 @@ from napari_convlora.adapter_file import Adapter
 from napari_convlora.annotations import LabelledImage, check_annotations
 from napari_convlora.backbones import Backbone
 from napari_convlora.config import AdapterError, ClassInfo, ModelConfig, TrainConfig
-from napari_convlora.data import FeatureCache, Normalizer, View, auto_pixel_scale
+from napari_convlora.data import Normalizer, View, auto_pixel_scale
 from napari_convlora.detail import DetailBranch
 from napari_convlora.devices import choose_device
 from napari_convlora.events import RunControl
+from napari_convlora.feature_cache import FeatureCache
 from napari_convlora.losses import class_weights
 from napari_convlora.model import SemanticSAM
 from napari_convlora.planes import check_pixels
