@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from napari_convlora.backbones import Backbone
+from napari_convlora.backbones import Backbone, Encoder
 from napari_convlora.config import AdapterError, InputError, ModelConfig
 from napari_convlora.detail import DetailBranch, n_features
 from napari_convlora.feature_cache import FeatureCache
@@ -119,6 +119,12 @@ class SemanticSAM(nn.Module):
         """Turn what `prefix` returned into image embeddings (B, C, h, w) with the method."""
         encoder = self.backbone.encoder
         return encoder(features) if self.split is None else encoder.suffix(features, self.split)
+
+    def checkpoint_blocks(self) -> None:
+        """Keep little of the encoder's blocks for the gradient, and compute them again instead."""
+        for module in self.backbone.encoder.modules():
+            if isinstance(module, Encoder):
+                module.checkpointing = True
 
     def decode(self, embedding: Tensor) -> HeadOutput:
         """Score image embeddings (B, C, h, w) with decoder and head."""
