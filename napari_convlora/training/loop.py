@@ -30,10 +30,11 @@ from napari_convlora.events import (
 from napari_convlora.feature_cache import FeatureCache
 from napari_convlora.prediction import Returning, detail_logits, plane_logits
 from napari_convlora.sampling import pixel_samples, view_pool
+from napari_convlora.training.careful import CarefulSteps
 from napari_convlora.training.compare import Rival, compare
 from napari_convlora.training.start import begin_head
 from napari_convlora.training.state import RoundState
-from napari_convlora.training.step import take_score, train_step
+from napari_convlora.training.step import take_score
 
 _COOL_DOWN = 8
 _UNSTABLE = 3
@@ -78,7 +79,7 @@ def adapt(
 
     Yields
     ------
-    Started, Step, Scored, Preview, Paused, Finished or Failed
+    Started, Planned, Adjusted, Step, Scored, Preview, Paused, Finished or Failed
         Always ends with `Finished` or `Failed`; bad input is a `Failed`, never an exception.
     """
     try:
@@ -129,6 +130,9 @@ def _adapt(run: RoundState, rival: Rival | None) -> Iterator[Event]:
     end = config.max_steps
     next_preview = run.next_preview(time.monotonic())
     kept = -math.inf
+    decoder_steps = math.ceil(alone * end) if adapter else end
+    careful = CarefulSteps(run, optimiser, parameters, decoder_steps)
+    yield from careful.try_encoder()
     while step < end:
         if control.keep_every is not None and time.monotonic() - kept >= control.keep_every:
             yield Interim(step, run.adapter(step, "failure", score, {}))
@@ -155,9 +159,9 @@ def _adapt(run: RoundState, rival: Rival | None) -> Iterator[Event]:
         factor *= min(1.0, (end - step) / _COOL_DOWN)
         for group, lr, since in zip(optimiser.param_groups, peak, (begun, 0), strict=True):
             group["lr"] = lr * factor * min(1.0, (step - since + 1) / max(1, config.warmup))
-        batch = config.decoder_batch if decoder_only else config.batch
-        views = [run.views[i] for i in rng.choice(len(run.views), batch)]
-        loss = train_step(run, views, optimiser, parameters, config.seed + step, decoder_only)
+        drawn = rng.choice(len(run.views), run.plan.views(decoder_only))
+        views = [run.views[i] for i in drawn]
+        loss = yield from careful.take(views, config.seed + step, decoder_only)
         unstable = 0 if math.isfinite(loss) else unstable + 1
         if unstable == _UNSTABLE:
             raise ConvLoRAError(

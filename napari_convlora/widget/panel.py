@@ -34,6 +34,7 @@ from napari_convlora.widget.history import History
 from napari_convlora.widget.instances_section import InstancesSection
 from napari_convlora.widget.jobs import Recipe
 from napari_convlora.widget.keeper import Keeper
+from napari_convlora.widget.memory_section import MemorySection
 from napari_convlora.widget.plot import TrainingPlot
 from napari_convlora.widget.project_section import ProjectSection, RecoveryOffer
 from napari_convlora.widget.prompt_tool import PromptTool
@@ -64,7 +65,7 @@ class ConvLoRAWidget(QWidget):
     Attributes
     ----------
     workflow, images, source, settings, table, run_bar, plot, prompts, reviewed, review, instances
-    keeper, history, offer, project, rounds
+    keeper, history, offer, project, rounds, memory
         The parts, each of which works without the others.
     """
 
@@ -87,6 +88,7 @@ class ConvLoRAWidget(QWidget):
         self.history = History(self.keeper, self.workflow, self._recipe, self)
         self.offer, self.project = RecoveryOffer(self.keeper), ProjectSection(self.keeper)
         self.rounds = RoundsSection(self.history)
+        self.memory = MemorySection(self.workflow)
         self._untouched = True
         self._counts = Counts()
         self._hint = ""
@@ -242,6 +244,8 @@ class ConvLoRAWidget(QWidget):
             self.review,
             Unfolding("Instances", self.instances),
             self.instances,
+            Unfolding("Memory", self.memory),
+            self.memory,
         ):
             column.addWidget(part)
         column.addLayout(buttons)
@@ -283,6 +287,7 @@ class ConvLoRAWidget(QWidget):
         flow.found.connect(self._on_found)
         flow.ready.connect(self.source.set_backbones)
         flow.started.connect(self._on_started)
+        flow.planned.connect(bar.show_plan)
         flow.stepped.connect(self._on_steps)
         flow.scored.connect(lambda s: self.plot.add(scores=[(s.step, s.score)]))
         flow.tiled.connect(bar.show_tiles)
