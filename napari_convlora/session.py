@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 import numpy as np
@@ -57,10 +57,14 @@ class State(Enum):
 
 @dataclass(frozen=True)
 class Round:
-    """One round: its number from 1, adapter, how it ended, seconds it trained, and verdict."""
+    """One round: its number from 1, adapter, how it ended, seconds it trained, and verdict.
+
+    The adapter is None for rounds before the last, unless it is installed: a project keeps all of
+    them on disk, a session would only grow.
+    """
 
     number: int
-    adapter: Adapter
+    adapter: Adapter | None
     reason: str
     seconds: float
     verdict: Verdict
@@ -171,9 +175,13 @@ class Session:
     def _keep(self, adapter: Adapter, reason: str) -> None:
         verdict = decide(adapter.summary)
         seconds = adapter.summary["seconds"]
-        self.rounds.append(Round(len(self.rounds) + 1, adapter, reason, seconds, verdict))
         if verdict.better:
             self.install(adapter)
+        self.rounds = [
+            earlier if earlier.adapter is self.installed else replace(earlier, adapter=None)
+            for earlier in self.rounds
+        ]
+        self.rounds.append(Round(len(self.rounds) + 1, adapter, reason, seconds, verdict))
         self.state = State.READY
 
     def install(self, adapter: Adapter, learnt: Learnt | None = None) -> None:
