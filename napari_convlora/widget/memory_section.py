@@ -40,8 +40,8 @@ class MemorySection(QWidget):
     def _on_kept(self, kept: Kept) -> None:
         self._bytes = kept.memory + kept.disk
         self.kept.setText(
-            f"Features kept for the next round: {kept.memory / 1e6:,.0f} MB in memory, "
-            f"{kept.disk / 1e6:,.0f} MB on disk."
+            f"Features kept for the next round: {kept.memory / 1e6:,.1f} MB in memory, "
+            f"{kept.disk / 1e6:,.1f} MB on disk."
         )
         self._refresh()
 
