@@ -106,7 +106,8 @@ def session_memory(name: str, n_rounds: int, n_steps: int) -> list[tuple[float, 
     Every round has a stroke more than the one before.
     """
     image, strokes = sample()
-    config = TrainConfig(max_steps=n_steps, decoder_share=0.0)
+    # Fitting the detail branch takes long, and no more memory for more steps.
+    config = TrainConfig(max_steps=n_steps, decoder_share=0.0, views=12, detail_steps=30)
     child, session, sizes = Child(), Session(), []
     try:
         for number in range(n_rounds):

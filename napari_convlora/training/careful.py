@@ -62,7 +62,8 @@ class CarefulSteps:
         """
         run = self._run
         encoder_steps = run.config.max_steps - self._decoder_steps
-        if not self._decoder_steps or encoder_steps * _TRIAL_SHARE < 1:
+        few = encoder_steps * _TRIAL_SHARE < 1
+        if few or not self._decoder_steps or run.control.stopping:
             return
         views = run.views[: run.plan.batch]
         for view in views:  # these last
