@@ -53,6 +53,14 @@ def test_only_the_last_and_the_installed_adapter_stay_in_memory(
     assert [own.number for own in session.rounds] == [1, 2, 3, 4]
 
 
+def test_the_cache_takes_a_quarter_of_the_free_memory_at_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for free, taken in ((4_000, 1_000), (10**12, 2 * 1024**3)):
+        monkeypatch.setattr("napari_convlora.session.available_memory", lambda free=free: free)
+        assert Session().cache.max_bytes == taken
+
+
 def test_a_failed_round_keeps_what_was_there(session: Session) -> None:
     image, _ = make_scene()
     list(session.run_round([image], CLASSES))
