@@ -10,7 +10,6 @@ from collections.abc import Hashable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-import numpy as np
 import platformdirs
 import torch
 from torch import Tensor
@@ -177,15 +176,16 @@ class _Spill:
         place = self._places.get(key)
         if place is None or self._file is None:
             return None
-        content = np.empty(place.stop - place.start, np.uint8)
+        n_bytes = place.stop - place.start
+        flat = torch.empty(n_bytes // place.dtype.itemsize, dtype=place.dtype)
         try:
             self._file.seek(place.start)
-            if self._file.readinto(content) < len(content):  # type: ignore[attr-defined]
+            content = flat.view(torch.uint8).numpy()
+            if self._file.readinto(content) < n_bytes:  # type: ignore[attr-defined]
                 raise EOFError
         except (OSError, EOFError):
             self.drop(key)
             return None
-        flat = torch.from_numpy(content).view(place.dtype)
         return flat.as_strided(place.shape, place.strides)
 
     def drop(self, key: Hashable) -> None:

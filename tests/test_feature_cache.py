@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from napari_convlora import feature_cache
@@ -152,6 +152,7 @@ def test_only_what_takes_longer_to_compute_than_to_read_goes_to_disk(
     deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(asked=st.lists(st.tuples(st.integers(0, 8), st.integers(0, 30), st.booleans()), max_size=60))
+@example(asked=[(2, 0, False), (0, 1, False), (1, 25, False), (2, 0, False)])
 def test_the_disk_is_bounded_and_never_gives_what_was_not_put(
     precious: None, asked: list[tuple[int, int, bool]]
 ) -> None:
