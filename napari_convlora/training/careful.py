@@ -58,12 +58,12 @@ class CarefulSteps:
         """Compute a step that adapts the encoder without learning from it.
 
         So that what it takes is known long before the first of them. Nothing is tried where such
-        steps come at once, or are few.
+        steps come at once or are few, nor where time is limited.
         """
         run = self._run
         encoder_steps = run.config.max_steps - self._decoder_steps
-        few = encoder_steps * _TRIAL_SHARE < 1
-        if few or not self._decoder_steps or run.control.stopping:
+        dear = encoder_steps * _TRIAL_SHARE < 1 or run.config.max_minutes is not None
+        if dear or not self._decoder_steps or run.control.stopping:
             return
         views = run.views[: run.plan.batch]
         for view in views:  # these last
