@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -12,6 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import psutil
+import torch
+
+from napari_convlora import devices
 
 
 @dataclass
@@ -27,22 +29,12 @@ class Cost:
 def peak_memory() -> Iterator[list[int]]:
     """Yield a list that holds, after the block, the most resident bytes above those at its start.
 
-    Sampled every 2 ms, so that memory taken and given back before the block does not count.
+    Memory taken and given back before the block does not count.
     """
-    process = psutil.Process()
-    start, done, peak = process.memory_info().rss, threading.Event(), [0]
-
-    def watch() -> None:
-        while not done.wait(0.002):
-            peak[0] = max(peak[0], process.memory_info().rss - start)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield peak
-    finally:
-        done.set()
-        thread.join()
+    start, above = psutil.Process().memory_info().rss, [0]
+    with devices.peak_memory(torch.device("cpu")) as peak:
+        yield above
+    above[0] = peak[0] - start
 
 
 def cost(action: Callable[[], Any], repeats: int) -> Cost:

@@ -23,8 +23,8 @@ from skimage.transform import resize
 from napari_convlora.annotations import LabelledImage, default_classes
 from napari_convlora.backbones import Backbone, load_backbone
 from napari_convlora.config import TrainConfig
-from napari_convlora.data import FeatureCache
 from napari_convlora.events import Finished, Preview, RunControl, Step
+from napari_convlora.feature_cache import FeatureCache
 from napari_convlora.training import adapt
 
 _SIDE = 512

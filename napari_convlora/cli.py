@@ -268,6 +268,8 @@ def _run_round(
                 update(completed=event.step, note=f"loss {event.loss:.3f}")
                 if event.step == stop_after:
                     control.stop()
+            elif isinstance(event, events.Planned | events.Adjusted):
+                _err.print(str(event), highlight=False)
     last = history[-1]
     if isinstance(last, events.Failed):
         raise ConvLoRAError(last.message)

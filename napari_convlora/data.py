@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -248,46 +247,3 @@ def blend_window(size: int, rows: slice, columns: slice) -> np.ndarray:
     """
     ramp = np.sin(np.pi * (np.arange(size) + 0.5) / size) ** 2 + 1e-3
     return np.outer(ramp[rows], ramp[columns]).astype(np.float32)
-
-
-class FeatureCache:
-    """Frozen features by key, bounded in bytes; the least recently used go first.
-
-    Parameters
-    ----------
-    max_bytes
-        Upper bound; an entry larger than it is not kept.
-    """
-
-    def __init__(self, max_bytes: int = 2 * 1024**3) -> None:
-        self.max_bytes = max_bytes
-        self.nbytes = 0
-        self._entries: OrderedDict[Hashable, Tensor] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def get(self, key: Hashable) -> Tensor | None:
-        """Return what `key` holds, or None."""
-        if key not in self._entries:
-            return None
-        self._entries.move_to_end(key)
-        return self._entries[key]
-
-    def put(self, key: Hashable, features: Tensor) -> None:
-        """Keep `features` under `key`, on the CPU."""
-        features = features.detach().cpu()
-        if key in self._entries:
-            self.nbytes -= self._entries.pop(key).nbytes
-        if features.nbytes > self.max_bytes:
-            return
-        self.nbytes += features.nbytes
-        self._entries[key] = features
-        while self.nbytes > self.max_bytes:
-            self.nbytes -= self._entries.popitem(last=False)[1].nbytes
-
-    def drop(self, key: Hashable) -> None:
-        """Forget what `key` holds, if anything."""
-        features = self._entries.pop(key, None)
-        if features is not None:
-            self.nbytes -= features.nbytes

@@ -42,6 +42,41 @@ class Started:
 
 
 @dataclass(frozen=True)
+class Planned:
+    """What a round takes, measured on its first steps; comes once, unless it is very short.
+
+    Parameters
+    ----------
+    seconds_per_step
+        Of the steps that adapt the encoder, if the method does.
+    peak_memory
+        Most bytes that a step had in use: of the GPU, or of the whole process.
+    seconds_left
+        Until the last step, if nothing ends the round before.
+    """
+
+    seconds_per_step: float
+    peak_memory: int
+    seconds_left: float
+
+    def __str__(self) -> str:
+        return (
+            f"A step takes {self.seconds_per_step:.2g} s and up to {self.peak_memory / 1e9:.1f} GB "
+            f"of memory; {duration_text(self.seconds_left)} to go at most."
+        )
+
+
+@dataclass(frozen=True)
+class Adjusted:
+    """Memory ran out, and the round goes on with less; `message` is one sentence for the user."""
+
+    message: str
+
+    def __str__(self) -> str:
+        return self.message
+
+
+@dataclass(frozen=True)
 class Step:
     """One optimiser step: its 1-based number, loss, and seconds since training began."""
 
@@ -111,7 +146,9 @@ class Failed:
     adapter: Adapter | None = None
 
 
-Event = Started | Step | Scored | Preview | Paused | Interim | Finished | Failed
+Event = (
+    Started | Planned | Adjusted | Step | Scored | Preview | Paused | Interim | Finished | Failed
+)
 
 
 @dataclass(frozen=True)
@@ -134,6 +171,15 @@ def batched(messages: Iterable[Any]) -> Iterator[list[Any]]:
             waiting, last = [], time.monotonic()
     if waiting:
         yield waiting
+
+
+def duration_text(seconds: float) -> str:
+    """Return a duration in words, such as ``1 min 05 s``."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{seconds // 60:.0f} min {seconds % 60:02.0f} s"
+    return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:02.0f} min"
 
 
 class RunControl:

@@ -34,6 +34,11 @@ class HeadOutput:
     masks: Tensor | None = None
     queries: Tensor | None = None
 
+    def single(self) -> HeadOutput:
+        """Return the same in single precision."""
+        masks, queries = (None if x is None else x.float() for x in (self.masks, self.queries))
+        return HeadOutput(self.logits.float(), masks, queries)
+
 
 class TokenDecoder(nn.Module):
     """SAM's mask decoder without prompts, for a batch of images and any number of mask tokens.

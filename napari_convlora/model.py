@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from napari_convlora.backbones import Backbone
+from napari_convlora.backbones import Backbone, Encoder
 from napari_convlora.config import AdapterError, InputError, ModelConfig
-from napari_convlora.data import FeatureCache
 from napari_convlora.detail import DetailBranch
+from napari_convlora.feature_cache import FeatureCache
 from napari_convlora.heads import ClassificationBranch, ClassTokens, HeadOutput, MaskToken
 from napari_convlora.peft import adapt_encoder, balance_loss, find_method, merge
 
@@ -141,6 +141,12 @@ class SemanticSAM(nn.Module):
 
     def _embed(self, encoder: Any, features: Tensor) -> Tensor:
         return encoder(features) if self.split is None else encoder.suffix(features, self.split)
+
+    def checkpoint_blocks(self) -> None:
+        """Keep little of the encoder's blocks for the gradient, and compute them again instead."""
+        for module in self.backbone.encoder.modules():
+            if isinstance(module, Encoder):
+                module.checkpointing = True
 
     def decode(self, embedding: Tensor) -> HeadOutput:
         """Score image embeddings (B, C, h, w) with decoder and head."""

@@ -12,9 +12,10 @@ from napari_convlora.adapter_file import Adapter
 from napari_convlora.backbones import Backbone
 from napari_convlora.blocks import Block, is_large, plan
 from napari_convlora.config import DeviceName
-from napari_convlora.data import FeatureCache, Normalizer
+from napari_convlora.data import Normalizer
 from napari_convlora.devices import choose_device
 from napari_convlora.events import RunControl
+from napari_convlora.feature_cache import FeatureCache
 from napari_convlora.model import SemanticSAM
 from napari_convlora.planes import Planes, check_pixels
 from napari_convlora.scorer import Progress, Scorer

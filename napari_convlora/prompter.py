@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from napari_convlora.backbones import Backbone
-from napari_convlora.data import FeatureCache, Normalizer, resize, to_rgb
+from napari_convlora.data import Normalizer, resize, to_rgb
+from napari_convlora.feature_cache import FeatureCache
 from napari_convlora.planes import check_pixels
 from napari_convlora.prompts import Prompt, Window
 

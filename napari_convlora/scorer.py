@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from napari_convlora.blocks import Block
-from napari_convlora.data import FeatureCache, Normalizer, resize
+from napari_convlora.data import Normalizer, resize
 from napari_convlora.detail import mix, region_features
+from napari_convlora.feature_cache import FeatureCache
 from napari_convlora.model import SemanticSAM
 from napari_convlora.planes import LazyPlane, Planes
 from napari_convlora.tiles import Tile, blend, corners, tile_pixels

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 import numpy as np
@@ -19,9 +19,9 @@ from napari_convlora.annotations import LabelledImage
 from napari_convlora.backbones import Backbone, load_backbone
 from napari_convlora.blocks import Block
 from napari_convlora.config import ClassInfo, ConvLoRAError, ModelConfig, TrainConfig
-from napari_convlora.data import FeatureCache
-from napari_convlora.devices import choose_device
+from napari_convlora.devices import available_memory, choose_device
 from napari_convlora.events import Event, Failed, Finished, RunControl, Started
+from napari_convlora.feature_cache import FeatureCache
 from napari_convlora.planes import Planes
 from napari_convlora.prediction import (
     BlockPrediction,
@@ -36,6 +36,15 @@ from napari_convlora.scorer import Progress
 from napari_convlora.training import adapt
 from napari_convlora.training.compare import Learnt, Rival, learnt_pixels
 
+_CACHE_BYTES = 2 * 1024**3
+_CACHE_DISK_BYTES = 8 * 1024**3
+_CACHE_SHARE = 4
+"""The cache takes a quarter of the free memory at most."""
+
+
+def _cache() -> FeatureCache:
+    return FeatureCache(min(_CACHE_BYTES, available_memory() // _CACHE_SHARE), _CACHE_DISK_BYTES)
+
 
 class State(Enum):
     """Where the loop stands."""
@@ -48,10 +57,14 @@ class State(Enum):
 
 @dataclass(frozen=True)
 class Round:
-    """One round: its number from 1, adapter, how it ended, seconds it trained, and verdict."""
+    """One round: its number from 1, adapter, how it ended, seconds it trained, and verdict.
+
+    The adapter is None for rounds before the last, unless it is installed: a project keeps all of
+    them on disk, a session would only grow.
+    """
 
     number: int
-    adapter: Adapter
+    adapter: Adapter | None
     reason: str
     seconds: float
     verdict: Verdict
@@ -75,7 +88,7 @@ class Session:
     rounds: list[Round] = field(default_factory=list)
     installed: Adapter | None = None
     state: State = State.EMPTY
-    cache: FeatureCache = field(default_factory=FeatureCache)
+    cache: FeatureCache = field(default_factory=_cache)
     _learnt: Learnt = field(default_factory=dict)
     _backbone: tuple[str, Backbone] | None = None
     _prompter: Prompter | None = None
@@ -83,7 +96,7 @@ class Session:
     def backbone(self) -> Backbone:
         """Return the chosen backbone, loaded once."""
         if self._backbone is None or self._backbone[0] != self.backbone_name:
-            self.cache = FeatureCache()
+            self.cache = _cache()
             self._prompter = None
             self._backbone = (self.backbone_name, load_backbone(self.backbone_name))
         return self._backbone[1]
@@ -162,9 +175,13 @@ class Session:
     def _keep(self, adapter: Adapter, reason: str) -> None:
         verdict = decide(adapter.summary)
         seconds = adapter.summary["seconds"]
-        self.rounds.append(Round(len(self.rounds) + 1, adapter, reason, seconds, verdict))
         if verdict.better:
             self.install(adapter)
+        self.rounds = [
+            earlier if earlier.adapter is self.installed else replace(earlier, adapter=None)
+            for earlier in self.rounds
+        ]
+        self.rounds.append(Round(len(self.rounds) + 1, adapter, reason, seconds, verdict))
         self.state = State.READY
 
     def install(self, adapter: Adapter, learnt: Learnt | None = None) -> None:

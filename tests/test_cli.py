@@ -86,6 +86,9 @@ def test_adapt_predict_evaluate(folder: Path, capsys: pytest.CaptureFixture[str]
     rows = list(csv.DictReader(history.open()))
     assert [row["step"] for row in rows] == ["1", "2", "3", "4"]
     assert all(float(row["loss"]) > 0 for row in rows)
+    said = one_line(capsys)
+    assert said.startswith("A step takes ")
+    assert said.endswith(" to go at most.")
 
     images = [str(folder / f"image{i}.tif") for i in range(2)]
     out = folder / "masks"

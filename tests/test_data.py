@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from napari_convlora.config import InputError
 from napari_convlora.data import (
-    FeatureCache,
     Normalizer,
     View,
     auto_pixel_scale,
@@ -260,48 +259,3 @@ def test_blend_window_is_positive_symmetric_and_low_at_the_edge(size: int) -> No
     np.testing.assert_allclose(window, window.T, rtol=1e-5)
     if size >= 64:
         assert window[0].max() < 0.01 * window.max()
-
-
-def test_cache_returns_what_was_put() -> None:
-    cache = FeatureCache()
-    features = torch.randn(3, 4)
-    cache.put("a", features)
-    assert torch.equal(cache.get("a"), features)
-    assert cache.get("b") is None
-    assert len(cache) == 1
-    assert cache.nbytes == 48
-
-
-def test_cache_drops_the_least_recently_used_within_its_bound() -> None:
-    cache = FeatureCache(max_bytes=3 * 40)
-    for key in "abc":
-        cache.put(key, torch.zeros(10))
-    cache.get("a")
-    cache.put("d", torch.zeros(10))
-    assert [cache.get(key) is not None for key in "abcd"] == [True, False, True, True]
-    cache.put("a", torch.zeros(20))
-    assert cache.nbytes <= 120
-
-
-@settings(deadline=None, max_examples=50)
-@given(sizes=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 40)), max_size=30))
-def test_cache_never_exceeds_its_bound(sizes: list[tuple[int, int]]) -> None:
-    cache = FeatureCache(max_bytes=100)
-    for key, size in sizes:
-        cache.put(key, torch.zeros(size))
-        held = [entry for k in range(6) if (entry := cache.get(k)) is not None]
-        assert cache.nbytes == sum(entry.nbytes for entry in held) <= 100
-
-
-def test_an_entry_that_cannot_fit_drives_nothing_out() -> None:
-    cache = FeatureCache(max_bytes=100)
-    cache.put("a", torch.zeros(10))
-    cache.put("huge", torch.zeros(1000))
-    assert cache.get("huge") is None
-    assert cache.get("a") is not None
-
-
-def test_cached_features_do_not_follow_later_changes_of_grad() -> None:
-    cache = FeatureCache()
-    cache.put("a", torch.ones(2, requires_grad=True) * 2)
-    assert not cache.get("a").requires_grad

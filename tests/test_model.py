@@ -17,7 +17,7 @@ from napari_convlora.config import (
     MethodName,
     ModelConfig,
 )
-from napari_convlora.data import FeatureCache
+from napari_convlora.feature_cache import FeatureCache
 from napari_convlora.model import SemanticSAM
 
 METHODS = get_args(MethodName)

@@ -7,8 +7,9 @@ import torch
 from napari_convlora.adapter_file import Adapter
 from napari_convlora.backbones import Backbone
 from napari_convlora.config import InputError
-from napari_convlora.data import FeatureCache, tile_starts
+from napari_convlora.data import tile_starts
 from napari_convlora.events import RunControl
+from napari_convlora.feature_cache import FeatureCache
 from napari_convlora.prediction import Prediction, Progress, Returning, plane_logits, predict
 from tests.conftest import make_scene
 

@@ -16,7 +16,7 @@ from skimage.measure import label, regionprops
 import napari_convlora
 from napari_convlora.backbones.testing import random_backbone
 from napari_convlora.config import InputError
-from napari_convlora.data import FeatureCache
+from napari_convlora.feature_cache import FeatureCache
 from napari_convlora.prompter import Prompter
 from napari_convlora.prompts import Box, Click, Prompt, choose_window
 

@@ -15,8 +15,9 @@ from napari_convlora.adapter_file import Adapter
 from napari_convlora.backbones import Backbone
 from napari_convlora.blocks import BLOCK, plan
 from napari_convlora.config import InputError
-from napari_convlora.data import FeatureCache, blend_window, crop, resize, tile_starts, to_rgb
+from napari_convlora.data import blend_window, crop, resize, tile_starts, to_rgb
 from napari_convlora.detail import DetailBranch, mix, region_features
+from napari_convlora.feature_cache import FeatureCache
 from napari_convlora.planes import lazy_planes
 from napari_convlora.prediction import prepare
 from napari_convlora.scorer import BlockLogits, Progress, Scorer

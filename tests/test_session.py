@@ -10,6 +10,7 @@ from napari_convlora.backbones.testing import random_backbone
 from napari_convlora.config import ConvLoRAError, TrainConfig, WeightsError
 from napari_convlora.events import Failed, Finished
 from napari_convlora.prediction import Returning
+from napari_convlora.rounds import Verdict
 from napari_convlora.session import Session, State
 from tests.conftest import CLASSES, make_scene
 
@@ -35,6 +36,29 @@ def test_rounds_follow_each_other_and_the_last_adapter_predicts(session: Session
     steps = Returning(session.predict(image.image))
     assert list(steps)
     assert steps.value.labels.shape == truth.shape
+
+
+def test_only_the_last_and_the_installed_adapter_stay_in_memory(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    better = iter([True, False, False, True])
+    monkeypatch.setattr(
+        "napari_convlora.session.decide", lambda _: Verdict(next(better), "as it is")
+    )
+    kept = []
+    for _ in range(4):
+        list(session.run_round([make_scene()[0]], CLASSES))
+        kept.append([own.number for own in session.rounds if own.adapter is not None])
+    assert kept == [[1], [1, 2], [1, 3], [4]]
+    assert [own.number for own in session.rounds] == [1, 2, 3, 4]
+
+
+def test_the_cache_takes_a_quarter_of_the_free_memory_at_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for free, taken in ((4_000, 1_000), (10**12, 2 * 1024**3)):
+        monkeypatch.setattr("napari_convlora.session.available_memory", lambda free=free: free)
+        assert Session().cache.max_bytes == taken
 
 
 def test_a_failed_round_keeps_what_was_there(session: Session) -> None:

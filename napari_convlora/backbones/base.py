@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from napari_convlora.backbones.registry import BackboneSpec
 from napari_convlora.config import InputError
@@ -49,6 +51,9 @@ class Encoder(nn.Module):
 
     stem_stride: int
     """Image pixels per token of the map before the first block."""
+
+    checkpointing: bool = False
+    """Whether a gradient computes blocks again, so that little of them is kept for it."""
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -129,8 +134,18 @@ class Encoder(nn.Module):
             (B, C, H / stride, W / stride) float32; C is 256 in every published checkpoint.
         """
         for step in self.suffix_steps(split):
-            features = step(features)
+            features = self.run_step(step, features)
         return self.embed(features)
+
+    def run_step(self, step: nn.Module, x: Tensor) -> Tensor:
+        """Compute one of the `layout`'s steps; gradients are the same with `checkpointing`."""
+        if self.checkpointing and torch.is_grad_enabled():
+            x = checkpoint(
+                step, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _again(step))
+            )
+            return x
+        x = step(x)
+        return x
 
     def embed(self, x: Tensor) -> Tensor:
         """Take the last block's map through the neck."""
@@ -162,6 +177,17 @@ class Encoder(nn.Module):
         It takes maps of the same layout.
         """
         raise NotImplementedError
+
+
+@contextmanager
+def _again(step: nn.Module) -> Iterator[None]:
+    """Forget the routing losses of a second pass, which would keep the maps of every block."""
+    try:
+        yield
+    finally:
+        for layer in step.modules():
+            if isinstance(getattr(layer, "balance_loss", None), Tensor):
+                layer.balance_loss = None  # type: ignore[assignment]
 
 
 class SamParts(NamedTuple):

@@ -23,9 +23,9 @@ from napari_convlora.benchmark.baselines import Predict, forest, unet
 from napari_convlora.benchmark.records import PEERS, PLAIN, Key, Round, Run, Settings
 from napari_convlora.benchmark.sets import ImageSet, Sample, open_set, read_sample
 from napari_convlora.config import ConvLoRAError, InputError, MethodName, ModelConfig
-from napari_convlora.data import FeatureCache
 from napari_convlora.devices import choose_device
 from napari_convlora.events import Failed, Finished, Preview
+from napari_convlora.feature_cache import FeatureCache
 from napari_convlora.metrics import Scores, confusion, scores
 from napari_convlora.prediction import Returning, predict
 from napari_convlora.training import adapt

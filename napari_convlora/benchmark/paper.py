@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Generator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +27,9 @@ from napari_convlora.backbones import Backbone
 from napari_convlora.benchmark import saliency
 from napari_convlora.benchmark.paper_data import Pair, Pairs, Task
 from napari_convlora.config import ModelConfig
-from napari_convlora.data import FeatureCache, Normalizer
+from napari_convlora.data import Normalizer
+from napari_convlora.devices import mixed_precision
+from napari_convlora.feature_cache import FeatureCache
 from napari_convlora.files import read_image
 from napari_convlora.heads import HeadOutput
 from napari_convlora.losses import (
@@ -179,7 +180,7 @@ def train(
         for i, (pixels, target) in enumerate(loader):
             if rng.random() < 0.5:
                 pixels, target = pixels.flip(-1), target.flip(-1)
-            with _mixed_precision(device):
+            with mixed_precision(device):
                 features = model.cached_prefix(pixels, cache).float()
                 output = model.suffix(features[None])
             loss = _loss(output, target[None].to(device), weights, data.task, config)
@@ -211,12 +212,6 @@ def _groups(model: SemanticSAM) -> list[dict[str, Any]]:
     free = [p for name, p in named if name.endswith("bias") or p.ndim < 2]
     decayed = [p for name, p in named if not (name.endswith("bias") or p.ndim < 2)]
     return [{"params": decayed, "weight_decay": 1e-4}, {"params": free, "weight_decay": 0.0}]
-
-
-def _mixed_precision(device: torch.device) -> AbstractContextManager:
-    if device.type == "cuda" and torch.cuda.is_bf16_supported():
-        return torch.autocast("cuda", torch.bfloat16)
-    return nullcontext()
 
 
 def _loss(

@@ -177,6 +177,12 @@ class ConvLoRALinear(ExpertLinear):
         self.gate_noise = nn.Parameter(base.weight.new_zeros(shape))
         self.balance_loss: Tensor | None = None
 
+    def train(self, mode: bool = True) -> ConvLoRALinear:
+        """Set the mode, and forget the routing loss of the last pass with its graph."""
+        super().train(mode)
+        self.balance_loss = None
+        return self
+
     def route(self, z: Tensor) -> Tensor:
         """Weight of every expert for each map, and the balance loss as a side effect.
 

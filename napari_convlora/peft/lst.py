@@ -76,7 +76,7 @@ class LadderSide(nn.Module):
                 gate, down, move, side = next(rungs)
                 h = x.movedim(axis, -1)
                 y = gate * move(pool_tokens(y, h)) + (1 - gate) * down(h)
-                y = side(y.movedim(-1, axis)).movedim(axis, -1)
+                y = self.encoder.run_step(side, y.movedim(-1, axis)).movedim(axis, -1)
         embedding: Tensor = self.encoder.embed(x + self.up(y).movedim(-1, axis))
         return embedding
 

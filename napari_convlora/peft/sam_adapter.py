@@ -87,7 +87,7 @@ class SAMAdapter(nn.Module):
             if step in adapted:
                 own = self.tune[adapted.index(step)](pool_tokens(hint, x.movedim(axis, -1)))
                 x = x + self.up[str(x.shape[axis])](F.gelu(own)).movedim(-1, axis)
-            x = step(x)
+            x = encoder.run_step(step, x)
         embedding: Tensor = encoder.embed(x)
         return embedding
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _LONGEST = 0.97
 """What an average keeps of itself in a step at most, so that long rounds forget their start."""
@@ -25,30 +25,37 @@ class WeightAverage:
         What training changes.
     """
 
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
-        self._parameters = [p.detach() for p in parameters]
-        self._mean = [p.clone() for p in self._parameters]
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self._parameters = parameters
+        self._mean = [p.detach().clone() for p in parameters]
         self._steps = 0
 
-    @torch.no_grad()
     def update(self) -> None:
         """Count the parameters as they are now."""
         self._steps += 1
         keep = min(_LONGEST, 1 - 2 / (self._steps + 2))
-        torch._foreach_lerp_(self._mean, self._parameters, 1 - keep)
+        torch._foreach_lerp_(self._here(), self._now(), 1 - keep)
 
     def restart(self) -> None:
         """Forget all but the parameters as they are now."""
         self._steps = 0
-        torch._foreach_copy_(self._mean, self._parameters)
+        torch._foreach_copy_(self._here(), self._now())
 
-    @torch.no_grad()
     def install(self) -> None:
         """Exchange the parameters and their average; twice changes nothing."""
-        for parameter, mean in zip(self._parameters, self._mean, strict=True):
-            last = parameter.clone()
-            parameter.copy_(mean)
-            mean.copy_(last)
+        last = [p.clone() for p in self._now()]
+        torch._foreach_copy_(self._now(), self._here())
+        self._mean = last
+
+    def _now(self) -> list[Tensor]:
+        return [p.detach() for p in self._parameters]
+
+    def _here(self) -> list[Tensor]:
+        """Return the average, where the parameters are: a round may move to another device."""
+        self._mean = [
+            mean.to(p.device) for mean, p in zip(self._mean, self._parameters, strict=True)
+        ]
+        return self._mean
 
     @contextmanager
     def shown(self) -> Iterator[None]:

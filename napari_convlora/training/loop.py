@@ -13,7 +13,6 @@ from napari_convlora.adapter_file import Adapter
 from napari_convlora.annotations import LabelledImage, check_annotations
 from napari_convlora.backbones import Backbone
 from napari_convlora.config import ClassInfo, ConvLoRAError, ModelConfig, TrainConfig
-from napari_convlora.data import FeatureCache
 from napari_convlora.devices import is_out_of_memory
 from napari_convlora.events import (
     Event,
@@ -26,13 +25,15 @@ from napari_convlora.events import (
     Started,
     Step,
 )
+from napari_convlora.feature_cache import FeatureCache
 from napari_convlora.sampling import view_pool
 from napari_convlora.training.average import WeightAverage
+from napari_convlora.training.careful import CarefulSteps
 from napari_convlora.training.compare import Rival, compare
 from napari_convlora.training.detail import fit_detail, preview
 from napari_convlora.training.start import begin_head
 from napari_convlora.training.state import RoundState
-from napari_convlora.training.step import take_score, train_step
+from napari_convlora.training.step import take_score
 
 _COOL_DOWN = 8
 _UNSTABLE = 3
@@ -77,7 +78,7 @@ def adapt(
 
     Yields
     ------
-    Started, Step, Scored, Preview, Paused, Finished or Failed
+    Started, Planned, Adjusted, Step, Scored, Preview, Paused, Finished or Failed
         Always ends with `Finished` or `Failed`; bad input is a `Failed`, never an exception.
     """
     try:
@@ -130,6 +131,9 @@ def _adapt(run: RoundState, rival: Rival | None) -> Iterator[Event]:
     next_preview = run.next_preview(time.monotonic())
     kept = -math.inf
     broken_off = {} if rival is None else {"why": "it was broken off"}
+    decoder_steps = math.ceil(alone * end) if adapter else end
+    careful = CarefulSteps(run, optimiser, parameters, decoder_steps)
+    yield from careful.try_encoder()
     while step < end:
         if control.keep_every is not None and time.monotonic() - kept >= control.keep_every:
             with average.shown():
@@ -158,9 +162,9 @@ def _adapt(run: RoundState, rival: Rival | None) -> Iterator[Event]:
         factor *= min(1.0, (end - step) / _COOL_DOWN)
         for group, lr, since in zip(optimiser.param_groups, peak, (begun, 0), strict=True):
             group["lr"] = lr * factor * min(1.0, (step - since + 1) / max(1, config.warmup))
-        batch = config.decoder_batch if decoder_only else config.batch
-        views = [run.views[i] for i in rng.choice(len(run.views), batch)]
-        loss = train_step(run, views, optimiser, parameters, config.seed + step, decoder_only)
+        drawn = rng.choice(len(run.views), run.plan.views(decoder_only))
+        views = [run.views[i] for i in drawn]
+        loss = yield from careful.take(views, config.seed + step, decoder_only)
         unstable = 0 if math.isfinite(loss) else unstable + 1
         if unstable == _UNSTABLE:
             raise ConvLoRAError(

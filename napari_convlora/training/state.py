@@ -17,10 +17,11 @@ from napari_convlora.adapter_file import Adapter
 from napari_convlora.annotations import LabelledImage, check_annotations
 from napari_convlora.backbones import Backbone
 from napari_convlora.config import AdapterError, ClassInfo, ModelConfig, TrainConfig
-from napari_convlora.data import FeatureCache, Normalizer, View, auto_pixel_scale
+from napari_convlora.data import Normalizer, View, auto_pixel_scale
 from napari_convlora.detail import DetailBranch
 from napari_convlora.devices import choose_device
 from napari_convlora.events import RunControl
+from napari_convlora.feature_cache import FeatureCache
 from napari_convlora.losses import class_weights
 from napari_convlora.model import SemanticSAM
 from napari_convlora.planes import check_pixels
@@ -33,6 +34,7 @@ from napari_convlora.sampling import (
     view_pool,
 )
 from napari_convlora.tiles import Tile, corners, tile_pixels
+from napari_convlora.training.plan import Plan
 
 SHARES = (2 / 3, 1 / 2, 1 / 3)
 """Shares of the detail branch in the mixture. The first, with which a sure detail branch cannot be
@@ -95,6 +97,8 @@ class RoundState:
         self.shares = (0.0,) if self.model.detail is None else SHARES
         self.views = view_pool(self.data, self.side, config.views, config.seed)
         self.details, self.blind = FeatureCache(_DETAIL_BYTES), list[DetailBranch]()
+        self.plan = Plan(self.device, config.batch, config.decoder_batch)
+        self.peak_memory = 0
         self.start = time.monotonic()
 
     def set_annotations(self, images: Sequence[LabelledImage]) -> None:
@@ -104,6 +108,13 @@ class RoundState:
         )
         self.weights = class_weights(self.data.counts()).to(self.device)
         self.confusion = np.zeros((len(SHARES), len(self.classes), len(self.classes)), np.int64)
+
+    def move(self, device: torch.device) -> None:
+        """Go on elsewhere."""
+        self.device = device
+        self.weights = self.weights.to(device)
+        for module in (self.model, *self.blind):
+            module.to(device)
 
     def elapsed(self) -> float:
         """Seconds the round has run, pauses not counted."""
@@ -200,6 +211,8 @@ class RoundState:
                 "labelled_pixels": {str(k): v for k, v in self.pixels.items()},
                 "seed": self.config.seed,
                 "start": "installed" if self.warm else "base",
+                "peak_memory": self.peak_memory,
+                "cache": {"memory": self.cache.nbytes, "disk": self.cache.disk_bytes},
                 "threads": torch.get_num_threads(),
                 "compared": compared,
             },

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from napari_convlora.data import View
 from napari_convlora.detail import mix
+from napari_convlora.devices import mixed_precision
 from napari_convlora.heads import HeadOutput
 from napari_convlora.losses import VOID, dense_loss, query_loss, taught_loss
 from napari_convlora.metrics import scores
@@ -62,9 +63,12 @@ def train_step(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         inputs = [run.embedding(view) if decoder_only else run.features(view) for view in views]
+        # Before training mode, in which the detail branch would leave out features at random.
+        details = [run.detail(view) for view in views if run.model.detail is not None]
         run.model.train()
         forward = run.model.decode if decoder_only else run.model.suffix
-        output = forward(torch.stack(inputs))
+        with mixed_precision(run.device):
+            output = forward(torch.stack(inputs)).single()
         target, held = (
             torch.stack([view_target(run.data, v, run.tile, held=out) for v in views])
             for out in (False, True)
@@ -75,8 +79,8 @@ def train_step(
         )
         loss = _head_loss(run, output, logits, target)
         detail = torch.zeros_like(logits)
-        if run.model.detail is not None:
-            detail = torch.stack([run.detail(view) for view in views])
+        if details:
+            detail = torch.stack(details)
             mixture = mix(logits, detail, _TRAINED_SHARE)
             loss = loss + dense_loss(mixture, target, run.weights, _SMOOTHING)
             loss = loss + _TEACHING * taught_loss(logits, detail, target.maximum(held))

@@ -158,6 +158,14 @@ class Ready:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """Bytes of frozen features that the process keeps for the next round."""
+
+    memory: int
+    disk: int
+
+
+@dataclass(frozen=True)
 class Loaded:
     """An adapter was read from a file."""
 
@@ -234,6 +242,7 @@ def adapt(snapshots: Sequence[Snapshot], classes: Sequence[ClassInfo], recipe: R
             yield _in_place(event, snapshots[0], [where for where, _ in first])
         if isinstance(event, Finished):
             yield from _predict(state, snapshots[0], controls, recipe)
+        yield _kept(state)
 
     return job
 
@@ -242,7 +251,9 @@ def predict(snapshot: Snapshot, recipe: Recipe) -> Job:
     """Predict one image with the installed adapter."""
 
     def job(session: SessionGetter, controls: Controls) -> Iterator[Any]:
-        yield from _predict(_prepare(session, recipe), snapshot, controls, recipe)
+        state = _prepare(session, recipe)
+        yield from _predict(state, snapshot, controls, recipe)
+        yield _kept(state)
 
     return job
 
@@ -289,6 +300,21 @@ def prompt(question: Question, recipe: Recipe, loaded: Session | None) -> Job:
         yield Prompted(question, window, prompter.mask(question.read(window), window, prompt))
 
     return job
+
+
+def empty_cache() -> Job:
+    """Forget the frozen features; the next round computes them again."""
+
+    def job(session: SessionGetter, controls: Controls) -> Iterator[Any]:
+        state = session()
+        state.cache.clear()
+        yield _kept(state)
+
+    return job
+
+
+def _kept(state: Session) -> Kept:
+    return Kept(state.cache.nbytes, state.cache.disk_bytes)
 
 
 def _prepare(session: SessionGetter, recipe: Recipe) -> Session:

@@ -35,6 +35,7 @@ from napari_convlora.widget.history import History
 from napari_convlora.widget.instances_section import InstancesSection
 from napari_convlora.widget.jobs import Recipe
 from napari_convlora.widget.keeper import Keeper
+from napari_convlora.widget.memory_section import MemorySection
 from napari_convlora.widget.plot import TrainingPlot
 from napari_convlora.widget.project_section import ProjectSection, RecoveryOffer
 from napari_convlora.widget.prompt_tool import PromptTool
@@ -65,7 +66,7 @@ class ConvLoRAWidget(QWidget):
     Attributes
     ----------
     workflow, images, source, settings, table, run_bar, plot, prompts, reviewed, review, instances
-    keeper, history, offer, project, rounds, automatic
+    keeper, history, offer, project, rounds, automatic, memory
         The parts, each of which works without the others.
     """
 
@@ -91,6 +92,7 @@ class ConvLoRAWidget(QWidget):
         self.automatic = AutoAdapt(self.workflow, self._start_round, self.rounds)
         self.rounds.layout().addWidget(self.automatic)
         self.keeper.automatic = self.automatic.isChecked
+        self.memory = MemorySection(self.workflow)
         self._untouched = True
         self._counts = Counts()
         self._hint = ""
@@ -250,6 +252,8 @@ class ConvLoRAWidget(QWidget):
             self.review,
             Unfolding("Instances", self.instances),
             self.instances,
+            Unfolding("Memory", self.memory),
+            self.memory,
         ):
             column.addWidget(part)
         column.addLayout(buttons)
@@ -291,6 +295,7 @@ class ConvLoRAWidget(QWidget):
         flow.found.connect(self._on_found)
         flow.ready.connect(self.source.set_backbones)
         flow.started.connect(self._on_started)
+        flow.planned.connect(bar.show_plan)
         flow.stepped.connect(self._on_steps)
         flow.scored.connect(lambda s: self.plot.add(scores=[(s.step, s.score)]))
         flow.tiled.connect(bar.show_tiles)

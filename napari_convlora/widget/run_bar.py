@@ -8,7 +8,7 @@ from typing import Any
 from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
 
-from napari_convlora.events import Step
+from napari_convlora.events import Planned, Step, duration_text
 
 
 class RunBar(QWidget):
@@ -31,6 +31,8 @@ class RunBar(QWidget):
         self._running = self._paused = False
         self._first: Step | None = None
         self._max_seconds: float | None = None
+        self._planned: Planned | None = None
+        self._end = 0.0
         self.main_button = QPushButton("Adapt")
         self.pause_button = QPushButton("Pause")
         self.bar = QProgressBar()
@@ -71,10 +73,15 @@ class RunBar(QWidget):
 
     def restart(self, total_steps: int, max_minutes: float | None = None) -> None:
         """Begin the count of a round."""
-        self._first = None
+        self._first = self._planned = None
+        self._end = 0.0
         self._max_seconds = None if max_minutes is None else 60 * max_minutes
         self.bar.setRange(0, 0)  # the detail branch is fitted before the first step
         self.words.setText(f"step 0 of {total_steps}")
+
+    def show_plan(self, planned: Planned) -> None:
+        """Take up what the round takes, as later steps take longer than the first."""
+        self._planned = planned
 
     def show_steps(self, steps: Sequence[Step]) -> None:
         """Show the last step, the seconds each takes and the time left."""
@@ -83,13 +90,16 @@ class RunBar(QWidget):
         self.bar.setRange(0, last.total_steps)
         self.bar.setValue(last.step)
         words = f"step {last.step} of {last.total_steps}"
+        if self._planned is not None:
+            self._end = last.seconds + self._planned.seconds_left
+            self._planned = None
         done = last.step - self._first.step
         if done > 0:
             pace = (last.seconds - self._first.seconds) / done
-            left = pace * (last.total_steps - last.step)
+            left = max(pace * (last.total_steps - last.step), self._end - last.seconds)
             if self._max_seconds is not None:
                 left = min(left, max(0.0, self._max_seconds - last.seconds))
-            words += f" · {pace:.2f} s per step · {_duration(left)} left"
+            words += f" · {pace:.2f} s per step · {duration_text(left)} left"
         self.words.setText(words)
 
     def show_tiles(self, tiles: Any) -> None:
@@ -103,11 +113,3 @@ class RunBar(QWidget):
 
     def _on_pause(self) -> None:
         self.pause_pressed.emit(not self._paused)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 3600:
-        return f"{seconds // 60:.0f} min {seconds % 60:02.0f} s"
-    return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:02.0f} min"

@@ -57,8 +57,10 @@ class Workflow(QObject):
         What went wrong, in one sentence, and whether it is our fault rather than the input's.
     found
         Classes that a layer or an adapter brings along.
-    started, stepped, scored, tiled
-        Progress: (total steps, held out), list of `Step`, `Scored`, `Tiles`.
+    started, planned, stepped, scored, tiled
+        Progress: (total steps, held out), `Planned`, list of `Step`, `Scored`, `Tiles`.
+    kept
+        What the process keeps for the next round: `Kept`.
     learnt
         A round has ended: `Finished`, the snapshots it learnt from, and its `Recipe`.
     predicted
@@ -72,9 +74,11 @@ class Workflow(QObject):
     failed = Signal(str, bool)
     found = Signal(object)
     started = Signal(int, bool)
+    planned = Signal(object)
     stepped = Signal(list)
     scored = Signal(object)
     tiled = Signal(object)
+    kept = Signal(object)
     learnt = Signal(object, list, object)
     predicted = Signal(object, object)
     ready = Signal(dict)
@@ -185,6 +189,11 @@ class Workflow(QObject):
             record.derived.keep_previous()
         self._start(jobs.load(path, snapshot, recipe, labels), record, f"Loading {path.name}…")
 
+    def empty_cache(self) -> None:
+        """Let the process forget the frozen features that it keeps."""
+        self._start(jobs.empty_cache(), None, "Emptying the cache…")
+        self._outcome = "The cache is empty; the next round computes the features again."
+
     def stop(self) -> None:
         """End training and keep what was learnt, or cancel a prediction."""
         controls = self.runner.controls
@@ -258,6 +267,11 @@ class Workflow(QObject):
                 self.started.emit(message.total_steps, message.held_out)
                 self.said.emit(f"Training on {message.device}: {self._learning_from(message)}.")
                 self.changed.emit()
+            case events.Planned():
+                self.planned.emit(message)
+                self.said.emit(str(message))
+            case events.Adjusted():
+                self.said.emit(str(message))
             case events.Scored():
                 where = "held-out" if message.held_out else "training"
                 self._score = f" with a score of {message.score:.2f} on {where} labels"
@@ -280,6 +294,8 @@ class Workflow(QObject):
             case jobs.Loaded():
                 self.found.emit(message.adapter.classes)
                 self._outcome = _LOADED
+            case jobs.Kept():
+                self.kept.emit(message)
             case jobs.Tiles():
                 if self.phase != "predicting":
                     self.phase = "predicting"

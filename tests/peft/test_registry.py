@@ -33,6 +33,7 @@ from napari_convlora.peft import METHODS, adapt_encoder, balance_loss, merge
 from napari_convlora.peft.registry import pool_tokens
 from napari_convlora.prediction import Returning, predict
 from napari_convlora.training import adapt
+from napari_convlora.training.plan import kept_bytes
 from tests.conftest import CLASSES, make_scene
 
 NAMES = get_args(MethodName)
@@ -299,3 +300,32 @@ def test_settings_below_one_are_refused_in_a_sentence(name: str, value: int) -> 
 def test_impossible_scales_and_top_k_are_refused(bad: dict) -> None:
     with pytest.raises(InputError, match=f"{next(iter(bad))} is"):
         MethodConfig(**bad)
+
+
+def gradients(backbone: Backbone, method: MethodName, again: bool) -> tuple[dict, int, Tensor]:
+    """Gradients of a step with routing noise, the bytes kept for them, and a later random draw."""
+    torch.manual_seed(0)
+    config = ModelConfig(method=method, first_block=0, detail=False)
+    model = SemanticSAM(backbone, config, 3).train()
+    if again:
+        model.checkpoint_blocks()
+    features = model.prefix(images_for(backbone))
+    with kept_bytes(model) as kept:
+        loss = model.suffix(features).logits.square().mean() + model.balance_loss()
+    loss.backward()
+    assert not again or not isinstance(model.balance_loss(), Tensor), "it would keep a graph"
+    return {name: p.grad for name, p in model.trained().items()}, kept[0], torch.rand(3)
+
+
+@pytest.mark.parametrize("method", ADAPTING)
+def test_blocks_computed_again_give_the_same_gradients_and_keep_less(
+    backbone: Backbone, method: MethodName
+) -> None:
+    expected, kept, after = gradients(backbone, method, again=False)
+    found, kept_again, after_again = gradients(backbone, method, again=True)
+    assert torch.equal(after, after_again)
+    assert kept_again < 0.75 * kept
+    for name, gradient in expected.items():
+        assert (gradient is None) == (found[name] is None), name
+        if gradient is not None:
+            torch.testing.assert_close(found[name], gradient, rtol=1e-6, atol=1e-6)

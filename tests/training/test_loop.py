@@ -12,7 +12,6 @@ from torch import Tensor
 
 from napari_convlora.annotations import LabelledImage
 from napari_convlora.backbones import Backbone
-from napari_convlora.data import FeatureCache
 from napari_convlora.events import (
     Event,
     Failed,
@@ -25,6 +24,7 @@ from napari_convlora.events import (
     Started,
     Step,
 )
+from napari_convlora.feature_cache import FeatureCache
 from napari_convlora.training import adapt
 from tests.training.rounds import (
     CLASSES,

@@ -7,8 +7,8 @@ import torch
 from napari_convlora.annotations import LabelledImage
 from napari_convlora.backbones import Backbone
 from napari_convlora.config import ModelConfig, TrainConfig
-from napari_convlora.data import FeatureCache
 from napari_convlora.events import RunControl
+from napari_convlora.feature_cache import FeatureCache
 from napari_convlora.losses import VOID
 from napari_convlora.sampling import view_target
 from napari_convlora.training.start import begin_head
