@@ -35,6 +35,7 @@ from napari_convlora.rounds import Verdict, decide
 from napari_convlora.scorer import Progress
 from napari_convlora.training import adapt
 from napari_convlora.training.compare import Learnt, Rival, learnt_pixels
+from napari_convlora.training.team import ALONE, Team
 
 
 class State(Enum):
@@ -67,6 +68,8 @@ class Session:
         Used by the next round.
     backbone_name
         Name or checkpoint path of the backbone of the next round.
+    team
+        The processes that train together.
     """
 
     model_config: ModelConfig = field(default_factory=ModelConfig)
@@ -76,6 +79,7 @@ class Session:
     installed: Adapter | None = None
     state: State = State.EMPTY
     cache: FeatureCache = field(default_factory=FeatureCache)
+    team: Team = ALONE
     _learnt: Learnt = field(default_factory=dict)
     _backbone: tuple[str, Backbone] | None = None
     _prompter: Prompter | None = None
@@ -136,6 +140,7 @@ class Session:
                 cache=self.cache,
                 start=self.installed if self.train_config.start == "installed" else None,
                 rival=None if self.installed is None else Rival(self.installed, self._learnt),
+                team=self.team,
             )
             for event in events:
                 self.record(event)
