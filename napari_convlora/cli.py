@@ -96,6 +96,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, metavar="S")
     sub.add_argument("--history", type=Path, metavar="history.csv", help="loss and score by step")
     device(sub)
+    sub.add_argument(
+        "--devices", type=_positive(int), metavar="N", help="train on N devices of this machine"
+    )
 
     sub = command("predict", _predict, "Predict images with an adapter.", _LARGE)
     sub.add_argument("adapter", nargs="?", type=Path, metavar="A.safetensors")
@@ -228,8 +231,14 @@ def _adapt(options: argparse.Namespace) -> int:
             classes = annotations.default_classes({i for im in images for i in set(_ids(im))})
         settings = project_commands.settings(options)
         session = Session(settings.model, settings.train, settings.backbone)
+        if options.devices:
+            _share(session, options.devices)
         last, history = _run_round(session, images, classes)
+        if session.team.rank:
+            return DONE
         said = str(options.out)
+    elif options.devices:
+        options.parser.error("--devices goes with --images, not with --project or --recipe")
     else:
         last, history, said = project_commands.adapt(options, _run_round)
     if options.out:
@@ -244,6 +253,18 @@ def _adapt(options: argparse.Namespace) -> int:
         markup=False,
     )
     return DONE
+
+
+def _share(session: Any, n_devices: int) -> None:
+    """Train `session` on several devices; all processes but the first keep quiet."""
+    from napari_convlora import fabric
+
+    team = session.team = fabric.launch(n_devices, session.train_config.device)
+    _out.quiet = _err.quiet = team.rank > 0
+    before = session.train_config
+    config = session.train_config = fabric.enlarge_batches(before, n_devices)
+    if config != before:
+        _err.print(f"Batches have {n_devices} views at least, one for each device.")
 
 
 def _need(options: argparse.Namespace, *names: str) -> None:

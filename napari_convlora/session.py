@@ -35,6 +35,7 @@ from napari_convlora.rounds import Verdict, decide
 from napari_convlora.scorer import Progress
 from napari_convlora.training import adapt
 from napari_convlora.training.compare import Learnt, Rival, learnt_pixels
+from napari_convlora.training.team import ALONE, Team
 
 _CACHE_BYTES = 2 * 1024**3
 _CACHE_DISK_BYTES = 8 * 1024**3
@@ -80,6 +81,8 @@ class Session:
         Used by the next round.
     backbone_name
         Name or checkpoint path of the backbone of the next round.
+    team
+        The processes that train together.
     """
 
     model_config: ModelConfig = field(default_factory=ModelConfig)
@@ -89,6 +92,7 @@ class Session:
     installed: Adapter | None = None
     state: State = State.EMPTY
     cache: FeatureCache = field(default_factory=_cache)
+    team: Team = ALONE
     _learnt: Learnt = field(default_factory=dict)
     _backbone: tuple[str, Backbone] | None = None
     _prompter: Prompter | None = None
@@ -149,6 +153,7 @@ class Session:
                 cache=self.cache,
                 start=self.installed if self.train_config.start == "installed" else None,
                 rival=None if self.installed is None else Rival(self.installed, self._learnt),
+                team=self.team,
             )
             for event in events:
                 self.record(event)

@@ -4,14 +4,17 @@ Between LoRA's two projections, experts convolve the low-rank token map. The exp
 enlarges the map s times, convolves it with a 3x3 kernel, applies GELU and shrinks it back; a gate
 on the pooled map chooses which experts act (section 3.2 of the paper).
 
-For odd s the enlarge-convolve-shrink chain is exactly one 5x5 convolution: shrinking samples the
-centre sub-pixel, the 3x3 kernel reads sub-pixels at offsets -1/s, 0, 1/s around it, and bicubic
-enlargement makes each of those a fixed combination of five tokens per axis. `collapse_kernels`
-builds these kernels, so no enlarged map is ever formed.
+No enlarged map is formed. Shrinking reads one sub-pixel of a token per axis if s is odd and four if
+it is even, so only those are computed. What the 3x3 kernel reads around them is a fixed linear
+function of the tokens, and separable: with W the kernel and X a map, the sub-pixels are the sum
+over the nine taps (u, v) of ``W[u, v] C_u X C_v'``, and the result is ``S gelu(...) S'``. The small
+matrices C and S come from the definition itself, so borders are exact too. Each map is multiplied
+with those of the experts chosen for it, which are gathered without waiting for the device.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -28,36 +31,34 @@ _NOISE_FLOOR = 1e-2
 _BALANCE_WEIGHT = 1e-2
 
 
-def _cubic(distance: Tensor) -> Tensor:
-    """Cubic convolution kernel with a = -0.75, the one `torch` uses for bicubic resizing."""
-    a, t = -0.75, distance.abs()
-    near = ((a + 2) * t - (a + 3)) * t * t + 1
-    far = a * (((t - 5) * t + 8) * t - 4)
-    return torch.where(t <= 1, near, torch.where(t < 2, far, torch.zeros_like(t)))
-
-
-def sampling_taps(scale: int) -> Tensor:
-    """Weights (3, 5) of five neighbouring tokens in the three sub-pixels a 3x3 kernel reads."""
-    offsets = torch.arange(-1, 2, dtype=torch.float64)[:, None] / scale
-    return _cubic(offsets - torch.arange(-2, 3, dtype=torch.float64)).float()
-
-
-def collapse_kernels(weight: Tensor, taps: Tensor) -> Tensor:
-    """3x3 kernels on enlarged maps as 5x5 kernels on the tokens.
-
-    Parameters
-    ----------
-    weight
-        Kernels (E, r, r, 3, 3).
-    taps
-        `sampling_taps` of each expert's scale, (E, 3, 5).
+@functools.lru_cache(maxsize=32)
+@torch.inference_mode(False)  # what is kept must serve training as well
+def axis_operators(
+    scales: tuple[int, ...], size: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Enlarge-and-read and shrink along an axis of `size` tokens, as matrices.
 
     Returns
     -------
-    Tensor
-        Kernels (E, r, r, 5, 5), linear in `weight`, so gradients pass through.
+    tuple of Tensor
+        ``C`` (E, P * size, 3 * size): what the three taps of a kernel read around each of the P
+        sub-pixels of a token (1 if all scales are odd, else 4), zero beyond the enlarged map.
+        ``S`` (E, size, P * size): tokens from their sub-pixels.
     """
-    return torch.einsum("eoiuv,eus,evt->eoist", weight, taps, taps)
+    n_phases = 4 if any(scale % 2 == 0 for scale in scales) else 1
+    margin, token = 3, torch.arange(size)
+    read, shrink = [], []
+    for scale in scales:
+        tokens, pixels = (torch.eye(n, dtype=torch.float64) for n in (size, scale * size))
+        enlarged = F.interpolate(tokens[None, None], (scale * size, size), mode="bicubic")[0, 0]
+        shrunk = F.interpolate(pixels[None, None], (size, scale * size), mode="bicubic")[0, 0]
+        enlarged = F.pad(enlarged, (0, 0, margin, margin))
+        shrunk = F.pad(shrunk, (margin, margin))
+        phase = torch.arange(n_phases)[:, None] + (scale - n_phases) // 2 + margin
+        at = scale * token + phase
+        read.append(enlarged[at[:, :, None] + torch.arange(-1, 2)].flatten(2).flatten(0, 1))
+        shrink.append(shrunk[token, at])
+    return torch.stack(read).to(device, dtype), torch.stack(shrink).to(device, dtype)
 
 
 def squared_variation(values: Tensor) -> Tensor:
@@ -80,69 +81,58 @@ class ExpertLinear(LoRALinear):
         One expert for each, all at least 1.
     """
 
-    taps: Tensor
-
     def __init__(self, base: nn.Linear, rank: int, alpha: float, scales: Sequence[int]) -> None:
         super().__init__(base, rank, alpha)
-        self.scales, n_experts = scales, len(scales)
+        self.scales, n_experts = tuple(scales), len(scales)
         self.expert_weight = nn.Parameter(base.weight.new_empty(n_experts, rank, rank, 3, 3))
         self.expert_bias = nn.Parameter(base.weight.new_zeros(n_experts, rank))
         for kernel in self.expert_weight:
             nn.init.kaiming_uniform_(kernel, a=math.sqrt(5))
-        # Scale 1 pads with zeros, odd scales repeat the border, even ones have no exact collapse
-        # at the border: three groups, each one call.
-        self._plain = [i for i, s in enumerate(scales) if s == 1]
-        self._odd = [i for i, s in enumerate(scales) if s > 1 and s % 2]
-        self._even = [i for i, s in enumerate(scales) if s % 2 == 0]
-        taps = [sampling_taps(scales[i]) for i in self._odd]
-        self.register_buffer(
-            "taps", torch.stack(taps) if taps else torch.empty(0, 3, 5), persistent=False
-        )
 
-    def experts(self, z: Tensor) -> Tensor:
-        """Every expert's answer to the low-rank map.
+    def answers(self, z: Tensor, chosen: Tensor) -> Tensor:
+        """Answers of chosen experts to the low-rank maps.
 
         Parameters
         ----------
         z
             Low-rank maps (N, r, H, W).
+        chosen
+            Indices (N, k), int64, of the experts that act on each map.
 
         Returns
         -------
         Tensor
-            (E, N, r, H, W).
+            (N, k, r, H, W).
         """
-        size = z.shape[-2:]
-        answers: list[Tensor] = [z] * len(self.scales)
-        if self._plain:
-            out = self._convolve(z, self._weights(self._plain), self._plain, padding=1)
-            for i, answer in zip(self._plain, out, strict=True):
-                answers[i] = answer
-        if self._odd:
-            kernels = collapse_kernels(self._weights(self._odd), self.taps)
-            out = self._convolve(F.pad(z, (2, 2, 2, 2), mode="replicate"), kernels, self._odd)
-            for i, answer in zip(self._odd, out, strict=True):
-                answers[i] = answer
-        for i in self._even:
-            large = F.interpolate(z, scale_factor=float(self.scales[i]), mode="bicubic")
-            large = F.gelu(F.conv2d(large, self.expert_weight[i], self.expert_bias[i], padding=1))
-            answers[i] = F.interpolate(large, size=size, mode="bicubic")
-        return torch.stack(answers)
-
-    def _weights(self, which: list[int]) -> Tensor:
-        # Indexing with a list would copy the list to the GPU and wait for it, in every layer.
-        return torch.stack([self.expert_weight[i] for i in which])
-
-    def _convolve(
-        self, z: Tensor, kernels: Tensor, which: list[int], padding: int = 0
-    ) -> tuple[Tensor, ...]:
-        bias = torch.cat([self.expert_bias[i] for i in which])
-        out = F.gelu(F.conv2d(z, kernels.flatten(0, 1), bias, padding=padding))
-        return out.chunk(len(which), dim=1)
+        z, picked = z.repeat_interleave(chosen.shape[1], 0), chosen.flatten()
+        n, r, height, width = z.shape
+        weight = self.expert_weight.index_select(0, picked)
+        bias = self.expert_bias.index_select(0, picked)
+        (read_rows, shrink_rows), (read_columns, shrink_columns) = (
+            [
+                matrix.index_select(0, picked)
+                for matrix in axis_operators(self.scales, size, weight.device, weight.dtype)
+            ]
+            for size in (height, width)
+        )
+        # Letters: i, o channels; h, x tokens before, g, w after; p, q their sub-pixels; u, v taps.
+        side = shrink_columns.shape[1] * width  # q w
+        taps = read_columns.unflatten(2, (3, width)).permute(0, 3, 2, 1)  # x v (q w)
+        out = z.reshape(n, r * height, width) @ taps.flatten(2)  # (i h) (v q w)
+        out = out.view(n, r, height, 3, side).transpose(2, 3).reshape(n, 3 * r, height * side)
+        kernel = weight.permute(0, 3, 1, 2, 4).reshape(n, 3 * r, 3 * r)  # (u o) (i v)
+        out = (kernel @ out).view(n, 3, r, height, side)
+        out = out.transpose(2, 3).reshape(n, 3 * height, r * side)  # (u h) (o q w)
+        out = torch.baddbmm(bias.repeat_interleave(side, 1)[:, None], read_rows, out)
+        out = F.gelu(out).view(n, -1, height, r, side) * shrink_rows[:, :, :, None, None]
+        out = out.sum(1) * shrink_columns.flatten(1)[:, None, None]
+        out = out.view(*chosen.shape, height, r, -1, width).sum(-2)
+        return out.transpose(2, 3)
 
     def combine(self, z: Tensor) -> Tensor:
         """Put the experts' answers to the low-rank maps `z` (N, r, H, W) together: their sum."""
-        return self.experts(z).sum(0)
+        every = torch.arange(len(self.scales), device=z.device).expand(len(z), -1)
+        return self.answers(z, every).sum(1)
 
     def mix(self, z: Tensor) -> Tensor:
         """Add the experts' answers to the low-rank map `z` (N, H, W, r)."""
@@ -183,8 +173,8 @@ class ConvLoRALinear(ExpertLinear):
         self.balance_loss = None
         return self
 
-    def route(self, z: Tensor) -> Tensor:
-        """Weight of every expert for each map, and the balance loss as a side effect.
+    def route(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Choose experts for each map; leaves the balance loss as a side effect.
 
         Parameters
         ----------
@@ -193,27 +183,30 @@ class ConvLoRALinear(ExpertLinear):
 
         Returns
         -------
-        Tensor
-            (N, E); zero for experts that were not chosen.
+        tuple of Tensor
+            Indices (N, k) of the chosen experts, and the weights (N, k) of their answers.
         """
         pooled = z.mean((2, 3))
         clean = pooled @ self.gate
         noise = F.softplus(pooled @ self.gate_noise) + _NOISE_FLOOR
         logits = clean + torch.randn_like(clean) * noise if self.training else clean
-        chosen = logits.topk(self.top_k, dim=1)
-        weights = torch.zeros_like(logits).scatter(1, chosen.indices, chosen.values.softmax(1))
-        self.balance_loss = self._balance(weights, clean, noise, logits) if self.training else None
+        values, chosen = logits.topk(self.top_k, dim=1)
+        weights = values.softmax(1)
+        self.balance_loss = None
+        if self.training:
+            shares = torch.zeros_like(logits).scatter(1, chosen, weights)
+            self.balance_loss = self._balance(shares, clean, noise, logits)
         if self.faithful:
-            return (weights > 0).to(z.dtype)
+            return chosen, torch.ones_like(weights)
         if self.top_k == 1:
             # Value 1, gradient of log softmax: the gate learns which expert the task wants.
-            share = logits.softmax(1).gather(1, chosen.indices)
-            return torch.zeros_like(logits).scatter(1, chosen.indices, share / share.detach())
-        return weights
+            share = logits.softmax(1).gather(1, chosen)
+            return chosen, share / share.detach()
+        return chosen, weights
 
-    def _balance(self, weights: Tensor, clean: Tensor, noise: Tensor, logits: Tensor) -> Tensor:
+    def _balance(self, shares: Tensor, clean: Tensor, noise: Tensor, logits: Tensor) -> Tensor:
         """Return importance plus load loss of top-k gating (Shazeer et al., 2017, appendix A)."""
-        importance = squared_variation(weights.sum(0))
+        importance = squared_variation(shares.sum(0))
         n_experts = logits.shape[1]
         if self.top_k == n_experts:
             return _BALANCE_WEIGHT * importance
@@ -224,8 +217,9 @@ class ConvLoRALinear(ExpertLinear):
         return _BALANCE_WEIGHT * (importance + squared_variation(load))
 
     def combine(self, z: Tensor) -> Tensor:
-        """Weigh the experts' answers to `z` (N, r, H, W) by the gate."""
-        return torch.einsum("ne,enrhw->nrhw", self.route(z), self.experts(z))
+        """Weigh the answers of the chosen experts to `z` (N, r, H, W) by the gate."""
+        chosen, weights = self.route(z)
+        return (self.answers(z, chosen) * weights[:, :, None, None, None]).sum(1)
 
 
 def inject(encoder: Any, first_block: int, config: MethodConfig) -> Any:

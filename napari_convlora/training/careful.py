@@ -139,7 +139,7 @@ class CarefulSteps:
         """Make do with less from now on; model and optimiser keep what they have learnt."""
         run = self._run
         found = run.plan.smaller(decoder_only)
-        if found is None:
+        if found is None or run.team.size > 1:  # a team must not part
             raise failure
         run.model.eval()
         self._optimiser.zero_grad()

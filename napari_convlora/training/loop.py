@@ -34,6 +34,7 @@ from napari_convlora.training.detail import fit_detail, preview
 from napari_convlora.training.start import begin_head
 from napari_convlora.training.state import RoundState
 from napari_convlora.training.step import take_score
+from napari_convlora.training.team import ALONE, Team
 
 _COOL_DOWN = 8
 _UNSTABLE = 3
@@ -54,6 +55,7 @@ def adapt(
     cache: FeatureCache | None = None,
     start: Adapter | None = None,
     rival: Rival | None = None,
+    team: Team = ALONE,
 ) -> Generator[Event, None, None]:
     """Adapt `backbone` to annotated images.
 
@@ -75,6 +77,8 @@ def adapt(
         Go on from this adapter, of the same backbone, method and classes, instead of the base.
     rival
         The installed adapter; the summary of the new one then says how both compare.
+    team
+        The processes that train together; each of them calls this with the same arguments.
 
     Yields
     ------
@@ -91,6 +95,7 @@ def adapt(
             control or RunControl(),
             FeatureCache() if cache is None else cache,  # an empty one is falsy
             start,
+            team,
         )
         yield from _adapt(run, rival)
     except ConvLoRAError as error:
@@ -111,6 +116,7 @@ def _adapt(run: RoundState, rival: Rival | None) -> Iterator[Event]:
     run.model.eval()
     if not run.warm:
         begin_head(run)
+    run.team.align(run.model.trained().values())
     parameters = [p for n, p in run.model.trained().items() if not n.startswith("detail.")]
     adapter = {p for n, p in run.model.backbone.named_parameters() if p.requires_grad}
     optimiser = torch.optim.AdamW(
@@ -145,16 +151,18 @@ def _adapt(run: RoundState, rival: Rival | None) -> Iterator[Event]:
             began = time.monotonic()
             control.wait()
             run.start += time.monotonic() - began  # a pause uses up no time limit
-        if control.stopping:
+        now = torch.tensor([control.stopping, run.elapsed()], dtype=torch.float64)
+        stopping, elapsed = run.team.lead(now).tolist()
+        if stopping:
             reason = "stopped"
             break
-        if config.max_minutes is not None and run.elapsed() > 60 * config.max_minutes:
+        if config.max_minutes is not None and elapsed > 60 * config.max_minutes:
             reason = "time"
             break
         images = control.take_annotations()
         if images is not None:
             yield from _take_over(run, images)
-        share = run.share(step)
+        share = run.share(step, elapsed)
         decoder_only = not adapter or share < config.decoder_share
         if decoder_only:
             begun = step + 1  # the encoder's first step, as far as known

@@ -35,6 +35,7 @@ from napari_convlora.sampling import (
 )
 from napari_convlora.tiles import Tile, corners, tile_pixels
 from napari_convlora.training.plan import Plan
+from napari_convlora.training.team import ALONE, Team
 
 SHARES = (2 / 3, 1 / 2, 1 / 3)
 """Shares of the detail branch in the mixture. The first, with which a sure detail branch cannot be
@@ -61,7 +62,9 @@ class RoundState:
         control: RunControl,
         cache: FeatureCache,
         start: Adapter | None = None,
+        team: Team = ALONE,
     ) -> None:
+        self.team = team
         self.control, self.cache, self.config = control, cache, config
         self.backbone = backbone  # without the method, which `model` puts into a copy
         for image in images:
@@ -134,11 +137,11 @@ class RoundState:
         there = 0 <= image < len(images) and 0 <= plane < len(images[image].image)
         return (image, plane) if there else (0, 0)
 
-    def share(self, step: int) -> float:
-        """How much of the round is over, in [0, 1], by steps or by time."""
+    def share(self, step: int, elapsed: float) -> float:
+        """How much of the round is over, in [0, 1], by steps or by the seconds `elapsed`."""
         share = step / self.config.max_steps
         if self.config.max_minutes is not None:
-            share = max(share, self.elapsed() / (60 * self.config.max_minutes))
+            share = max(share, elapsed / (60 * self.config.max_minutes))
         return min(1.0, share)
 
     def features(self, view: View) -> Tensor:

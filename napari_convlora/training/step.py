@@ -28,6 +28,9 @@ _TRAINED_SHARE = 0.5
 _TEACHING = 0.5
 """Weight of what the detail branch teaches SAM on unlabelled pixels."""
 
+_SEEDS_APART = 1_000_003
+"""Between the processes of a team, so that each draws routing noise of its own."""
+
 _CLEAR = 0.005
 """Gain in held-out score that makes another share worth taking."""
 
@@ -61,14 +64,16 @@ def train_step(
         The loss; NaN for a step that was left out because its gradient was not finite.
     """
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        inputs = [run.embedding(view) if decoder_only else run.features(view) for view in views]
+        torch.manual_seed(seed + _SEEDS_APART * run.team.rank)
+        own = run.team.part(views)
+        inputs = [run.embedding(view) if decoder_only else run.features(view) for view in own]
         # Before training mode, in which the detail branch would leave out features at random.
         details = [run.detail(view) for view in views if run.model.detail is not None]
         run.model.train()
         forward = run.model.decode if decoder_only else run.model.suffix
         with mixed_precision(run.device):
             output = forward(torch.stack(inputs)).single()
+        output = run.team.whole(output, len(views))
         target, held = (
             torch.stack([view_target(run.data, v, run.tile, held=out) for v in views])
             for out in (False, True)
@@ -84,7 +89,8 @@ def train_step(
             mixture = mix(logits, detail, _TRAINED_SHARE)
             loss = loss + dense_loss(mixture, target, run.weights, _SMOOTHING)
             loss = loss + _TEACHING * taught_loss(logits, detail, target.maximum(held))
-        (loss + run.model.balance_loss()).backward()
+        (loss + run.model.balance_loss() / run.team.size).backward()
+    run.team.add_gradients(parameters)
     norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     if norm.isfinite():  # one bad step must not spoil what was learnt
         optimiser.step()
@@ -109,6 +115,7 @@ def _head_loss(run: RoundState, output: HeadOutput, logits: Tensor, target: Tens
 
 def take_score(run: RoundState) -> float:
     """Mean IoU since the last score; held-out labels also choose the detail branch's share."""
+    run.confusion[:] = run.team.lead(torch.from_numpy(run.confusion)).numpy()
     found = [_mean_iou(run, matrix) for matrix in run.confusion[: len(run.shares)]]
     best = int(np.argmax(found))
     if not run.data.holds_out or found[best] < found[0] + _CLEAR:

@@ -123,31 +123,41 @@ def test_faithful_layer_routes_as_the_released_one_with_the_same_noise() -> None
     assert not torch.allclose(output, released_formula(layer, x), atol=1e-2), "noise has no effect"
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=80)
 @given(
-    height=st.integers(1, 12),
-    width=st.integers(1, 12),
-    scale=st.integers(1, 8),
+    height=st.integers(1, 24),
+    width=st.integers(1, 24),
+    scales=st.lists(st.integers(1, 8), min_size=1, max_size=3).map(tuple),
     rank=st.integers(1, 5),
     seed=st.integers(0, 99),
 )
-def test_every_expert_is_exact_up_to_the_border(
-    height: int, width: int, scale: int, rank: int, seed: int
+def test_every_expert_is_exact_up_to_the_border_and_so_are_its_gradients(
+    height: int, width: int, scales: tuple[int, ...], rank: int, seed: int
 ) -> None:
-    layer = make_layer((scale, 1), rank=rank, seed=seed)
-    z = torch.randn(2, rank, height, width)
-    expected = literal_expert(z, layer.expert_weight[0], layer.expert_bias[0], scale)
-    torch.testing.assert_close(layer.experts(z)[0], expected, atol=2e-5, rtol=1e-5)
+    layer = make_layer(scales, rank=rank, seed=seed)
+    z = torch.randn(2, rank, height, width, requires_grad=True)
+    chosen = torch.randint(len(scales), (2, 2))
+    found = layer.answers(z, chosen)
+    literal = [
+        literal_expert(z[n : n + 1], layer.expert_weight[e], layer.expert_bias[e], scales[e])
+        for n, experts in enumerate(chosen.tolist())
+        for e in experts
+    ]
+    expected = torch.cat(literal).view_as(found)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    inputs, weight = (z, layer.expert_weight, layer.expert_bias), torch.randn_like(found)
+    ours, theirs = (
+        torch.autograd.grad((weight * answers).mean(), inputs) for answers in (found, expected)
+    )
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
-def test_collapsed_kernels_follow_the_trained_ones() -> None:
-    layer = make_layer((5,))
-    z = torch.randn(1, 3, 6, 6)
-    layer.experts(z).square().sum().backward()
-    ours = layer.expert_weight.grad
-    layer.expert_weight.grad = None
-    literal_expert(z, layer.expert_weight[0], layer.expert_bias[0], 5).square().sum().backward()
-    torch.testing.assert_close(ours, layer.expert_weight.grad, atol=1e-4, rtol=1e-4)
+def test_layers_first_used_for_prediction_can_train() -> None:
+    layer = make_layer((2, 3), rank=2)
+    with torch.inference_mode():
+        layer.eval()(torch.randn(1, 11, 13, 6))
+    layer.train()(torch.randn(1, 11, 13, 6)).sum().backward()
+    assert layer.expert_weight.grad is not None
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 3, 4])
@@ -255,9 +265,10 @@ def test_default_and_faithful_layers_agree_in_value_for_one_expert_per_map() -> 
 
 def test_weights_of_several_experts_sum_to_one() -> None:
     layer = make_layer(top_k=2).eval()
-    weights = layer.route(torch.randn(5, 3, 4, 4))
+    chosen, weights = layer.route(torch.randn(5, 3, 4, 4))
     torch.testing.assert_close(weights.sum(1), torch.ones(5))
-    assert ((weights > 0).sum(1) == 2).all()
+    assert (weights > 0).all()
+    assert (chosen[:, 0] != chosen[:, 1]).all()
 
 
 def test_eval_adds_no_noise_and_draws_no_random_number() -> None:
@@ -302,7 +313,8 @@ def test_large_activations_give_finite_values_and_gradients(faithful: bool, top_
 @pytest.mark.parametrize("top_k", [1, 2])
 def test_forward_never_reads_values_back(training: bool, faithful: bool, top_k: int) -> None:
     # A fake tensor has no values: .item(), bool() and nonzero() raise on it.
-    with FakeTensorMode():
+    make_layer(EIGHT)(torch.randn(4, 5, 5, 6))  # the matrices for this size are made once
+    with FakeTensorMode(allow_non_fake_inputs=True):
         with pytest.raises(Exception, match=r"item|data.dependent|_local_scalar_dense"):
             torch.zeros(1).item()
         layer = make_layer(EIGHT, faithful=faithful, top_k=top_k).train(training)
@@ -325,7 +337,7 @@ def test_forward_copies_no_index_list_to_the_device() -> None:
     layer = make_layer(EIGHT, top_k=2)
     with Recorder() as recorder:
         layer(torch.randn(4, 5, 5, 6))
-    assert "aten.stack.default" in recorder.names, "the recorder saw nothing"
+    assert "aten.index_select.default" in recorder.names, "the recorder saw nothing"
     assert not {n for n in recorder.names if n.startswith(("aten.index.", "aten._to_copy"))}
 
 
