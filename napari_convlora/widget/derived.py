@@ -88,7 +88,7 @@ class DerivedLayers:
                 Image(
                     data,
                     colormap="inferno",
-                    blending="additive",
+                    opacity=0.6,  # added up, it would be white on a bright image
                     contrast_limits=(0, 100),
                     visible=False,
                     **self._attributes("uncertainty"),

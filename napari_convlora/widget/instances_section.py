@@ -67,6 +67,7 @@ class InstancesSection(QWidget):
             tooltip="For a z-stack; leave it off where the planes are times or separate images.",
         )
         self.make_button = QPushButton("Make instances")
+        self.make_button.setToolTip("Number the objects of the prediction, annotations on top.")
         self.export_button = QPushButton("Export instances…")
         self.export_button.setToolTip("A TIFF of instance numbers and a CSV table, or the table.")
         self._form = Form([self.classes, self.method, self.min_size, self.join_planes])

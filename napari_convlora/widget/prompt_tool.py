@@ -121,6 +121,7 @@ class PromptTool(QWidget):
         self.button.setCheckable(True)
         self.button.setToolTip("Let SAM find objects for the selected class, unadapted.")
         self.over = QCheckBox("Paint over other classes")
+        self.over.setToolTip("Otherwise only pixels that are not labelled yet are filled.")
         self.words = QLabel(_HELP)
         self.words.setWordWrap(True)
         layout = QVBoxLayout(self)
