@@ -14,6 +14,7 @@ from napari_convlora.widget.new_layer import placement
 if TYPE_CHECKING:
     from napari_convlora.widget.layers import ImageLayers
 
+NOTHING_PREDICTED = "Nothing is predicted yet: press Adapt first, or load an adapter."
 _LEAST_DISTANCE, _MOST_DISTANCE = 16, 64
 
 

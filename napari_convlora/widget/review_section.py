@@ -14,7 +14,7 @@ from qtpy.QtWidgets import QCheckBox, QGridLayout, QLabel, QPushButton, QSlider,
 from napari_convlora.config import ConvLoRAError, InputError
 from napari_convlora.review import component
 from napari_convlora.widget.camera import show_place
-from napari_convlora.widget.derived import is_derived
+from napari_convlora.widget.derived import NOTHING_PREDICTED, is_derived
 from napari_convlora.widget.region_tool import Kind, RegionTool
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ class ReviewSection(QWidget):
         self._accepting = True
         self.tool = RegionTool()  # without a parent, so that it can clean up after this
         self.tools: dict[tuple[Kind, bool], QPushButton] = {}
+        self.empty = QLabel(NOTHING_PREDICTED)
+        self.empty.setWordWrap(True)
         self.all_planes = QCheckBox("In all planes")
         self.all_planes.setToolTip("Otherwise only in the plane that is shown.")
         self.confidence = QSlider(Qt.Orientation.Horizontal)
@@ -98,6 +100,7 @@ class ReviewSection(QWidget):
         """Derive what is enabled from the state."""
         record = self._images.current
         predicted = record is not None and record.predicted
+        self.empty.setVisible(not predicted)
         if not predicted:
             self.tool.leave()
         for button in (*self.tools.values(), *self.by_class.values(), *self.by_confidence.values()):
@@ -134,7 +137,8 @@ class ReviewSection(QWidget):
         grid = QGridLayout(self)
         grid.setContentsMargins(0, 0, 0, 0)
         grid.setColumnStretch(0, 1)
-        for row, (kind, (title, how)) in enumerate(_HOW.items()):
+        grid.addWidget(self.empty, 0, 0, 1, 3)
+        for row, (kind, (title, how)) in enumerate(_HOW.items(), 1):
             grid.addWidget(QLabel(title), row, 0)
             for column, (accept, name) in enumerate(_VERBS.items(), 1):
                 button = QPushButton(name)
