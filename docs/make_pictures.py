@@ -1,6 +1,6 @@
 """Draw the pictures of the documentation: the real window, driven on a sample image.
 
-    xvfb-run -a -s "-screen 0 1600x1000x24" python docs/make_pictures.py [--only error ...]
+    xvfb-run -a -s "-screen 0 1600x1000x24" python docs/make_pictures.py [--only error ...] [--tiny]
 
 Writes `docs/pictures/STATE-THEME.png`, 1280 x 720, for every state and both of napari's themes.
 Takes some minutes, most of them two rounds on LiteMedSAM. Pictures need not be equal from one
@@ -30,13 +30,19 @@ PATIENCE = 600  # seconds until a round counts as stuck
 class Window:
     """A napari window with the panel docked, and what a user does in it."""
 
-    def __init__(self, wanted: list[str], steps: int) -> None:
+    def __init__(self, wanted: list[str], steps: int, tiny: bool) -> None:
         import napari
+
+        from napari_convlora.backbones.testing import random_backbone
+        from napari_convlora.session import Session
+        from napari_convlora.widget import ConvLoRAWidget
 
         self.viewer = napari.Viewer(show=True)
         self.viewer.window.resize(*SIZE)
         self.wanted, self.steps = wanted, steps
-        _, self.panel = self.viewer.window.add_plugin_dock_widget("napari-convlora", "Conv-LoRA")
+        session = Session(_backbone=("litemedsam", random_backbone())) if tiny else None
+        self.panel = ConvLoRAWidget(self.viewer, session)
+        self.viewer.window.add_dock_widget(self.panel, name="Conv-LoRA (napari-convlora)")
         self.panel.settings.max_steps.value = steps
 
     def rest(self, seconds: float = 0.6, until: Callable[[], bool] = lambda: False) -> None:
@@ -118,14 +124,14 @@ def correct(layer, prediction: np.ndarray, truth: np.ndarray, dabs: int) -> None
         layer.data_setitem(np.nonzero(dab), truth[at])
 
 
-def draw(wanted: list[str], steps: int) -> None:
+def draw(wanted: list[str], steps: int, tiny: bool) -> None:
     """Go through the states in the order in which a user meets them."""
     from napari_convlora.widget.contributions import SAMPLES
 
     image, painted, truth = (
         np.array(Image.open(SAMPLES / f"{SAMPLE}{end}.png")) for end in ("", "_strokes", "_truth")
     )
-    window = Window(wanted, steps)
+    window = Window(wanted, steps, tiny)
     viewer, panel = window.viewer, window.panel
     window.rest(3)
     window.shoot("empty")
@@ -189,13 +195,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", nargs="+", choices=STATES, default=list(STATES))
     parser.add_argument("--steps", type=int, default=45, help="of a round")
+    parser.add_argument(
+        "--tiny", action="store_true", help="a tiny model of random weights: quick, poor masks"
+    )
     options = parser.parse_args()
     OUT.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         # Neither the user's settings nor unsaved work of theirs belongs in a picture.
         os.environ["NAPARI_CONFIG"] = str(Path(folder) / "settings.yaml")
         os.environ["NAPARI_CONVLORA_RECOVERY"] = str(Path(folder) / "recovery")
-        draw(options.only, options.steps)
+        draw(options.only, options.steps, options.tiny)
 
 
 if __name__ == "__main__":
