@@ -29,6 +29,8 @@ from napari_convlora.config import MAX_CLASSES, ClassInfo, InputError
 _KEY, _COLOUR, _NAME, _STROKES, _PIXELS = range(5)
 _HEADERS = ("Key", "", "Class", "Strokes", "Pixels")
 _SWATCH = 18
+_ROW = _SWATCH + 10
+_ROWS = 2, 5  # least and most that are shown without scrolling
 _MAX_NAME = 200
 
 
@@ -78,18 +80,23 @@ class ClassTable(QWidget):
         self._table.setShowGrid(False)
         self._table.setWordWrap(False)
         self._table.verticalHeader().hide()
-        self._table.verticalHeader().setDefaultSectionSize(_SWATCH + 10)
+        self._table.verticalHeader().setDefaultSectionSize(_ROW)
         header = self._table.horizontalHeader()
         header.setSectionResizeMode(_COLOUR, QHeaderView.ResizeMode.Fixed)
         header.setSectionResizeMode(_NAME, QHeaderView.ResizeMode.Stretch)
         for column in (_KEY, _STROKES, _PIXELS):
             header.setSectionResizeMode(column, QHeaderView.ResizeMode.ResizeToContents)
         self._table.setColumnWidth(_COLOUR, _SWATCH + 18)
-        self._table.setFixedHeight(5 * (_SWATCH + 10) + 4)
+        # Keys go on to the canvas, where 1 to 9 choose a class: Qt would search the names for them.
+        self._table.setFocusPolicy(Qt.FocusPolicy.NoFocus)
         self._add = QPushButton("Add class")
         self._rename = QPushButton("Rename")
         self._remove = QPushButton("Remove")
         self._more = QPushButton("More")
+        self._add.setToolTip("Add a class and type its name.")
+        self._rename.setToolTip("Rename the selected class; or double-click its name.")
+        self._remove.setToolTip("Remove the selected class and erase what is painted of it.")
+        self._more.setToolTip("Merge classes, mark the background, load or save the table.")
         self._more.setMenu(self._menu())
         buttons = QHBoxLayout()
         buttons.setContentsMargins(0, 0, 0, 0)
@@ -100,7 +107,7 @@ class ClassTable(QWidget):
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(self._table)
         layout.addLayout(buttons)
-        self._add.clicked.connect(lambda: self.add())
+        self._add.clicked.connect(self._on_add)
         self._rename.clicked.connect(self._on_rename)
         self._remove.clicked.connect(self._on_remove)
         self._table.itemChanged.connect(self._on_item_changed)
@@ -125,6 +132,8 @@ class ClassTable(QWidget):
         self._classes = sorted(classes, key=lambda info: info.id)
         with signals_blocked(self._table):
             self._table.setRowCount(len(self._classes))
+            rows = sorted((*_ROWS, len(self._classes)))[1]
+            self._table.setFixedHeight((rows + 1) * _ROW)  # the header is a little lower
             for row, info in enumerate(self._classes):
                 self._fill(row, info)
         self.select(current or next((info.id for info in self._classes), 0))
@@ -288,6 +297,14 @@ class ClassTable(QWidget):
         taken = {info.name.casefold() for info in self._classes}
         endings = ("", *(f" ({n})" for n in range(2, MAX_CLASSES + 2)))
         return next(name + end for end in endings if (name + end).casefold() not in taken)
+
+    def _on_add(self) -> None:
+        try:
+            self.add()
+        except InputError as error:
+            self.refused.emit(str(error))
+        else:
+            self._on_rename()
 
     def _on_rename(self) -> None:
         row = self._table.currentRow()

@@ -14,6 +14,7 @@ from napari_convlora.widget.new_layer import placement
 if TYPE_CHECKING:
     from napari_convlora.widget.layers import ImageLayers
 
+NOTHING_PREDICTED = "Nothing is predicted yet: press Adapt first, or load an adapter."
 _LEAST_DISTANCE, _MOST_DISTANCE = 16, 64
 
 
@@ -88,7 +89,7 @@ class DerivedLayers:
                 Image(
                     data,
                     colormap="inferno",
-                    blending="additive",
+                    opacity=0.6,  # added up, it would be white on a bright image
                     contrast_limits=(0, 100),
                     visible=False,
                     **self._attributes("uncertainty"),

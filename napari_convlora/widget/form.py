@@ -1,10 +1,20 @@
-"""What sections are made of: rows of magicgui widgets, words, and a button that unfolds."""
+"""What sections are made of: rows of widgets, words, what unfolds them, and who gets the keys."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qtpy.QtWidgets import QFormLayout, QLabel, QPushButton, QWidget
+from qtpy.QtCore import Qt
+from qtpy.QtWidgets import (
+    QAbstractButton,
+    QComboBox,
+    QFormLayout,
+    QLabel,
+    QListWidget,
+    QPushButton,
+    QTableView,
+    QWidget,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,6 +45,7 @@ class Form(QWidget):
         self._form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
         for widget in widgets:
             self._form.addRow(widget.label, widget.native)
+            self._form.labelForField(widget.native).setToolTip(widget.tooltip)
 
     def show_row(self, widget: ValueWidget, shown: bool) -> None:
         """Show or hide a row, its label included."""
@@ -59,3 +70,15 @@ class Unfolding(QPushButton):
         """Say something else on the button."""
         self._title = title
         self.setText(f"{title} {'▸' if self._content.isHidden() else '▾'}")
+
+
+def leave_keys_to_canvas(panel: QWidget) -> None:
+    """Let nothing in `panel` keep the keys after a click; it can still be reached with Tab.
+
+    Or Space would press a button again instead of moving the view, and N or 2 would choose an
+    entry of a combo instead of the next place or a class.
+    """
+    for kind in (QAbstractButton, QComboBox, QTableView, QListWidget):
+        for part in panel.findChildren(kind):
+            if part.focusPolicy() != Qt.FocusPolicy.NoFocus:
+                part.setFocusPolicy(Qt.FocusPolicy.TabFocus)

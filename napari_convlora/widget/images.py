@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from napari.layers import Image, Labels, Shapes
+from napari.layers import Image, Labels, Layer, Shapes
 from qtpy.QtCore import QObject, Signal
 
 from napari_convlora.annotations import find_background
@@ -54,6 +54,7 @@ class Images(QObject):
         self.current: ImageLayers | None = None
         self.counts = Counts()
         self._merged: dict[int, int] = {}
+        self._active: Layer | None = None
         self._records: dict[tuple[Image, int | None], ImageLayers] = {}
         self._counter = Counter(self._annotated, self)
         self._counter.counted.connect(self._on_counted)
@@ -127,7 +128,7 @@ class Images(QObject):
         if self.current is None:
             return "Open an image to begin, or try File > Open Sample > Conv-LoRA."
         if not self.current.annotating:
-            return "Press Start annotating, then paint a few strokes of each class."
+            return "Press Start annotating, then paint a few strokes of each class in the table."
         learnable = self.learnable_pixels()
         if len(learnable) >= 2:
             return f"Press Adapt to learn from {sum(learnable.values()):,} annotated pixels."
@@ -186,10 +187,12 @@ class Images(QObject):
     def start_annotating(self, class_id: int = 1) -> Labels:
         """Create the annotations layer, or bring it back, and take up the brush."""
         record = self.need()
+        new = record.annotations is None
         layer = record.annotate()
         self._listen(record)
         layer.selected_label = class_id
-        layer.brush_size = max(3, round(min(record.planes_shape[1:]) / 60))
+        if new:
+            layer.brush_size = max(3, round(min(record.planes_shape[1:]) / 60))
         layer.mode = "paint"
         self.viewer.layers.selection.active = layer
         self._touch()
@@ -283,11 +286,24 @@ class Images(QObject):
         self.changed.emit()
 
     def _on_active(self, event: Any) -> None:
-        """Take up corrections before the annotations are painted on: the latest act is to win."""
+        """Take up corrections before the annotations are painted on: the latest act is to win.
+
+        The other way the brush goes along, so that a correction needs no more than a class.
+        """
+        if event.value is None:
+            return
+        before, self._active = self._active, event.value
         for record in self.records:
-            if event.value is not None and event.value is record.annotations:
+            if event.value is record.annotations:
                 with contextlib.suppress(ConvLoRAError):  # Adapt says what is wrong
                     record.collect_corrections()
+            elif (
+                event.value is record.prediction
+                and before is record.annotations is not None
+                and before.mode == "paint"
+            ):
+                for what in ("mode", "brush_size", "selected_label"):
+                    setattr(event.value, what, getattr(before, what))
 
     def _on_layer_removed(self, event: Any) -> None:
         layer = event.value

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from magicgui.widgets import CheckBox, ComboBox, SpinBox
-from qtpy.QtWidgets import QHBoxLayout, QPushButton, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QHBoxLayout, QLabel, QPushButton, QVBoxLayout, QWidget
 
 from napari_convlora.config import ConvLoRAError, InputError
 from napari_convlora.instances import Splitting, find_instances, region_table, save_instances
 from napari_convlora.widget import dialogs
+from napari_convlora.widget.derived import NOTHING_PREDICTED
 from napari_convlora.widget.form import Form
 from napari_convlora.widget.layers import ImageLayers
 from napari_convlora.widget.worker import in_thread
@@ -67,11 +68,15 @@ class InstancesSection(QWidget):
             tooltip="For a z-stack; leave it off where the planes are times or separate images.",
         )
         self.make_button = QPushButton("Make instances")
+        self.make_button.setToolTip("Number the objects of the prediction, annotations on top.")
         self.export_button = QPushButton("Export instances…")
         self.export_button.setToolTip("A TIFF of instance numbers and a CSV table, or the table.")
         self._form = Form([self.classes, self.method, self.min_size, self.join_planes])
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
+        self.empty = QLabel(NOTHING_PREDICTED)
+        self.empty.setWordWrap(True)
+        layout.addWidget(self.empty)
         layout.addWidget(self._form)
         buttons = QHBoxLayout()
         buttons.addWidget(self.make_button)
@@ -88,6 +93,7 @@ class InstancesSection(QWidget):
         """Derive what is enabled from the state."""
         record = self._flow.images.current
         predicted = record is not None and record.predicted
+        self.empty.setVisible(not predicted)
         self.make_button.setEnabled(predicted and self._making is None)
         self.export_button.setEnabled(record is not None and record.derived.instances is not None)
         stack = record is not None and predicted and record.planes_shape[0] > 1

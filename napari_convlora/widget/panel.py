@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from napari.utils.notifications import show_error, show_warning
 from napari.utils.theme import get_theme
 from qtpy.QtCore import QEvent, Qt
+from qtpy.QtGui import QKeySequence
 from qtpy.QtWidgets import (
     QFrame,
-    QGridLayout,
-    QLabel,
     QPushButton,
     QScrollArea,
+    QShortcut,
     QVBoxLayout,
     QWidget,
 )
@@ -30,12 +30,13 @@ from napari_convlora.widget import dialogs
 from napari_convlora.widget.auto_adapt import AutoAdapt
 from napari_convlora.widget.class_table import ClassTable
 from napari_convlora.widget.counting import Counts
-from napari_convlora.widget.form import Unfolding
+from napari_convlora.widget.form import Unfolding, leave_keys_to_canvas
 from napari_convlora.widget.history import History
 from napari_convlora.widget.instances_section import InstancesSection
 from napari_convlora.widget.jobs import Recipe
 from napari_convlora.widget.keeper import Keeper
 from napari_convlora.widget.memory_section import MemorySection
+from napari_convlora.widget.output_bar import OutputBar
 from napari_convlora.widget.plot import TrainingPlot
 from napari_convlora.widget.project_section import ProjectSection, RecoveryOffer
 from napari_convlora.widget.prompt_tool import PromptTool
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
 
     from napari_convlora.session import Session
 
+_BRUSH_KEY = "Ctrl+B"
+
 
 class ConvLoRAWidget(QWidget):
     """Paint, adapt, correct, adapt again, export.
@@ -65,8 +68,8 @@ class ConvLoRAWidget(QWidget):
 
     Attributes
     ----------
-    workflow, images, source, settings, table, run_bar, plot, prompts, reviewed, review, instances
-    keeper, history, offer, project, rounds, automatic, memory
+    workflow, images, source, settings, table, run_bar, plot, output, prompts, reviewed, review
+    instances, keeper, history, offer, project, rounds, automatic, memory
         The parts, each of which works without the others.
     """
 
@@ -79,7 +82,8 @@ class ConvLoRAWidget(QWidget):
         self.table = ClassTable(default_classes(2))
         self.run_bar = RunBar()
         self.prompts = PromptTool(napari_viewer, self.images, self._recipe, session, self)
-        self.plot = TrainingPlot()
+        self.plot, self.output = TrainingPlot(), OutputBar()
+        self.plot.hide()  # until there is something to plot
         flow, table = self.workflow, self.table
         self.review = ReviewSection(napari_viewer, flow, lambda: table.current, self._recipe)
         self.instances = InstancesSection(flow, lambda: table.current)
@@ -96,19 +100,9 @@ class ConvLoRAWidget(QWidget):
         self._untouched = True
         self._counts = Counts()
         self._hint = ""
-        self._status = QLabel()
-        self._status.setWordWrap(True)
-        self._status.setAlignment(Qt.AlignmentFlag.AlignTop)
-        # Room for three lines, so that the buttons below stay where they are.
-        self._status.setMinimumHeight(3 * self._status.fontMetrics().lineSpacing() + 6)
-        self._status.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        self._say = self.run_bar.status.say
         self._annotate = QPushButton("Start annotating")
-        self._annotate.setToolTip("Make a layer to paint on, and take up the brush.")
-        self._predict = QPushButton("Predict")
-        self._predict.setToolTip("Predict this image with the adapter there is.")
-        self._load = QPushButton("Load adapter…")
-        self._save = QPushButton("Export adapter…")
-        self._masks = QPushButton("Export masks…")
+        self._annotate.setToolTip(f"Take up the brush ({_BRUSH_KEY}), on a layer of its own.")
         self._lay_out()
         self._wire()
         self.images.show_classes(self.table.classes)
@@ -126,7 +120,7 @@ class ConvLoRAWidget(QWidget):
     @property
     def status(self) -> str:
         """The sentence in the status line."""
-        return self._status.text()
+        return self.run_bar.status.text()
 
     @property
     def running(self) -> bool:
@@ -224,9 +218,6 @@ class ConvLoRAWidget(QWidget):
         self.plot.set_accent(get_theme(self._viewer.theme).current.as_hex())
 
     def _lay_out(self) -> None:
-        buttons = QGridLayout()
-        for i, button in enumerate((self._predict, self._masks, self._load, self._save)):
-            buttons.addWidget(button, i // 2, i % 2)
         inside = QWidget()
         column = QVBoxLayout(inside)
         column.setSpacing(6)
@@ -239,7 +230,7 @@ class ConvLoRAWidget(QWidget):
             self.table,
             self.run_bar,
             self.plot,
-            self._status,
+            self.output,
             Unfolding("Project", self.project),
             self.project,
             Unfolding("Rounds", self.rounds),
@@ -256,8 +247,8 @@ class ConvLoRAWidget(QWidget):
             self.memory,
         ):
             column.addWidget(part)
-        column.addLayout(buttons)
         column.addStretch()
+        leave_keys_to_canvas(inside)
         scroll = QScrollArea()
         scroll.setWidgetResizable(True)
         scroll.setFrameShape(QFrame.Shape.NoFrame)
@@ -276,6 +267,7 @@ class ConvLoRAWidget(QWidget):
             lambda: dialogs.with_checkpoint(self, self.source.choose_backbone)
         )
         self._annotate.clicked.connect(self.start_annotating)
+        QShortcut(QKeySequence(_BRUSH_KEY), self).activated.connect(self.start_annotating)
         self.reviewed.said.connect(self._say)
         table.changed.connect(self._on_classes)
         table.selected.connect(self.images.select_class)
@@ -308,10 +300,11 @@ class ConvLoRAWidget(QWidget):
         )
         for part in (self.keeper, self.offer, self.project, self.rounds):
             part.failed.connect(lambda sentence: self._complain(sentence, False))
-        self._predict.clicked.connect(self.predict)
-        self._masks.clicked.connect(lambda: dialogs.with_masks(self, self.export_masks))
-        self._save.clicked.connect(lambda: dialogs.with_new_adapter(self, self.export_adapter))
-        self._load.clicked.connect(lambda: dialogs.with_adapter(self, self.load_adapter))
+        output = self.output
+        output.predict.clicked.connect(self.predict)
+        output.masks.clicked.connect(lambda: dialogs.with_masks(self, self.export_masks))
+        output.save.clicked.connect(lambda: dialogs.with_new_adapter(self, self.export_adapter))
+        output.load.clicked.connect(lambda: dialogs.with_adapter(self, self.load_adapter))
 
     def _recipe(self) -> Recipe:
         train = replace(self.settings.train_config(), start=self.rounds.start)
@@ -328,13 +321,9 @@ class ConvLoRAWidget(QWidget):
         except ConvLoRAError as error:
             self._complain(str(error), False)
 
-    def _say(self, sentence: str) -> None:
-        if sentence:
-            self._status.setText(sentence)
-
     def _complain(self, sentence: str, ours: bool) -> None:
         (show_error if ours else show_warning)(sentence)
-        self._say(sentence)
+        self._say(sentence, wrong=True)
 
     def _on_image(self) -> None:
         self.images.choose(self.source.image, self.source.channel_axis)
@@ -384,6 +373,7 @@ class ConvLoRAWidget(QWidget):
 
     def _on_started(self, total_steps: int, held_out: bool) -> None:
         self.plot.restart(total_steps, held_out)
+        self.plot.show()
         self.run_bar.restart(total_steps, self.settings.train_config().max_minutes)
 
     def _on_steps(self, steps: list) -> None:
@@ -393,13 +383,15 @@ class ConvLoRAWidget(QWidget):
     def _refresh(self) -> None:
         """Derive what is enabled from the state, in this one place."""
         flow = self.workflow
-        record, idle = self.images.current, not flow.running
+        record = self.images.current
         annotating = record is not None and record.annotating
         self._annotate.setEnabled(record is not None and not annotating)
         self._annotate.setVisible(not annotating)
-        self._predict.setEnabled(idle and record is not None and flow.has_adapter)
-        self._load.setEnabled(idle)
-        self._save.setEnabled(idle and flow.has_adapter)
-        self._masks.setEnabled(record is not None and record.predicted)
+        self.output.show_state(
+            image=record is not None,
+            adapter=flow.has_adapter,
+            predicted=record is not None and record.predicted,
+            idle=not flow.running,
+        )
         self.run_bar.show_state(flow.phase, paused=flow.paused, can_adapt=annotating)
         self.source.refresh(record.annotations if record is not None else None)

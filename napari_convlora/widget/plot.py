@@ -60,6 +60,8 @@ class TrainingPlot(QWidget):
         painter.setRenderHint(QPainter.RenderHint.Antialiasing)
         text = self.palette().windowText().color()
         accent = self._accent or self.palette().highlight().color()
+        if text.lightness() < 128:  # on a light ground
+            accent = accent.darker(170)
         line = QFontMetrics(self.font()).height()
         frame = QRectF(self.rect()).adjusted(3, line + _GAP, -3, -line - 2)
         faint = QColor(text)
@@ -73,7 +75,7 @@ class TrainingPlot(QWidget):
         bottom = QRectF(frame.left(), frame.bottom() + 2, frame.width(), line)
         if not self.losses:
             painter.setPen(text)
-            painter.drawText(frame, Qt.AlignmentFlag.AlignCenter, "no training yet")
+            painter.drawText(frame, Qt.AlignmentFlag.AlignCenter, "the first step is still to come")
             return
         painter.setPen(text)
         painter.drawText(bottom, Qt.AlignmentFlag.AlignLeft, "0")

@@ -122,6 +122,7 @@ class PromptTool(QWidget):
         self.button.setCheckable(True)
         self.button.setToolTip("Let SAM find objects for the selected class, unadapted.")
         self.over = QCheckBox("Paint over other classes")
+        self.over.setToolTip("Otherwise only pixels that are not labelled yet are filled.")
         self.words = words(_HELP)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)

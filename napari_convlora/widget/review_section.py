@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from qtpy.QtWidgets import QCheckBox, QGridLayout, QLabel, QPushButton, QSlider,
 from napari_convlora.config import ConvLoRAError, InputError
 from napari_convlora.review import component
 from napari_convlora.widget.camera import show_place
-from napari_convlora.widget.derived import is_derived
+from napari_convlora.widget.derived import NOTHING_PREDICTED, is_derived
 from napari_convlora.widget.region_tool import Kind, RegionTool
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ _WHAT = {
     False: "Clear it until the next prediction; nothing is learnt from that.",
 }
 NEXT_KEY, COMPARE_KEY = "N", "H"
+_TAKE_KEYS = {True: "A", False: "R"}
 _PLACES_WIDE = 4
 _HOW: dict[Kind, tuple[str, str]] = {
     "click": ("By click", "Click on a connected region to {} it"),
@@ -69,6 +70,8 @@ class ReviewSection(QWidget):
         self._accepting = True
         self.tool = RegionTool()  # without a parent, so that it can clean up after this
         self.tools: dict[tuple[Kind, bool], QPushButton] = {}
+        self.empty = QLabel(NOTHING_PREDICTED)
+        self.empty.setWordWrap(True)
         self.all_planes = QCheckBox("In all planes")
         self.all_planes.setToolTip("Otherwise only in the plane that is shown.")
         self.confidence = QSlider(Qt.Orientation.Horizontal)
@@ -97,6 +100,7 @@ class ReviewSection(QWidget):
         """Derive what is enabled from the state."""
         record = self._images.current
         predicted = record is not None and record.predicted
+        self.empty.setVisible(not predicted)
         if not predicted:
             self.tool.leave()
         for button in (*self.tools.values(), *self.by_class.values(), *self.by_confidence.values()):
@@ -133,12 +137,16 @@ class ReviewSection(QWidget):
         grid = QGridLayout(self)
         grid.setContentsMargins(0, 0, 0, 0)
         grid.setColumnStretch(0, 1)
-        for row, (kind, (title, how)) in enumerate(_HOW.items()):
+        grid.addWidget(self.empty, 0, 0, 1, 3)
+        for row, (kind, (title, how)) in enumerate(_HOW.items(), 1):
             grid.addWidget(QLabel(title), row, 0)
             for column, (accept, name) in enumerate(_VERBS.items(), 1):
                 button = QPushButton(name)
                 button.setCheckable(True)
-                button.setToolTip(f"{how.format(name.lower())}; Esc ends. {_WHAT[accept]}")
+                tip = f"{how.format(name.lower())}; Esc ends. {_WHAT[accept]}"
+                if kind == "click":
+                    tip += f" Or press {_TAKE_KEYS[accept]} with the mouse on the region."
+                button.setToolTip(tip)
                 button.clicked.connect(partial(self._on_tool, kind, accept))
                 self.tools[kind, accept] = button
                 grid.addWidget(button, row, column)
@@ -184,9 +192,17 @@ class ReviewSection(QWidget):
         def go_on(_: Any) -> None:
             self.next_button.click()
 
-        viewer.bind_key(NEXT_KEY, go_on, overwrite=True)
-        viewer.bind_key(COMPARE_KEY, hold, overwrite=True)
-        self.destroyed.connect(partial(_let_go, viewer, self.tool, (go_on, hold)))
+        def taking(accept: bool) -> Callable[[Any], None]:
+            def take(_: Any) -> None:  # napari wants functions with names, so no `partial`
+                self._try(self._take_under_mouse, accept)
+
+            return take
+
+        bound: dict[str, Callable] = {NEXT_KEY: go_on, COMPARE_KEY: hold}
+        bound |= {key: taking(accept) for accept, key in _TAKE_KEYS.items()}
+        for key, action in bound.items():
+            viewer.bind_key(key, action, overwrite=True)
+        self.destroyed.connect(partial(_let_go, viewer, self.tool, bound.values()))
 
     def _try(self, action: Callable[..., None], *arguments: Any) -> None:
         try:
@@ -215,6 +231,18 @@ class ReviewSection(QWidget):
     def _on_left(self) -> None:
         for button in self.tools.values():
             button.setChecked(False)
+
+    def _take_under_mouse(self, accept: bool) -> None:
+        record = self._images.need()
+        plane, row, column = record.locate(self._viewer.cursor.position)
+        at = plane, round(row), round(column)
+        if not all(0 <= i < n for i, n in zip(at, record.planes_shape, strict=True)):
+            raise InputError(
+                f"There is no prediction under the mouse; point at a region, then press "
+                f"{_TAKE_KEYS[accept]}."
+            )
+        self._accepting = accept
+        self._on_click(at)
 
     def _on_click(self, at: tuple[int, int, int]) -> None:
         view = self._images.need().predicted_view()
@@ -308,7 +336,7 @@ class ReviewSection(QWidget):
             self._changed.undo()
 
 
-def _let_go(viewer: Viewer, tool: RegionTool, actions: tuple[Callable, ...], *_: Any) -> None:
+def _let_go(viewer: Viewer, tool: RegionTool, actions: Collection[Callable], *_: Any) -> None:
     tool.leave()
     for key, action in list(viewer.keymap.items()):
         if action in actions:  # another panel may have bound the key meanwhile

@@ -37,6 +37,8 @@ class ReviewedForm(QWidget):
         self._images = images
         self.rectangle = QPushButton("Draw rectangle")
         self.polygon = QPushButton("Draw polygon")
+        self.rectangle.setToolTip("Drag a rectangle around what you have annotated completely.")
+        self.polygon.setToolTip("Click around what you have annotated completely; Enter ends it.")
         self.whole = QPushButton("This plane is complete")
         self.whole.setToolTip("Everything on this plane that is unpainted is background.")
         self.words = words(_HELP)
@@ -68,7 +70,10 @@ class ReviewedForm(QWidget):
             low, high, far = -0.5, height - 0.5, width - 0.5
             whole = np.array([[low, low], [low, far], [high, far], [high, low]])
             if any(p == plane and np.array_equal(v, whole) for p, v in record.outlines()):
-                raise ConvLoRAError("This plane is marked as complete already.")
+                raise ConvLoRAError(
+                    "This plane is marked as complete already; go to another, or select its shape "
+                    "and press Delete."
+                )
             layer = self._images.start_reviewing()
         except ConvLoRAError as error:
             self.said.emit(str(error))

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from qtpy.QtCore import Signal
+from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import (
     QAbstractItemView,
     QCheckBox,
     QHBoxLayout,
     QHeaderView,
+    QLabel,
     QPushButton,
     QTableWidget,
     QTableWidgetItem,
@@ -23,7 +24,15 @@ from napari_convlora.project import RoundRecord
 from napari_convlora.widget import dialogs
 from napari_convlora.widget.history import History
 
-_COLUMNS = ("", "Round", "Score on … labels", "s", "Labels", "Corrected later")
+_COLUMNS = {
+    "Round": "✓ marks the installed one, which predicts.",
+    "Score": "Mean IoU, 0 to 1, on held-out labels, or on those it was trained on.",
+    "Time": "Seconds of training.",
+    "Labels": "Annotated pixels that it learnt from.",
+    "Right later": "How many of the pixels that you painted afterwards it had predicted right.",
+}
+_EMPTY = "No round yet: every press of Adapt adds one here, to compare and to roll back."
+_MOST_ROWS = 6
 
 
 class RoundsSection(QWidget):
@@ -41,13 +50,18 @@ class RoundsSection(QWidget):
         super().__init__(parent)
         self._history = history
         self.table = QTableWidget(0, len(_COLUMNS))
-        self.table.setHorizontalHeaderLabels(_COLUMNS)
+        self.table.setHorizontalHeaderLabels(list(_COLUMNS))
+        for i, tip in enumerate(_COLUMNS.values()):
+            self.table.horizontalHeaderItem(i).setToolTip(tip)
+        self.empty = QLabel(_EMPTY)
+        self.empty.setWordWrap(True)
         self.table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
         self.table.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
         self.table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
         self.table.verticalHeader().hide()
         self.table.horizontalHeader().setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
-        self.table.setFixedHeight(7 * self.table.verticalHeader().defaultSectionSize())
+        self.table.horizontalHeader().setStretchLastSection(True)
+        self.table.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self.install_button = QPushButton("Install")
         self.install_button.setToolTip("Let the selected round predict, for example to roll back.")
         self.recipe_button = QPushButton("Recipe…")
@@ -61,6 +75,7 @@ class RoundsSection(QWidget):
             buttons.addWidget(button)
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
+        column.addWidget(self.empty)
         column.addWidget(self.table)
         column.addLayout(buttons)
         column.addWidget(self.go_on)
@@ -76,7 +91,11 @@ class RoundsSection(QWidget):
     def refresh(self) -> None:
         """Show the history as it is."""
         records = self._history.records
+        self.empty.setVisible(not records)
+        self.table.setVisible(bool(records))
         self.table.setRowCount(len(records))
+        rows = 1 + min(len(records), _MOST_ROWS)
+        self.table.setFixedHeight(rows * self.table.verticalHeader().defaultSectionSize() + 4)
         for row, record in enumerate(reversed(records)):  # the newest first
             for column, text in enumerate(self._texts(record)):
                 item = QTableWidgetItem(text)
@@ -89,13 +108,13 @@ class RoundsSection(QWidget):
         if record.score is not None:
             score = f"{record.score:.2f} {'held-out' if record.held_out else 'training'}"
         later = self._history.curve.get(record.number)
+        mark = " ✓" if record.number == self._history.installed else ""
         return (
-            "✓" if record.number == self._history.installed else "",
-            str(record.number),
+            f"{record.number}{mark}",
             score,
-            f"{record.seconds:.0f}",
+            f"{record.seconds:.0f} s",
             f"{sum(record.pixels.values()):,}",
-            f"{later.accuracy:.0%} of {later.pixels:,} right" if later and later.pixels else "",
+            f"{later.accuracy:.0%} of {later.pixels:,}" if later and later.pixels else "",
         )
 
     def _enable(self) -> None:
@@ -105,7 +124,7 @@ class RoundsSection(QWidget):
 
     def _on_selected(self, action: Callable[[int], None]) -> None:
         try:
-            action(int(self.table.item(self.table.currentRow(), 1).text()))
+            action(self._history.records[-1 - self.table.currentRow()].number)
         except ConvLoRAError as error:
             self.failed.emit(str(error))
 

@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
+from qtpy.QtGui import QKeySequence
+from qtpy.QtWidgets import (
+    QHBoxLayout,
+    QLabel,
+    QProgressBar,
+    QPushButton,
+    QShortcut,
+    QVBoxLayout,
+    QWidget,
+)
 
 from napari_convlora.events import Planned, Step, duration_text
+from napari_convlora.widget.status_line import StatusLine
+
+ADAPT_KEY, STOP_KEY = "Ctrl+Return", "Ctrl+."
+_ADAPT = "Learn from everything painted so far, then predict the image (Ctrl+Enter)."
+_STOP = f"End this and keep what was learnt ({STOP_KEY})."
 
 
 class RunBar(QWidget):
     """One button that starts and stops, one that pauses and resumes, a bar and its words.
+
+    Attributes
+    ----------
+    status
+        What has happened and what to do next.
 
     Signals
     -------
@@ -38,18 +58,24 @@ class RunBar(QWidget):
         self.bar = QProgressBar()
         self.bar.setTextVisible(False)
         self.words = QLabel(" ")
+        self.words.hide()  # until something has run
+        self.status = StatusLine()
         font = self.main_button.font()
         font.setBold(True)
         self.main_button.setFont(font)
         self.main_button.setMinimumHeight(34)
         self.pause_button.setMinimumHeight(34)
-        self.main_button.setToolTip("Learn from everything painted so far, then predict the image.")
+        self.pause_button.setToolTip("Let the round wait after its present step, or go on.")
+        for key, stops in ((ADAPT_KEY, False), ("Ctrl+Enter", False), (STOP_KEY, True)):
+            shortcut = QShortcut(QKeySequence(key), self)
+            shortcut.activated.connect(partial(self._on_key, stops))
         buttons = QHBoxLayout()
         buttons.addWidget(self.main_button, 3)
         buttons.addWidget(self.pause_button, 1)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addLayout(buttons)
+        layout.addWidget(self.status)
         layout.addWidget(self.bar)
         layout.addWidget(self.words)
         self.main_button.clicked.connect(self._on_main)
@@ -60,6 +86,13 @@ class RunBar(QWidget):
         """Make buttons and bar say what `phase` allows."""
         self._running, self._paused = phase != "idle", paused
         self.main_button.setText("Stop" if self._running else "Adapt")
+        self.main_button.setToolTip(_STOP if self._running else _ADAPT)
+        self.bar.setVisible(self._running)
+        if self._running:
+            self.words.show()
+            policy = self.bar.sizePolicy()
+            policy.setRetainSizeWhenHidden(True)  # from now on, what is below stays where it is
+            self.bar.setSizePolicy(policy)
         self.main_button.setEnabled(self._running or can_adapt)
         self.pause_button.setText("Resume" if paused else "Pause")
         self.pause_button.setEnabled(phase in ("starting", "training"))
@@ -67,8 +100,6 @@ class RunBar(QWidget):
             self.bar.setRange(0, 0)
             self.words.setText(" ")
         elif phase == "idle":
-            self.bar.setRange(0, 1)
-            self.bar.reset()
             self.words.setText(" ")
 
     def restart(self, total_steps: int, max_minutes: float | None = None) -> None:
@@ -107,6 +138,10 @@ class RunBar(QWidget):
         self.bar.setRange(0, tiles.total)
         self.bar.setValue(tiles.done)
         self.words.setText(f"predicting: tile {tiles.done} of {tiles.total}")
+
+    def _on_key(self, stops: bool) -> None:
+        if self._running == stops and self.main_button.isEnabled():
+            self._on_main()
 
     def _on_main(self) -> None:
         (self.stop_pressed if self._running else self.adapt_pressed).emit()

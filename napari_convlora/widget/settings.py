@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import get_args
 
 from magicgui.widgets import CheckBox, ComboBox, FloatSpinBox, SpinBox
+from superqt.utils import signals_blocked
 
 from napari_convlora.config import (
     DeviceName,
@@ -37,13 +38,13 @@ class SettingsForm:
             label="Method",
             choices=get_args(MethodName),
             value=model.method,
-            tooltip="What is trained inside the encoder.",
+            tooltip="What is trained inside the encoder; conv_lora is what this is made for.",
         )
         self.preset = ComboBox(
             label="Preset",
             choices=get_args(PresetName),
             value=train.preset,
-            tooltip="fast adapts the last blocks, full every block.",
+            tooltip="fast adapts the last blocks; full every block, which takes longer.",
         )
         self.head = ComboBox(
             label="Head",
@@ -58,14 +59,20 @@ class SettingsForm:
             value=model.detail,
             tooltip="Local filters at full resolution: thin structure, and the first preview.",
         )
-        self.max_steps = SpinBox(label="Steps, at most", min=1, max=100_000, value=train.max_steps)
+        self.max_steps = SpinBox(
+            label="Steps, at most",
+            min=1,
+            max=100_000,
+            value=train.max_steps,
+            tooltip="Training steps of a round. It ends earlier when there is no more to gain.",
+        )
         self.max_minutes = FloatSpinBox(
             label="Minutes, at most",
             min=0,
             max=10_000,
             step=1,
             value=train.max_minutes or 0,
-            tooltip="0 sets no limit.",
+            tooltip="Minutes that the steps of a round may take; 0 sets no limit.",
         )
         self.max_minutes.native.setSpecialValueText("no limit")
         self.preview_seconds = FloatSpinBox(
@@ -74,11 +81,22 @@ class SettingsForm:
             max=3600,
             step=1,
             value=_PREVIEW_SECONDS if train.preview_seconds is None else train.preview_seconds,
-            tooltip="How often the prediction is refreshed while training; 0 is never.",
+            tooltip="Seconds between refreshes of the prediction while training; 0 is never.",
         )
         self.preview_seconds.native.setSpecialValueText("never")
-        self.seed = SpinBox(label="Seed", min=0, max=2**31 - 1, value=train.seed)
-        self.device = ComboBox(label="Device", choices=get_args(DeviceName), value=train.device)
+        self.seed = SpinBox(
+            label="Seed",
+            min=0,
+            max=2**31 - 1,
+            value=train.seed,
+            tooltip="Start of the random numbers: the same seed repeats a round.",
+        )
+        self.device = ComboBox(
+            label="Device",
+            choices=get_args(DeviceName),
+            value=train.device,
+            tooltip="Where to compute. auto takes a graphics card if there is one.",
+        )
         self.native = Form(
             [
                 self.method,
@@ -98,8 +116,13 @@ class SettingsForm:
         self.model, self.train = model, train
         for name in ("method", "head", "detail"):
             getattr(self, name).value = getattr(model, name)
-        for name in ("preset", "max_steps", "seed", "device"):
+        for name in ("preset", "device"):
             getattr(self, name).value = getattr(train, name)
+        for name in ("max_steps", "seed"):
+            box = getattr(self, name)
+            # These boxes would take the keyboard from the canvas, even while they are hidden.
+            with signals_blocked(box.native.lineEdit()):
+                box.value = getattr(train, name)
         self.max_minutes.value = train.max_minutes or 0
         self.preview_seconds.value = train.preview_seconds or 0
 

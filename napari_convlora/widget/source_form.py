@@ -50,7 +50,9 @@ class SourceForm(QObject):
         self._files: dict[str, str] = {}
         self._last_backbone = "litemedsam"
         self._quiet = False
-        self.image_combo = ComboBox(label="Image", choices=self._images)
+        self.image_combo = ComboBox(
+            label="Image", choices=self._images, tooltip="The image to annotate and to predict."
+        )
         self.channels_combo = ComboBox(
             label="Channels",
             choices=self._axes,

@@ -30,8 +30,9 @@ _HOW = {
     "terminated": "was stopped in the middle of a step; press Predict to see what it learnt",
 }
 _LOADED = "The adapter is loaded; press Predict to use it on an image."
+_KEPT = "What is painted is kept; try it again."
 _PREDICTED = (
-    "The prediction is ready. Correct mistakes by painting on it, then press Adapt; or export."
+    "The prediction is ready. Paint over its mistakes, then press Adapt; or press Export masks."
 )
 
 Phase = Literal["idle", "starting", "training", "predicting"]
@@ -281,7 +282,10 @@ class Workflow(QObject):
             case events.Preview() if self._target is not None:
                 shown = self._target.show(message.labels, message.plane)
                 if shown and message.stage == "detail":
-                    self.said.emit("A first preview, from local filters; now SAM is adapted.")
+                    self.said.emit(
+                        "A first preview, from local filters; SAM is learning now. You can go on "
+                        "painting, pause or stop."
+                    )
                 self.changed.emit()
             case events.Finished():
                 self.learnt.emit(message, *self._learning)
@@ -323,8 +327,8 @@ class Workflow(QObject):
         verdict = decide(message.adapter.summary)
         reason = f" {verdict.reason}" if message.adapter.summary.get("compared") else ""
         self._outcome = (
-            f"Round {number} {how}{self._score}.{reason} Correct mistakes by painting on "
-            "'prediction', then press Adapt again; or export."
+            f"Round {number} {how}{self._score}.{reason} Paint over mistakes, then "
+            "press Adapt again; or press Export masks."
         )
 
     def _install(self, message: jobs.Predicted) -> None:
@@ -344,7 +348,7 @@ class Workflow(QObject):
     def _on_error(self, error: Exception) -> None:
         ours = not isinstance(error, ConvLoRAError) or type(error).__name__ == "JobError"
         text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        self._outcome = f"It broke off: {text}" if ours else str(error)
+        self._outcome = f"It broke off: {text.rstrip('.')}. {_KEPT}" if ours else str(error)
         self.failed.emit(self._outcome, ours)
 
     def _on_end(self) -> None:
