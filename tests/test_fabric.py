@@ -18,7 +18,7 @@ from napari_convlora.backbones.testing import random_backbone
 from napari_convlora.config import InputError, MethodName, ModelConfig, TrainConfig
 from napari_convlora.events import Step
 from napari_convlora.files import read_image, read_labels
-from napari_convlora.sampling import labelled_parts
+from napari_convlora.parts import labelled_parts
 from napari_convlora.training import adapt
 from tests.conftest import make_scene
 from tests.random_command import QUICK

@@ -9,16 +9,12 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from napari_convlora import blocks
 from napari_convlora.annotations import LabelledImage
-from napari_convlora.blocks import Block
 from napari_convlora.data import Normalizer, View
 from napari_convlora.losses import VOID
-from napari_convlora.planes import lazy_planes
 from napari_convlora.sampling import (
     TrainingSet,
     detail_block,
-    labelled_parts,
     pixel_samples,
     training_set,
     view_detail,
@@ -338,30 +334,3 @@ def test_most_views_stay_when_a_stroke_is_added() -> None:
     after = view_pool(training_set([picture(annotations)], [1, 2], 0), 256, 24, 0)
     assert after != before
     assert len(set(before) & set(after)) >= 15
-
-
-def test_of_a_large_image_only_what_lies_around_labels_is_read(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(blocks, "LARGE", 10**6)
-    image = np.arange(9000 * 9000, dtype=np.float32).reshape(1, 9000, 9000, 1)
-    labels = np.zeros((1, 9000, 9000), np.uint8)
-    labels[0, 1500:1510, 1700] = 1
-    labels[0, 2500, 2400] = 2  # near the first: one part
-    labels[0, 8999, 8999] = 2
-    parts = labelled_parts(lazy_planes(image[0, ..., 0]), labels, "big")
-    assert [where for where, _ in parts] == [
-        Block(0, 512, 1024, 2560, 2048),
-        Block(0, 8192, 8192, 808, 808),
-    ]
-    for where, part in parts:
-        np.testing.assert_array_equal(part.image[0], image[0, where.rows, where.columns])
-        np.testing.assert_array_equal(part.annotations[0], labels[0, where.rows, where.columns])
-    assert sum((part.annotations > 0).sum() for _, part in parts) == 12
-
-
-def test_of_a_small_lazy_image_everything_is_read() -> None:
-    image = np.random.default_rng(0).random((2, 30, 40))
-    ((where, part),) = labelled_parts(lazy_planes(image), np.zeros((2, 30, 40), int))
-    np.testing.assert_array_equal(part.image[..., 0], image)
-    assert where == Block(0, 0, 0, 30, 40)

@@ -86,7 +86,7 @@ class Snapshot:
         InputError
             There are reviewed regions, but no class is the background.
         """
-        from napari_convlora.sampling import labelled_parts
+        from napari_convlora.parts import labelled_parts
 
         annotations = complete(self.annotations, self.reviewed, self.background_id, self.name)
         return labelled_parts(self.planes(), annotations, self.name)

@@ -1,0 +1,293 @@
+"""What the commands do; each returns the exit status."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from napari_convlora.config import (
+    ClassInfo,
+    ConvLoRAError,
+    InputError,
+    TrainConfig,
+)
+
+# The engine imports torch, which takes seconds: commands import it when they run, not for --help.
+
+DONE, FAILED = 0, 1
+
+# No markup: a file may be called "[red]cells.tif".
+out = Console(soft_wrap=True, markup=False)
+err = Console(stderr=True, soft_wrap=True, markup=False)
+
+
+@contextmanager
+def _bar(what: str, total: float | None) -> Iterator[Callable[..., None]]:
+    """Progress bar on a terminal, silence elsewhere; yields its update function."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
+        task = progress.add_task(what, total=total, note="")
+        yield lambda **fields: progress.update(task, **fields)
+
+
+def adapt(options: argparse.Namespace) -> int:
+    """Run a round on annotated images, or repeat or add one."""
+    from napari_convlora import annotations, export, files, project_commands, stores
+    from napari_convlora.parts import labelled_parts
+    from napari_convlora.session import Session
+
+    by_file = not (options.project or options.recipe)
+    _need(
+        options, *(("images", "labels") if by_file else ()), *(() if options.project else ("out",))
+    )
+    for path in filter(None, (options.out, options.history)):
+        files.check_writable(path)
+    if by_file:
+        if len(options.images) != len(options.labels):
+            options.parser.error(
+                f"{len(options.images)} images but {len(options.labels)} label images; "
+                "give one each"
+            )
+        images = []
+        for image_path, label_path in zip(options.images, options.labels, strict=True):
+            image = stores.open_image(image_path)
+            labels = files.read_labels(label_path, image.shape[:3])
+            images += [part for _, part in labelled_parts(image, labels, image_path.stem)]
+        if options.classes:
+            classes = annotations.read_classes(options.classes)
+        else:
+            classes = annotations.default_classes({i for im in images for i in set(_ids(im))})
+        settings = project_commands.settings(options)
+        session = Session(settings.model, settings.train, settings.backbone)
+        if options.devices:
+            _share(session, options.devices)
+        last, history = _run_round(session, images, classes)
+        if session.team.rank:
+            return DONE
+        said = str(options.out)
+    elif options.devices:
+        options.parser.error("--devices goes with --images, not with --project or --recipe")
+    else:
+        last, history, said = project_commands.adapt(options, _run_round)
+    if options.out:
+        last.adapter.save(options.out)
+    if options.history:
+        export.write_history(options.history, history)
+    summary = last.adapter.summary
+    out.print(
+        f"{said}: {len(last.adapter.classes)} classes, {summary['steps']} steps in "
+        f"{summary['seconds']:.0f} s, ended by {last.reason}{_score_text(summary)}.",
+        highlight=False,
+        markup=False,
+    )
+    return DONE
+
+
+def _share(session: Any, n_devices: int) -> None:
+    """Train `session` on several devices; all processes but the first keep quiet."""
+    from napari_convlora import fabric
+
+    team = session.team = fabric.launch(n_devices, session.train_config.device)
+    out.quiet = err.quiet = team.rank > 0
+    before = session.train_config
+    config = session.train_config = fabric.enlarge_batches(before, n_devices)
+    if config != before:
+        err.print(f"Batches have {n_devices} views at least, one for each device.")
+
+
+def _need(options: argparse.Namespace, *names: str) -> None:
+    missing = [name for name in names if getattr(options, name) is None]
+    if missing:
+        listed = ", ".join(name if name == "adapter" else f"--{name}" for name in missing)
+        options.parser.error(f"the following arguments are required: {listed}")
+
+
+def _run_round(
+    session: Any, images: Sequence[Any], classes: Sequence[ClassInfo], stop_after: int | None = None
+) -> tuple[Any, list[Any]]:
+    """Run a round, until a step if one is given; returns its `Finished` and all its events."""
+    from napari_convlora import events
+
+    control = events.RunControl()
+    history: list[events.Event] = []
+    with _bar("adapting", session.train_config.max_steps) as update, _interrupt(control.stop):
+        for event in session.run_round(images, classes, control):
+            history.append(event)
+            if isinstance(event, events.Step):
+                update(completed=event.step, note=f"loss {event.loss:.3f}")
+                if event.step == stop_after:
+                    control.stop()
+            elif isinstance(event, events.Planned | events.Adjusted):
+                err.print(str(event), highlight=False)
+    last = history[-1]
+    if isinstance(last, events.Failed):
+        raise ConvLoRAError(last.message)
+    return last, history
+
+
+def _ids(image: Any) -> Iterator[int]:
+    import numpy as np
+
+    return map(int, np.unique(image.annotations))
+
+
+def _score_text(summary: dict[str, Any]) -> str:
+    if summary["score"] is None:
+        return ""
+    kind = "held-out" if summary["held_out"] else "training"
+    return f", mean IoU {summary['score']:.3f} on {kind} labels"
+
+
+@contextmanager
+def _interrupt(stop: Callable[[], None]) -> Iterator[None]:
+    """Let the first Ctrl-C end the work in good order, and a second one break it off."""
+
+    def first(*_: object) -> None:
+        stop()
+        signal.signal(signal.SIGINT, previous)
+        err.print("Stopping after this step; press Ctrl-C again to break off.")
+
+    previous = signal.signal(signal.SIGINT, first)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def predict(options: argparse.Namespace) -> int:
+    """Predict images into a folder."""
+    from contextlib import ExitStack
+
+    from napari_convlora import events, files, project_commands
+    from napari_convlora.session import Session
+
+    _need(options, *(() if options.project else ("adapter", "images", "out")))
+    if options.project and (options.scheduler or options.format == "zarr"):
+        options.parser.error("--scheduler and --format zarr go with --images, not with --project")
+    stems = [path.stem for path in options.images or ()]
+    twice = sorted({stem for stem in stems if stems.count(stem) > 1})
+    if twice:
+        options.parser.error(f"several images are called {twice[0]!r}; predict them separately")
+    session = Session(train_config=TrainConfig(device=options.device or TrainConfig().device))
+    failed = 0
+    control = events.RunControl()
+    with ExitStack() as stack:
+        adapter, backbone, tasks = stack.enter_context(project_commands.to_predict(options))
+        session.install(adapter)
+        session.backbone_name = options.backbone or backbone
+        if not options.scheduler:
+            session.backbone()
+        if options.out:
+            files.make_folder(options.out)
+        update = stack.enter_context(_bar("predicting", len(tasks)))
+        stack.enter_context(_interrupt(control.stop))
+        for number, task in enumerate(tasks):
+            update(completed=number, note=task.name)
+            try:
+                for step in task.run(session, control):
+                    update(completed=number + step.done / step.total)
+            except InputError as error:
+                failed += 1
+                err.print(f"{task.name}: {error}", style="red", markup=False, highlight=False)
+            if control.stopping:
+                break
+    where = options.out or options.project
+    if control.stopping:
+        raise ConvLoRAError(
+            f"Stopped; masks finished so far are in {where}, and of a large image the same "
+            "command goes on where it was."
+        )
+    out.print(f"{len(tasks) - failed} of {len(tasks)} images predicted into {where}.")
+    return FAILED if failed else DONE
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """Score masks against truth."""
+    from napari_convlora.files import atomic_write
+    from napari_convlora.metrics import evaluate_folders
+
+    result = evaluate_folders(options.predictions, options.labels, options.ignore)
+    table = Table("", "IoU", "Dice")
+    for i, iou in result.scores.iou.items():
+        table.add_row(f"class {i}", f"{iou:.4f}", f"{result.scores.dice[i]:.4f}")
+    table.add_row(
+        "mean", f"{result.scores.mean_iou:.4f}", f"{result.scores.mean_dice:.4f}", style="bold"
+    )
+    for stem, own in result.images.items():
+        table.add_row(stem, f"{own.mean_iou:.4f}", f"{own.mean_dice:.4f}", style="dim")
+    out.print(table)
+    if options.json:
+        with atomic_write(options.json) as file:
+            file.write(json.dumps(result.as_dict(), indent=2).encode() + b"\n")
+    return DONE
+
+
+def weights_list(options: argparse.Namespace) -> int:
+    """List backbones, with licence and size."""
+    from napari_convlora.backbones import REGISTRY, available_backbones
+
+    table = Table("name", "size", "licence", "where", "note")
+    for name, path in available_backbones().items():
+        spec = REGISTRY[name]
+        size = f"{spec.size_bytes / 1e6:.0f} MB" if spec.size_bytes else "unknown"
+        table.add_row(name, size, spec.licence, str(path or "not here"), spec.note)
+    out.print(table)
+    return DONE
+
+
+def weights_fetch(options: argparse.Namespace) -> int:
+    """Download checkpoints."""
+    from napari_convlora.backbones import REGISTRY, fetch
+
+    spec = REGISTRY.get(options.name)
+    if spec is not None:
+        size = f"{spec.size_bytes / 1e6:.0f} MB" if spec.size_bytes else "size unknown"
+        err.print(f"{spec.title}: {size}, licence {spec.licence}, {spec.url}", highlight=False)
+    with _bar(options.name, None) as update:
+        path = fetch(options.name, lambda done, total: update(completed=done, total=total))
+    out.print(str(path), highlight=False, markup=False)
+    return DONE
+
+
+def weights_path(options: argparse.Namespace) -> int:
+    """Say where checkpoints lie."""
+    from napari_convlora.backbones import checkpoint_path
+
+    out.print(str(checkpoint_path(options.name)), highlight=False, markup=False)
+    return DONE
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """Say what this machine offers."""
+    from napari_convlora.doctor import report
+
+    table = Table("what", "found", show_lines=False)
+    findings = report()
+    for finding in findings:
+        table.add_row(finding.what, finding.found, style="" if finding.ok else "yellow")
+    out.print(table)
+    for finding in findings:
+        if not finding.ok:
+            out.print(f"- {finding.what}: {finding.remedy}", highlight=False, markup=False)
+    return DONE
+
+
+def demo(options: argparse.Namespace) -> int:
+    """Run the loop on a sample image."""
+    from napari_convlora.widget.demo import run_demo
+
+    return run_demo(options.out, headless=options.headless)
