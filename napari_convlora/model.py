@@ -70,7 +70,8 @@ class SemanticSAM(nn.Module):
             raise InputError(
                 f"The head mask_token tells two classes apart, not {n_classes}; use class_tokens."
             )
-        width = backbone.no_prompt((1, 1))[1].shape[1]
+        prompt_encoder: Any = backbone.prompt_encoder
+        width = prompt_encoder.no_mask_embed.weight.shape[1]
         self.detail = DetailBranch(n_channels, width, n_classes) if config.detail else None
         spec = backbone.spec
         self.register_buffer("image_mean", torch.tensor(spec.pixel_mean)[:, None, None], False)

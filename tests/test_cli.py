@@ -15,7 +15,7 @@ import torch
 import zarr
 from PIL import Image
 
-from napari_convlora import cli
+from napari_convlora import cli, commands
 from napari_convlora.adapter_file import Adapter
 from napari_convlora.backbones import Backbone, load_backbone
 from tests.conftest import make_scene
@@ -67,14 +67,14 @@ def test_zarr_images_are_learnt_from_and_predicted(folder: Path) -> None:
     grey = tifffile.imread(folder / "image0.tif")
     zarr.create_array(folder / "image0.zarr", data=grey, chunks=(40, 40))
     images = ["--images", str(folder / "image0.zarr")]
-    assert adapt(folder, *images) == cli.DONE
+    assert adapt(folder, *images) == commands.DONE
     out = folder / "masks"
     command = ["predict", str(folder / "a.safetensors"), "--out", str(out), "--device", "cpu"]
-    assert cli.main([*command, *images]) == cli.DONE
+    assert cli.main([*command, *images]) == commands.DONE
     from_zarr = tifffile.imread(out / "image0.tif")
-    assert cli.main([*command, "--images", str(folder / "image0.tif")]) == cli.DONE
+    assert cli.main([*command, "--images", str(folder / "image0.tif")]) == commands.DONE
     np.testing.assert_array_equal(tifffile.imread(out / "image0.tif"), from_zarr)
-    assert cli.main([*command, *images, "--format", "zarr"]) == cli.DONE
+    assert cli.main([*command, *images, "--format", "zarr"]) == commands.DONE
     np.testing.assert_array_equal(zarr.open_group(out / "image0.zarr")["0"][...], from_zarr)
 
 
@@ -82,7 +82,7 @@ def test_adapt_predict_evaluate(folder: Path, capsys: pytest.CaptureFixture[str]
     table = folder / "classes.json"
     table.write_text('{"1": "dark", "2": "bright", "3": "striped"}')
     history = folder / "history.csv"
-    assert adapt(folder, "--classes", str(table), "--history", str(history)) == cli.DONE
+    assert adapt(folder, "--classes", str(table), "--history", str(history)) == commands.DONE
     rows = list(csv.DictReader(history.open()))
     assert [row["step"] for row in rows] == ["1", "2", "3", "4"]
     assert all(float(row["loss"]) > 0 for row in rows)
@@ -93,7 +93,7 @@ def test_adapt_predict_evaluate(folder: Path, capsys: pytest.CaptureFixture[str]
     images = [str(folder / f"image{i}.tif") for i in range(2)]
     out = folder / "masks"
     command = ["predict", str(folder / "a.safetensors"), "--images", *images, "--out", str(out)]
-    assert cli.main([*command, "--probabilities", "--device", "cpu"]) == cli.DONE
+    assert cli.main([*command, "--probabilities", "--device", "cpu"]) == commands.DONE
     for i in range(2):
         mask = tifffile.imread(out / f"image{i}.tif")
         assert mask.shape == (96, 96)
@@ -108,7 +108,7 @@ def test_adapt_predict_evaluate(folder: Path, capsys: pytest.CaptureFixture[str]
     (out / "classes.json").unlink()
     result = folder / "scores.json"
     command = ["evaluate", "--predictions", str(out), "--labels", str(folder / "truth")]
-    assert cli.main([*command, "--json", str(result)]) == cli.DONE
+    assert cli.main([*command, "--json", str(result)]) == commands.DONE
     scores = json.loads(result.read_text())
     assert set(scores["images"]) == {"image0", "image1"}
     printed = capsys.readouterr().out
@@ -117,7 +117,7 @@ def test_adapt_predict_evaluate(folder: Path, capsys: pytest.CaptureFixture[str]
 
 @pytest.mark.parametrize("method", ["lora", "decoder_only"])
 def test_other_methods_are_selectable(folder: Path, method: str) -> None:
-    assert adapt(folder, "--method", method, "--preset", "full") == cli.DONE
+    assert adapt(folder, "--method", method, "--preset", "full") == commands.DONE
 
 
 def test_one_bad_image_does_not_spoil_the_others(
@@ -127,7 +127,7 @@ def test_one_bad_image_does_not_spoil_the_others(
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     images = [str(folder / name) for name in ("broken.png", "image1.tif")]
     command = ["predict", str(folder / "a.safetensors"), "--images", *images]
-    assert cli.main([*command, "--out", str(folder / "masks")]) == cli.FAILED
+    assert cli.main([*command, "--out", str(folder / "masks")]) == commands.FAILED
     assert (folder / "masks" / "image1.tif").exists()
     assert "broken.png" in one_line(capsys)
 
@@ -174,7 +174,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
 ) -> None:
     said = {"empty": "Nothing is annotated", "one class": "Only class 1", "float": "whole numbers"}
     said |= {"another size": "50 x 96"}
-    assert adapt(folder, *spoil(folder, what)) == cli.FAILED
+    assert adapt(folder, *spoil(folder, what)) == commands.FAILED
     assert said.get(what, what) in one_line(capsys)
     assert not (folder / "a.safetensors").exists()
 
@@ -183,7 +183,7 @@ def test_a_pickle_is_no_adapter(folder: Path, capsys: pytest.CaptureFixture[str]
     path = folder / "evil.safetensors"
     path.write_bytes(pickle.dumps({"a": 1}))
     command = ["predict", str(path), "--images", str(folder / "image0.tif"), "--out", str(folder)]
-    assert cli.main(command) == cli.FAILED
+    assert cli.main(command) == commands.FAILED
     assert "not an adapter" in one_line(capsys)
 
 
@@ -192,7 +192,7 @@ def test_a_missing_checkpoint_says_how_to_get_it(
 ) -> None:
     monkeypatch.setenv("NAPARI_CONVLORA_WEIGHTS", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cli.main(["weights", "path", "vit_b"]) == cli.FAILED
+    assert cli.main(["weights", "path", "vit_b"]) == commands.FAILED
     assert "weights fetch vit_b" in one_line(capsys)
 
 
@@ -209,11 +209,11 @@ def test_a_missing_backbone_is_one_sentence(
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     image, out = ("--images", str(folder / "image0.tif")), str(folder / "masks")
     if command == "adapt":
-        assert adapt(folder, "--backbone", "vit_b") == cli.FAILED
+        assert adapt(folder, "--backbone", "vit_b") == commands.FAILED
     else:
         adapter = str(folder / "a.safetensors")
         more = ("--out", out, "--backbone", "vit_b")
-        assert cli.main(["predict", adapter, *image, *more]) == cli.FAILED
+        assert cli.main(["predict", adapter, *image, *more]) == commands.FAILED
     assert "weights fetch vit_b" in one_line(capsys)
 
 
@@ -227,7 +227,7 @@ def test_where_results_go_is_checked_before_training(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("napari_convlora.session.adapt", lambda *_, **__: pytest.fail("trained"))
-    assert adapt(folder, option, str(folder / place)) == cli.FAILED
+    assert adapt(folder, option, str(folder / place)) == commands.FAILED
     assert "cannot be written" in one_line(capsys)
 
 
@@ -266,7 +266,7 @@ def spoil_prediction(folder: Path, what: str) -> list[str]:
 def test_a_prediction_that_cannot_be_made_is_one_sentence(
     trained: Path, what: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(spoil_prediction(trained, what)) == cli.FAILED
+    assert cli.main(spoil_prediction(trained, what)) == commands.FAILED
     assert what in one_line(capsys)
 
 
@@ -284,10 +284,10 @@ def test_a_stack_goes_in_and_comes_out(folder: Path) -> None:
     for name in ("image0.tif", "strokes0.tif"):
         plane = tifffile.imread(folder / name)
         tifffile.imwrite(folder / name, np.stack([plane] * 2), metadata={"axes": "ZYX"})
-    assert adapt(folder) == cli.DONE
+    assert adapt(folder) == commands.DONE
     image = ("--images", str(folder / "image0.tif"))
     command = ["predict", str(folder / "a.safetensors"), *image, "--out", str(folder / "masks")]
-    assert cli.main([*command, "--probabilities"]) == cli.DONE
+    assert cli.main([*command, "--probabilities"]) == commands.DONE
     assert tifffile.imread(folder / "masks" / "image0.tif").shape == (2, 96, 96)
     shares = tifffile.imread(folder / "masks" / "image0_probabilities.tif")
     assert shares.shape == (2, 3, 96, 96)
@@ -295,7 +295,7 @@ def test_a_stack_goes_in_and_comes_out(folder: Path) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main([command, "--help"]) == cli.DONE
+    assert cli.main([command, "--help"]) == commands.DONE
     assert "usage: napari-convlora" in capsys.readouterr().out
 
 
@@ -318,10 +318,10 @@ def test_bad_usage_exits_with_2(arguments: list[str]) -> None:
 
 
 def test_weights_and_doctor_report(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["weights", "list"]) == cli.DONE
+    assert cli.main(["weights", "list"]) == commands.DONE
     listed = capsys.readouterr().out
     assert all(name in listed for name in ("vit_b", "vit_l", "vit_h", "vit_t", "litemedsam"))
-    assert cli.main(["doctor"]) == cli.DONE
+    assert cli.main(["doctor"]) == commands.DONE
     assert "torch" in capsys.readouterr().out
 
 

@@ -12,7 +12,7 @@ import pytest
 import zarr
 from distributed import Client, LocalCluster, WorkerPlugin
 
-from napari_convlora import cli, cluster, large
+from napari_convlora import cli, cluster, commands, large
 from napari_convlora.adapter_file import Adapter
 from napari_convlora.backbones import Backbone
 from napari_convlora.blocks import plan
@@ -75,7 +75,7 @@ def test_two_workers_write_the_same_bytes(folder: Path, workers: LocalCluster, c
     arguments = ["--images", str(folder / "big.zarr"), "--out", str(folder / "out")]
     address = workers.scheduler_address
     command = ["predict", str(folder / "a.safetensors"), *arguments, "--scheduler", address]
-    assert cli.main([*command, "--device", "cpu"]) == cli.DONE, capsys.readouterr().err
+    assert cli.main([*command, "--device", "cpu"]) == commands.DONE, capsys.readouterr().err
     assert (folder / "out" / "big.tif").read_bytes() == (folder / "one.tif").read_bytes()
 
 

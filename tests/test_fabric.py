@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from napari_convlora import cli, fabric
+from napari_convlora import cli, commands, fabric
 from napari_convlora.adapter_file import Adapter
 from napari_convlora.annotations import default_classes
 from napari_convlora.backbones.testing import random_backbone
@@ -55,7 +55,7 @@ def in_two_processes(folder: Path, method: MethodName, *more: str) -> tuple[Adap
         text=True,
         timeout=280,
     )
-    assert ended.returncode == cli.DONE, ended.stderr
+    assert ended.returncode == commands.DONE, ended.stderr
     assert ended.stdout.count("a.safetensors: 3 classes") == 1, "one process reports"
     return Adapter.load(folder / "a.safetensors"), ended.stderr
 

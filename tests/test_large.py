@@ -16,7 +16,7 @@ import pytest
 import tifffile
 import zarr
 
-from napari_convlora import cli, large
+from napari_convlora import cli, commands, large
 from napari_convlora.adapter_file import Adapter
 from napari_convlora.backbones import Backbone
 from napari_convlora.config import InputError
@@ -29,7 +29,7 @@ from tests.conftest import make_scene
 COMMAND = """
 import sys
 import torch
-from napari_convlora import cli, session
+from napari_convlora import cli, commands, session
 from napari_convlora.backbones.testing import random_backbone
 torch.set_num_threads(1)
 session.load_backbone = lambda name: random_backbone()
@@ -118,7 +118,7 @@ def test_a_killed_run_goes_on_where_it_was(folder: Path, steps) -> None:
     process = start(folder)
     wait_for_blocks(process, folder, len(before) + 1)
     assert {p: t for p, t in chunks(folder).items() if p in before} == before
-    assert process.wait(60) == cli.DONE, process.communicate()[1]
+    assert process.wait(60) == commands.DONE, process.communicate()[1]
     process.communicate()
     list(steps())
     assert (folder / "out" / "big.tif").read_bytes() == (folder / "big.tif").read_bytes()
@@ -131,7 +131,7 @@ def test_ctrl_c_says_how_to_go_on(folder: Path) -> None:
     wait_for_blocks(process, folder, 1)
     process.send_signal(signal.SIGINT)
     _, text = process.communicate(timeout=60)
-    assert process.returncode == cli.FAILED
+    assert process.returncode == commands.FAILED
     assert "the same command goes on where it was" in text
     assert "Traceback" not in text
     assert 1 <= len(chunks(folder)) < 6
@@ -161,10 +161,10 @@ def test_another_adapter_does_not_go_on_with_it(folder: Path, steps, sparse: Ada
 
 def test_probabilities_and_foreign_folders_are_refused(folder: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr("napari_convlora.session.load_backbone", lambda name: None)
-    assert cli.main(arguments(folder, "--probabilities")) == cli.FAILED
+    assert cli.main(arguments(folder, "--probabilities")) == commands.FAILED
     assert "--probabilities is for small images" in capsys.readouterr().err
     (folder / "out" / "big.zarr").mkdir()
-    assert cli.main(arguments(folder, "--format", "zarr")) == cli.FAILED
+    assert cli.main(arguments(folder, "--format", "zarr")) == commands.FAILED
     assert "is not a prediction" in capsys.readouterr().err
 
 

@@ -105,7 +105,7 @@ def test_any_annotations_and_pixels_come_back(
     again.close()
     assert (again.annotations(own.stem)[0] == painted).all()
     (found,) = again.manifest.images
-    assert found.name == name
+    assert found.name == name.replace("\0", "")
     read = found.read(again.folder)
     assert (read == pixels).all()
     assert (found.as_layer(read) == layer).all()

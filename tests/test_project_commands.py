@@ -10,7 +10,7 @@ import pytest
 import tifffile
 import torch
 
-from napari_convlora import cli
+from napari_convlora import cli, commands
 from napari_convlora.adapter_file import Adapter
 from napari_convlora.backbones import Backbone
 from napari_convlora.config import TrainConfig
@@ -52,7 +52,7 @@ def same_state(a: Adapter, b: Adapter) -> bool:
 
 
 def test_adapt_and_predict_a_project(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["adapt", "--project", str(folder)]) == cli.DONE
+    assert cli.main(["adapt", "--project", str(folder)]) == commands.DONE
     said = capsys.readouterr().out
     assert "Installed, as there was no adapter before." in said
     assert "Round 1: 3 classes, 3 steps" in said
@@ -62,7 +62,7 @@ def test_adapt_and_predict_a_project(folder: Path, capsys: pytest.CaptureFixture
     assert opened(folder).manifest.installed == 1
 
     out = folder.parent / "masks"
-    assert cli.main(["predict", "--project", str(folder), "--out", str(out)]) == cli.DONE
+    assert cli.main(["predict", "--project", str(folder), "--out", str(out)]) == commands.DONE
     project = opened(folder)
     for i in range(3):
         mask = tifffile.imread(out / f"image_{i}.tif")
@@ -76,7 +76,7 @@ def test_adapt_and_predict_a_project(folder: Path, capsys: pytest.CaptureFixture
 
 
 def test_options_of_the_command_go_before_the_projects_settings(folder: Path) -> None:
-    assert cli.main(["adapt", "--project", str(folder), "--max-steps", "2"]) == cli.DONE
+    assert cli.main(["adapt", "--project", str(folder), "--max-steps", "2"]) == commands.DONE
     (record,) = opened(folder).rounds.records()
     assert record.steps == 2
     assert opened(folder).manifest.settings == QUICK
@@ -86,8 +86,8 @@ def test_options_of_the_command_go_before_the_projects_settings(folder: Path) ->
 def test_a_second_round_is_compared_with_the_first_and_may_go_on_from_it(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["adapt", "--project", str(folder)]) == cli.DONE
-    assert cli.main(["adapt", "--project", str(folder), "--start", "installed"]) == cli.DONE
+    assert cli.main(["adapt", "--project", str(folder)]) == commands.DONE
+    assert cli.main(["adapt", "--project", str(folder), "--start", "installed"]) == commands.DONE
     assert "without a comparison, as too few labels are held out" in capsys.readouterr().out
     assert [r.started_from for r in opened(folder).rounds.records()] == ["base", "round 1"]
 
@@ -95,12 +95,12 @@ def test_a_second_round_is_compared_with_the_first_and_may_go_on_from_it(
 @pytest.mark.parametrize("start", ["base", "installed"])
 def test_a_recipe_repeats_its_round_bit_for_bit(folder: Path, start: str) -> None:
     for option in ("base", start):
-        assert cli.main(["adapt", "--project", str(folder), "--start", option]) == cli.DONE
+        assert cli.main(["adapt", "--project", str(folder), "--start", option]) == commands.DONE
     recipe = folder.parent / "mine.json"
     opened(folder).rounds.export_recipe(2, recipe)
     torch.rand(3)  # whatever else the process did with random numbers
     out = folder.parent / "again.safetensors"
-    assert cli.main(["adapt", "--recipe", str(recipe), "--out", str(out)]) == cli.DONE
+    assert cli.main(["adapt", "--recipe", str(recipe), "--out", str(out)]) == commands.DONE
     assert same_state(Adapter.load(out), opened(folder).rounds.adapter(2))
     first, second = (opened(folder).rounds.adapter(n) for n in (1, 2))
     assert same_state(first, second) == (start == "base")
@@ -113,31 +113,31 @@ def test_reviewed_regions_are_learnt_exported_and_repeated(folder: Path) -> None
     project.keep_annotations("image_0", painted, [(0, whole)])
     project.keep_annotations("image_1", np.zeros_like(painted), [(0, whole)])
     project.close()
-    assert cli.main(["adapt", "--project", str(folder)]) == cli.DONE
+    assert cli.main(["adapt", "--project", str(folder)]) == commands.DONE
     (record,) = opened(folder).rounds.records()
     assert record.images == ("image_0", "image_1")
     assert sum(record.pixels.values()) == 2 * painted.size
     assert record.pixels[2] == (painted == 2).sum()
 
     masks = folder.parent / "masks"
-    assert cli.main(["predict", "--project", str(folder), "--out", str(masks)]) == cli.DONE
+    assert cli.main(["predict", "--project", str(folder), "--out", str(masks)]) == commands.DONE
     complete = np.where(painted[0] == 0, 1, painted[0])
     np.testing.assert_array_equal(tifffile.imread(masks / "image_0.tif"), complete)
     assert (tifffile.imread(masks / "image_1.tif") == 1).all()
 
     opened(folder).rounds.export_recipe(1, folder.parent / "mine.json")
     recipe, out = str(folder.parent / "mine.json"), folder.parent / "again.safetensors"
-    assert cli.main(["adapt", "--recipe", recipe, "--out", str(out)]) == cli.DONE
+    assert cli.main(["adapt", "--recipe", recipe, "--out", str(out)]) == commands.DONE
     assert same_state(Adapter.load(out), opened(folder).rounds.adapter(1))
 
 
 def test_a_round_that_was_stopped_is_repeated_until_there(folder: Path) -> None:
-    assert cli.main(["adapt", "--project", str(folder), "--max-steps", "9"]) == cli.DONE
+    assert cli.main(["adapt", "--project", str(folder), "--max-steps", "9"]) == commands.DONE
     path = folder / "rounds" / "001" / "recipe.json"
     stopped = replace(opened(folder).rounds.recipe(1), stop_after=2)
     stopped.write(path)
     out = folder.parent / "again.safetensors"
-    assert cli.main(["adapt", "--recipe", str(path), "--out", str(out)]) == cli.DONE
+    assert cli.main(["adapt", "--recipe", str(path), "--out", str(out)]) == commands.DONE
     assert Adapter.load(out).summary["steps"] == 2
     assert Adapter.load(out).summary["ended_by"] == "stopped"
 
@@ -160,16 +160,16 @@ def test_what_is_missing_is_named(
 def test_a_project_without_a_round_says_how_to_get_one(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["predict", "--project", str(folder)]) == cli.FAILED
+    assert cli.main(["predict", "--project", str(folder)]) == commands.FAILED
     assert f"napari-convlora adapt --project {folder}" in capsys.readouterr().err
 
 
 def test_one_missing_image_does_not_spoil_the_others(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["adapt", "--project", str(folder)]) == cli.DONE
+    assert cli.main(["adapt", "--project", str(folder)]) == commands.DONE
     (folder.parent / "image2.tif").unlink()
-    assert cli.main(["predict", "--project", str(folder)]) == cli.FAILED
+    assert cli.main(["predict", "--project", str(folder)]) == commands.FAILED
     captured = capsys.readouterr()
     assert "2 of 3 images predicted" in captured.out
     assert "Locate" in captured.err

@@ -148,7 +148,8 @@ class Project:
         """
         with self.lock:
             taken = {known.stem for known in self.manifest.images}
-            entry = replace(entry, stem=new_stem(entry.name, taken))
+            name = entry.name.replace("\0", "")  # which no text of a project may hold
+            entry = replace(entry, name=name, stem=new_stem(name, taken))
             if pixels is not None and not self._reads_back(entry, pixels):
                 path = self.own(_IMAGES, f"{entry.stem}.npy")
                 make_folder(path.parent)

@@ -84,7 +84,8 @@ def test_what_cannot_be_compared_says_why(
 def stopped(backbone: Backbone, image: LabelledImage, rival: Rival, *, hurry: bool = False) -> dict:
     control, events = RunControl(), []
     control.hurry = hurry
-    for event in adapt(backbone, [image], CLASSES, config=QUICK, rival=rival, control=control):
+    short = replace(QUICK, detail_steps=1)
+    for event in adapt(backbone, [image], CLASSES, config=short, rival=rival, control=control):
         events.append(event)
         if isinstance(event, Step):
             control.stop()

@@ -47,8 +47,7 @@ def test_a_round_begins_after_the_last_stroke_and_another_after_the_next(
     assert widget.status.endswith("What you paint now is learnt in the round after this one.")
     assert (layer.data[10:60, 60:63] == 2).all()
     qtbot.waitUntil(lambda: len(widget.session.rounds) == 2 and not widget.running, timeout=30_000)
-    learnt = [r.adapter.summary["labelled_pixels"]["2"] for r in widget.session.rounds]
-    assert learnt == [150, 300]
+    assert widget.session.installed.summary["labelled_pixels"]["2"] == 300  # 150 at first
     qtbot.wait(500)
     assert not widget.running  # nothing has changed since
     assert widget.automatic.paused == ""
