@@ -283,7 +283,7 @@ class Workflow(QObject):
                 shown = self._target.show(message.labels, message.plane)
                 if shown and message.stage == "detail":
                     self.said.emit(
-                        "A first preview, from local filters; SAM is learning now. You can go on "
+                        "A first preview; SAM itself is learning now. You can go on "
                         "painting, pause or stop."
                     )
                 self.changed.emit()
