@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -89,15 +89,11 @@ class SemanticSAM(nn.Module):
         The key is the hash of the very pixels the backbone sees, so normaliser, scale and
         augmentation need no bookkeeping and a stale entry cannot be taken for a fresh one.
         """
-        device = self.image_mean.device
         if cache is None or self.split is None:
-            return self.prefix(pixels[None].to(device))[0]
-        key = self._key(pixels, self.split)
-        features = cache.get(key)
-        if features is None:
-            features = self.prefix(pixels[None].to(device))[0]
-            cache.put(key, features)
-        return features.to(device)
+            return self.prefix(pixels[None].to(self.image_mean.device))[0]
+        return self._cached(
+            pixels, self.split, cache, lambda: self.prefix(pixels[None].to(self.image_mean.device))
+        )
 
     @torch.no_grad()
     def cached_embedding(self, pixels: Tensor, cache: FeatureCache, seed: int) -> Tensor:
@@ -106,12 +102,10 @@ class SemanticSAM(nn.Module):
         `seed` is what the method's weights were drawn with: some change the embedding from the
         start.
         """
-        key = self._key(pixels, (self.config, seed))
-        embedding = cache.get(key)
-        if embedding is None:
-            embedding = self.embed(self.cached_prefix(pixels, cache)[None])[0]
-            cache.put(key, embedding)
-        return embedding.to(self.image_mean.device)
+        what = self.config, seed
+        return self._cached(
+            pixels, what, cache, lambda: self.embed(self.cached_prefix(pixels, cache)[None])
+        )
 
     @torch.no_grad()
     def cached_context(self, pixels: Tensor, cache: FeatureCache) -> Tensor:
@@ -119,14 +113,25 @@ class SemanticSAM(nn.Module):
 
         The detail branch reads it; a model without that branch has none.
         """
-        assert self.frozen is not None
-        key = self._key(pixels, "context")
-        context = cache.get(key)
-        if context is None:
-            features = self.cached_prefix(pixels, cache)[None]
-            context = self._embed(self.frozen, features)[0]
-            cache.put(key, context)
-        return context.to(self.image_mean.device)
+        frozen = self.frozen
+        assert frozen is not None
+        return self._cached(
+            pixels,
+            "context",
+            cache,
+            lambda: self._embed(frozen, self.cached_prefix(pixels, cache)[None]),
+        )
+
+    def _cached(
+        self, pixels: Tensor, what: Hashable, cache: FeatureCache, compute: Callable[[], Tensor]
+    ) -> Tensor:
+        """Look up `what` is known of `pixels`, or compute it (with a batch axis) and keep it."""
+        key = self._key(pixels, what)
+        found = cache.get(key)
+        if found is None:
+            found = compute()[0]
+            cache.put(key, found)
+        return found.to(self.image_mean.device)
 
     def _key(self, pixels: Tensor, what: Hashable) -> Hashable:
         digest = hashlib.blake2b(pixels.contiguous().numpy().data, digest_size=16).digest()
