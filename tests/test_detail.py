@@ -9,13 +9,12 @@ from napari_convlora.detail import (
     HALO,
     DetailBranch,
     filter_bank,
-    fit,
-    forest_opinion,
     mix,
     n_features,
     region_features,
 )
 from napari_convlora.tiles import Tile, sample
+from napari_convlora.training.detail_fit import fit
 
 
 def stripes(height: int = 90, width: int = 110) -> np.ndarray:
@@ -96,54 +95,6 @@ def test_branch_reads_context_where_filters_see_nothing() -> None:
     assert accuracy(0) < 0.6
 
 
-def test_fit_depends_on_its_seed_alone() -> None:
-    features = torch.randn(200, 24)
-    target = (features[:, 0] > 0).long()
-
-    def fitted(seed: int, elsewhere: int) -> torch.Tensor:
-        torch.manual_seed(0)
-        branch = DetailBranch(1, 0, 2)
-        torch.manual_seed(elsewhere)
-        for _ in fit(branch, features, target, steps=5, seed=seed):
-            torch.rand(1)
-        return branch.first.weight.detach()
-
-    assert torch.equal(fitted(1, elsewhere=1), fitted(1, elsewhere=2))
-    assert not torch.equal(fitted(1, elsewhere=1), fitted(2, elsewhere=1))
-
-
-def test_constant_features_do_no_harm() -> None:
-    features = torch.randn(50, 24)
-    features[:, 3] = 7
-    branch = DetailBranch(1, 0, 2)
-    list(fit(branch, features, torch.arange(50) % 2, steps=3))
-    assert branch(features).isfinite().all()
-
-
-def test_one_pixel_per_class_is_enough() -> None:
-    branch = DetailBranch(1, 0, 3)
-    features = torch.randn(3, 24) * 5
-    list(fit(branch, features, torch.arange(3), steps=40))
-    assert branch(features).argmax(1).tolist() == [0, 1, 2]
-
-
-def test_rare_classes_drawn_often_do_not_spread() -> None:
-    """Overlapping classes, one in ten pixels rare, drawn in equal numbers."""
-    generator = torch.Generator().manual_seed(0)
-    features = torch.randn(4000, 24, generator=generator)
-    target = torch.arange(4000) % 2
-    features[:, 0] += target
-    everyday = torch.randn(4000, 24, generator=generator)  # common pixels
-
-    def share_called_rare(counts: torch.Tensor | None) -> float:
-        torch.manual_seed(0)
-        branch = DetailBranch(1, 0, 2)
-        list(fit(branch, features, target, steps=60, counts=counts))
-        return float((branch(everyday).argmax(1) == 1).float().mean())
-
-    assert share_called_rare(torch.tensor([90_000, 2_000])) < 0.5 * share_called_rare(None)
-
-
 def test_a_mixture_lets_the_surer_one_decide() -> None:
     sure, unsure = torch.tensor([4.0, 0.0]), torch.tensor([0.2, 0.0])
     overconfident = torch.tensor([0.0, 50.0])
@@ -156,31 +107,3 @@ def test_a_mixture_lets_the_surer_one_decide() -> None:
     torch.testing.assert_close(
         mixture.softmax(0), 0.3 * pixels.softmax(0) + 0.7 * head.softmax(0), atol=1e-6, rtol=0
     )
-
-
-def test_a_few_labels_leave_elsewhere_to_what_a_forest_would_say() -> None:
-    """Two labelled spots far apart; what lies between is decided by one feature of many."""
-    generator = torch.Generator().manual_seed(0)
-    elsewhere = 2 * torch.randn(3000, 24, generator=generator)
-    features = 0.1 * torch.randn(60, 24, generator=generator)
-    target = torch.arange(60) % 2
-    features[:, 0] += 2.0 * target - 1
-    opinion = forest_opinion(features, target, torch.tensor([30, 30]), elsewhere, seed=0)
-    assert opinion.shape == (3000, 2)
-    torch.testing.assert_close(opinion.sum(1), torch.ones(3000))
-
-    def agreement(surroundings: torch.Tensor | None) -> float:
-        torch.manual_seed(0)
-        branch = DetailBranch(1, 0, 2)
-        list(fit(branch, features, target, steps=150, surroundings=surroundings))
-        return float((branch(elsewhere).argmax(1) == opinion.argmax(1)).float().mean())
-
-    assert agreement(elsewhere) > 0.85
-    assert agreement(elsewhere) > agreement(None) + 0.05
-
-
-def test_the_forest_sees_classes_as_often_as_people_painted_them() -> None:
-    features = torch.zeros(2000, 24)  # nothing to tell them by but how often they occur
-    target = torch.arange(2000) % 2
-    opinion = forest_opinion(features, target, torch.tensor([90_000, 10_000]), features[:5], 0)
-    assert opinion[0, 1] < 0.25

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 
 from napari_convlora.config import ConvLoRAError
-from napari_convlora.detail import DetailBranch, fit
+from napari_convlora.detail import DetailBranch
 from napari_convlora.events import Preview
 from napari_convlora.prediction import Returning, plane_logits
 from napari_convlora.sampling import pixel_samples
+from napari_convlora.training.detail_fit import brightness_spread, fit
 from napari_convlora.training.state import RoundState
 
 
@@ -21,6 +22,7 @@ def fit_detail(run: RoundState, detail: DetailBranch) -> Iterator[Preview]:
     features, target, fold, surroundings = (
         torch.from_numpy(np.concatenate(part)).to(run.device) for part in zip(*parts, strict=True)
     )
+    brightness = brightness_spread(features, target, fold, detail.n_channels)
     run.renew_blind(detail)
     for i, branch in enumerate([detail, *run.blind]):
         keep = fold != i - 1
@@ -34,6 +36,7 @@ def fit_detail(run: RoundState, detail: DetailBranch) -> Iterator[Preview]:
             run.config.seed,
             surroundings,
             run.data.counts(),
+            brightness,
         )
         for _ in steps:
             if run.control.stopping:

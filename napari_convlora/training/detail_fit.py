@@ -1,0 +1,205 @@
+"""How the detail branch is fitted to labelled pixels.
+
+From a stroke or two a perceptron guesses wildly elsewhere, where a random forest stays sober. So a
+forest on the same pixels teaches it on unlabelled ones; the perceptron is what is kept, being
+smaller, smoother, and safe to load from a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from joblib import parallel_config
+from sklearn.ensemble import ExtraTreesClassifier
+from torch import Tensor
+
+from napari_convlora.detail import KINDS, SCALES, DetailBranch, n_features
+from napari_convlora.losses import class_weights
+
+_BATCH = 1024
+_LEARNING_RATE = 6e-3
+_SMOOTHING = 0.05
+
+_TREES = 50
+_TREE_PIXELS = 20_000
+_EACH_CLASS = 100
+_TEACHING = 0.1
+_TAUGHT = 1024
+"""Unlabelled pixels per step, and the weight of what the forest says of them."""
+
+_MIDDLE = 2
+"""Of the six scales, that whose intensity tells how bright a place is."""
+
+
+def fit(
+    branch: DetailBranch,
+    features: Tensor,
+    target: Tensor,
+    steps: int,
+    seed: int = 0,
+    surroundings: Tensor | None = None,
+    counts: Tensor | None = None,
+    brightness: float = 0.0,
+) -> Iterator[float]:
+    """Fit `branch` on labelled pixels; yields the loss after every step.
+
+    Parameters
+    ----------
+    branch
+        Changed in place, its standardisation included.
+    features
+        (N, F) float32.
+    target
+        (N,) int64 class index.
+    steps
+        Optimiser steps of at most 1,024 random pixels.
+    seed
+        Of the pixel draw.
+    surroundings
+        (M, F) float32, features of any pixels, labelled or not, for the standardisation and for
+        what a forest teaches. A filter that says the same on all strokes may still vary beyond
+        them; scaled by the strokes alone it would drown the rest there.
+    counts
+        (K,) labelled pixels per class, of which `target` is a part that may favour rare classes;
+        without them thin structures would be painted too thick.
+    brightness
+        How far pixels are made brighter or darker in training, see `brightness_spread`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn = target.bincount(minlength=branch.n_classes)
+    counts = drawn if counts is None else counts.to(drawn.device)
+    known, opinion = features, None
+    if surroundings is not None:
+        rows = torch.randperm(len(surroundings), generator=generator)[:_TREE_PIXELS]
+        n = n_features(branch.n_channels)  # by the embedding it would know strokes by their place
+        opinion = forest_opinion(features[:, :n], target, counts, surroundings[rows, :n], seed)
+        known = torch.cat([features, surroundings[rows]])
+    branch.mean.copy_(known.mean(0))
+    branch.std.copy_(known.std(0, unbiased=False).clamp_min(1e-6))
+    weights = class_weights(counts, drawn)
+    optimiser = torch.optim.AdamW(branch.parameters(), lr=_LEARNING_RATE, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, _LEARNING_RATE, total_steps=max(2, steps)
+    )
+    n_drawn = min(_BATCH, len(target))
+    branch.train()
+    try:
+        for step in range(steps):
+            pick = torch.randint(len(target), (n_drawn,), generator=generator)
+            truth = target[pick]
+            if opinion is not None:
+                taught = torch.randint(len(opinion), (_TAUGHT,), generator=generator)
+                pick = torch.cat([pick, len(target) + taught])
+            with torch.random.fork_rng():  # dropout and light draw from the global state
+                torch.manual_seed(seed * steps + step)
+                shown = relight(known[pick], branch.n_channels, brightness)
+                logits = branch(shown)
+            loss = F.cross_entropy(logits[:n_drawn], truth, weights, label_smoothing=_SMOOTHING)
+            if opinion is not None:
+                loss = loss + _TEACHING * F.cross_entropy(logits[n_drawn:], opinion[taught])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            yield float(loss.detach())
+    finally:
+        branch.eval()
+
+
+def brightness_spread(features: Tensor, target: Tensor, fold: Tensor, n_channels: int) -> float:
+    """How much brighter or darker a class is in one fold than in another.
+
+    Folds are images where there are several: where exposure or staining differ between these, they
+    will differ again in those to come; where grey values are calibrated, each is a fact.
+
+    Parameters
+    ----------
+    features
+        (N, F), filter responses first.
+    target, fold
+        (N,) class index and fold of each pixel.
+    n_channels
+        Channels of the images.
+
+    Returns
+    -------
+    float
+        Standard deviation over folds of a class's mean intensity, averaged over the channels and
+        the classes that occur in several folds; 0 without such a class.
+    """
+    intensity = features[:, : n_features(n_channels)].unflatten(1, (n_channels, SCALES, KINDS))
+    intensity = intensity[:, :, _MIDDLE, 0]
+    found = []
+    for c in target.unique():
+        means = [intensity[(target == c) & (fold == f)].mean(0) for f in fold[target == c].unique()]
+        if len(means) > 1:
+            found.append(torch.stack(means).std(0).mean())
+    return float(torch.stack(found).mean()) if found else 0.0
+
+
+def relight(features: Tensor, n_channels: int, spread: float) -> Tensor:
+    """Describe the pixels as they would be under another light.
+
+    All filters are linear in the intensity, or scale with it, so that no image is filtered again.
+
+    Parameters
+    ----------
+    features
+        (N, F), filter responses first.
+    n_channels
+        Channels of the images.
+    spread
+        Scale of what is drawn for each pixel, from the global state: a factor for all channels, one
+        for each channel, and an offset.
+
+    Returns
+    -------
+    Tensor
+        (N, F).
+    """
+    if not spread:
+        return features
+    rows, n = len(features), n_features(n_channels)
+    draw = torch.randn(rows, n_channels + 2) * spread
+    draw = draw.to(features.device)
+    gain = (2 * draw[:, :1] + draw[:, 1:-1]).exp()
+    local = features[:, :n].unflatten(1, (n_channels, SCALES, KINDS)) * gain[:, :, None, None]
+    local[..., 0] += draw[:, -1, None, None]
+    return torch.cat([local.flatten(1), features[:, n:]], dim=1)
+
+
+def forest_opinion(
+    features: Tensor, target: Tensor, counts: Tensor, elsewhere: Tensor, seed: int
+) -> Tensor:
+    """Class probabilities (M, K) that a random forest on labelled pixels gives to other pixels.
+
+    A forest of extremely randomised trees is as good a teacher here and grows seven times as fast.
+
+    Parameters
+    ----------
+    features, target
+        (N, F) and (N,) int64; rows are drawn so that classes occur as often as in `counts`.
+    counts
+        (K,) labelled pixels per class.
+    elsewhere
+        (M, F).
+    seed
+        Of the draw and of the trees.
+    """
+    rng = np.random.default_rng(seed)
+    labels = target.cpu().numpy()
+    share = counts.cpu().numpy() / np.maximum(1, np.bincount(labels, minlength=len(counts)))
+    odds = share[labels] / share[labels].max()
+    rows = np.flatnonzero(rng.random(len(labels)) < odds)
+    rows = rng.permuted(rows)[:_TREE_PIXELS]
+    own = [rng.permuted(np.flatnonzero(labels == c))[:_EACH_CLASS] for c in range(len(counts))]
+    rows = np.unique(np.concatenate([rows, *own]))
+    trees = ExtraTreesClassifier(_TREES, n_jobs=torch.get_num_threads(), random_state=seed)
+    opinion = np.zeros((len(elsewhere), len(counts)), np.float32)
+    with parallel_config("threading"):  # processes may be forbidden where this runs
+        trees.fit(features.cpu().numpy()[rows], labels[rows])
+        opinion[:, trees.classes_] = trees.predict_proba(elsewhere.cpu().numpy())
+    return torch.from_numpy(opinion).to(elsewhere.device)
