@@ -19,7 +19,7 @@ from torch import Tensor
 from napari_convlora.detail import KINDS, SCALES, DetailBranch, n_features
 from napari_convlora.losses import class_weights
 
-_BATCH = 1024
+_BATCH = 512
 _LEARNING_RATE = 6e-3
 _SMOOTHING = 0.05
 
@@ -27,7 +27,7 @@ _TREES = 50
 _TREE_PIXELS = 20_000
 _EACH_CLASS = 100
 _TEACHING = 0.1
-_TAUGHT = 1024
+_TAUGHT = 512
 """Unlabelled pixels per step, and the weight of what the forest says of them."""
 
 _MIDDLE = 2
@@ -55,7 +55,7 @@ def fit(
     target
         (N,) int64 class index.
     steps
-        Optimiser steps of at most 1,024 random pixels.
+        Optimiser steps of at most 512 random pixels.
     seed
         Of the pixel draw.
     surroundings
@@ -85,6 +85,7 @@ def fit(
         optimiser, _LEARNING_RATE, total_steps=max(2, steps)
     )
     n_drawn = min(_BATCH, len(target))
+    shown = known.new_empty(n_drawn + (0 if opinion is None else _TAUGHT), known.shape[1])
     branch.train()
     try:
         for step in range(steps):
@@ -95,7 +96,8 @@ def fit(
                 pick = torch.cat([pick, len(target) + taught])
             with torch.random.fork_rng():  # dropout and light draw from the global state
                 torch.manual_seed(seed * steps + step)
-                shown = relight(known[pick], branch.n_channels, brightness)
+                torch.index_select(known, 0, pick, out=shown)
+                relight(shown, branch.n_channels, brightness)
                 logits = branch(shown)
             loss = F.cross_entropy(logits[:n_drawn], truth, weights, label_smoothing=_SMOOTHING)
             if opinion is not None:
@@ -140,8 +142,8 @@ def brightness_spread(features: Tensor, target: Tensor, fold: Tensor, n_channels
     return float(torch.stack(found).mean()) if found else 0.0
 
 
-def relight(features: Tensor, n_channels: int, spread: float) -> Tensor:
-    """Describe the pixels as they would be under another light.
+def relight(features: Tensor, n_channels: int, spread: float) -> None:
+    """Change what describes some pixels, in place, to what would under another light.
 
     All filters are linear in the intensity, or scale with it, so that no image is filtered again.
 
@@ -154,21 +156,12 @@ def relight(features: Tensor, n_channels: int, spread: float) -> Tensor:
     spread
         Scale of what is drawn for each pixel, from the global state: a factor for all channels, one
         for each channel, and an offset.
-
-    Returns
-    -------
-    Tensor
-        (N, F).
     """
-    if not spread:
-        return features
-    rows, n = len(features), n_features(n_channels)
-    draw = torch.randn(rows, n_channels + 2) * spread
-    draw = draw.to(features.device)
+    draw = (torch.randn(len(features), n_channels + 2) * spread).to(features.device)
     gain = (2 * draw[:, :1] + draw[:, 1:-1]).exp()
-    local = features[:, :n].unflatten(1, (n_channels, SCALES, KINDS)) * gain[:, :, None, None]
+    local = features[:, : n_features(n_channels)].unflatten(1, (n_channels, SCALES, KINDS))
+    local *= gain[:, :, None, None]
     local[..., 0] += draw[:, -1, None, None]
-    return torch.cat([local.flatten(1), features[:, n:]], dim=1)
 
 
 def forest_opinion(
