@@ -38,8 +38,9 @@ _CONTEXT_DROPOUT = 0.5
 """Share of the embedding's channels that a step of training lacks, beside every other pixel that
 does without it at all: what it says of three images is easily known by heart."""
 
-_CONTEXT_SHARE = 0.75
-"""How much what is said with the embedding counts beside what is said without."""
+CONTEXT_SHARES = (0.75, 0.5, 0.25)
+"""How much what is said with the embedding may count beside what is said without. Spots on a leaf
+are best found by filters, organs by the embedding. The first holds until labels choose."""
 
 
 def filter_bank(image: np.ndarray) -> np.ndarray:
@@ -117,12 +118,15 @@ class DetailBranch(nn.Module):
     Attributes
     ----------
     share
-        () in [0, 1], how much its probabilities count beside the head's; training chooses it.
+        () in [0, 1], how much its probabilities count beside the head's.
+    context_share
+        () in [0, 1], how much in these what is said with the embedding counts.
     """
 
     mean: Tensor
     std: Tensor
     share: Tensor
+    context_share: Tensor
 
     def __init__(self, n_channels: int, n_context: int, n_classes: int) -> None:
         super().__init__()
@@ -131,6 +135,7 @@ class DetailBranch(nn.Module):
         self.register_buffer("mean", torch.zeros(n_inputs))
         self.register_buffer("std", torch.ones(n_inputs))
         self.register_buffer("share", torch.tensor(1.0))
+        self.register_buffer("context_share", torch.tensor(CONTEXT_SHARES[0]))
         self.first = nn.Linear(n_inputs, _WIDTH)
         self.context_dropout = _ChannelDropout(_CONTEXT_DROPOUT)
         self.layers = nn.Sequential(
@@ -143,15 +148,15 @@ class DetailBranch(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        """Score `features` (N, F), filter responses first; logits are (N, K).
+        """Score `features` (..., F), filter responses first; logits are (..., K).
 
-        In training every other pixel does without the embedding.
+        In training every other row does without the embedding.
         """
         n = n_features(self.n_channels)
-        local = self._local(features[:, :n])
+        local = self._local(features[..., :n])
         if not self.training:
-            return self._read(local, self._context(features[:, n:]))
-        local[::2] += self._context(features[::2, n:])
+            return self._read(local, self._context(features[..., n:]))
+        local[::2] += self._context(features[::2, ..., n:])
         return self.layers(local)
 
     def _local(self, features: Tensor) -> Tensor:
@@ -170,7 +175,8 @@ class DetailBranch(nn.Module):
         """Mix what is said without the embedding and with it."""
         if not self.n_context:
             return self.layers(local)
-        return mix(self.layers(local), self.layers(local + context), _CONTEXT_SHARE, dim=-1)
+        with_context = self.layers(local + context)
+        return mix(self.layers(local), with_context, self.context_share, dim=-1)
 
     @torch.inference_mode()
     def logits(
@@ -210,7 +216,7 @@ class DetailBranch(nn.Module):
         return np.concatenate(parts).transpose(2, 0, 1)
 
 
-def mix(logits: Tensor, detail: Tensor, share: float, dim: int = -3) -> Tensor:
+def mix(logits: Tensor, detail: Tensor, share: float | Tensor, dim: int = -3) -> Tensor:
     """Logits of the mixture ``share * softmax(detail) + (1 - share) * softmax(logits)``.
 
     A mixture, unlike a sum of logits, lets the surer of the two decide: an overconfident head

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from napari_convlora.config import ConvLoRAError
-from napari_convlora.detail import DetailBranch
+from napari_convlora.detail import CONTEXT_SHARES, DetailBranch
 from napari_convlora.events import Preview
+from napari_convlora.metrics import scores
 from napari_convlora.prediction import Returning, plane_logits
 from napari_convlora.sampling import pixel_samples
 from napari_convlora.training.detail_fit import brightness_spread, fit
@@ -46,6 +48,40 @@ def fit_detail(run: RoundState, detail: DetailBranch) -> Iterator[Preview]:
         if branch is detail:
             branch.share.fill_(1.0)  # what a round stopped here predicts is what was shown
             yield from preview(run, "detail")
+    if detail.n_context and not run.control.stopping:
+        share = context_share(run.blind, features, target, fold, run.data.counts())
+        for branch in (detail, *run.blind):
+            branch.context_share.fill_(share)
+
+
+def context_share(
+    blind: Sequence[DetailBranch], features: Tensor, target: Tensor, fold: Tensor, counts: Tensor
+) -> float:
+    """Which of `CONTEXT_SHARES` serves best where labels were not seen, by mean IoU.
+
+    Parameters
+    ----------
+    blind
+        Branches that were fitted on all folds but one, in the order of the folds.
+    features, target, fold
+        (N, F), (N,) and (N,), drawn as for `fit`.
+    counts
+        (K,) labelled pixels per class.
+    """
+    drawn = target.bincount(minlength=len(counts)).cpu()
+    weight = (counts.cpu() / drawn.clamp_min(1)).numpy()
+
+    def score(share: float) -> float:
+        matrix = np.zeros((len(counts), len(counts)))
+        for i, branch in enumerate(blind):
+            branch.context_share.fill_(share)
+            with torch.inference_mode():
+                found = branch(features[fold == i]).argmax(1)
+            pairs = (target[fold == i] * len(counts) + found).cpu().numpy()
+            matrix += np.bincount(pairs, minlength=matrix.size).reshape(matrix.shape)
+        return scores(matrix * weight[:, None], range(len(counts))).mean_iou
+
+    return max(CONTEXT_SHARES, key=score)
 
 
 def preview(run: RoundState, stage: str) -> Iterator[Preview]:

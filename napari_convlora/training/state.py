@@ -37,11 +37,6 @@ from napari_convlora.tiles import Tile, corners, tile_pixels
 from napari_convlora.training.plan import Plan
 from napari_convlora.training.team import ALONE, Team
 
-SHARES = (2 / 3, 1 / 2, 1 / 3)
-"""Shares of the detail branch in the mixture. The first, with which a sure detail branch cannot be
-overruled, holds unless held-out labels clearly speak for another one. They lie in images that SAM
-has learnt from and flatter it, so that it never gets more than two thirds."""
-
 _DETAIL_BYTES = 1024**3
 """Detail logits kept, beyond which those of large images are computed again."""
 
@@ -97,7 +92,6 @@ class RoundState:
                 self.model = SemanticSAM(
                     backbone, model_config, len(self.classes), len(self.normalizer.low)
                 ).to(self.device)
-        self.shares = (0.0,) if self.model.detail is None else SHARES
         self.views = view_pool(self.data, self.side, config.views, config.seed)
         self.details, self.blind = FeatureCache(_DETAIL_BYTES), list[DetailBranch]()
         self.plan = Plan(self.device, config.batch, config.decoder_batch)
@@ -110,7 +104,7 @@ class RoundState:
             images, [c.id for c in self.classes], self.config.seed
         )
         self.weights = class_weights(self.data.counts()).to(self.device)
-        self.confusion = np.zeros((len(SHARES), len(self.classes), len(self.classes)), np.int64)
+        self.confusion = np.zeros((len(self.classes), len(self.classes)), np.int64)
 
     def move(self, device: torch.device) -> None:
         """Go on elsewhere."""

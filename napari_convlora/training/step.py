@@ -22,17 +22,15 @@ from napari_convlora.training.state import RoundState
 _SMOOTHING = 0.1
 """Label smoothing: after tens of steps on a few strokes SAM is sure of everything."""
 
-_TRAINED_SHARE = 0.5
-"""Share of the detail branch in the loss."""
+_SHARE = 0.5
+"""Of the detail branch in the mixture, in the loss and in what is predicted. Held-out labels cannot
+choose it: they lie in images that SAM has learnt from, and flatter it."""
 
 _TEACHING = 0.5
 """Weight of what the detail branch teaches SAM on unlabelled pixels."""
 
 _SEEDS_APART = 1_000_003
 """Between the processes of a team, so that each draws routing noise of its own."""
-
-_CLEAR = 0.005
-"""Gain in held-out score that makes another share worth taking."""
 
 
 def train_step(
@@ -48,7 +46,7 @@ def train_step(
     Parameters
     ----------
     run
-        Changed: model and confusion matrices.
+        Changed: model and confusion matrix.
     views
         The batch.
     optimiser, parameters
@@ -83,12 +81,11 @@ def train_step(
             output.logits, (run.tile, run.tile), mode="bilinear", align_corners=False
         )
         loss = _head_loss(run, output, logits, target)
-        detail = torch.zeros_like(logits)
         if details:
             detail = torch.stack(details)
-            mixture = mix(logits, detail, _TRAINED_SHARE)
-            loss = loss + dense_loss(mixture, target, run.weights, _SMOOTHING)
             loss = loss + _TEACHING * taught_loss(logits, detail, target.maximum(held))
+            logits = mix(logits, detail, _SHARE)
+            loss = loss + dense_loss(logits, target, run.weights, _SMOOTHING)
         (loss + run.model.balance_loss() / run.team.size).backward()
     run.team.add_gradients(parameters)
     norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -99,10 +96,9 @@ def train_step(
     n_classes = len(run.classes)
     index = (held if run.data.holds_out else target).cpu().numpy()
     inside = index != VOID
-    for matrix, share in zip(run.confusion, run.shares, strict=False):
-        found = mix(logits.detach(), detail, share).argmax(1).cpu().numpy()
-        pairs = index[inside] * n_classes + found[inside]
-        matrix += np.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes)
+    found = logits.detach().argmax(1).cpu().numpy()
+    pairs = index[inside] * n_classes + found[inside]
+    run.confusion += np.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes)
     return float(loss.detach()) if norm.isfinite() else math.nan
 
 
@@ -114,19 +110,13 @@ def _head_loss(run: RoundState, output: HeadOutput, logits: Tensor, target: Tens
 
 
 def take_score(run: RoundState) -> float:
-    """Mean IoU since the last score; held-out labels also choose the detail branch's share."""
-    run.confusion[:] = run.team.lead(torch.from_numpy(run.confusion)).numpy()
-    found = [_mean_iou(run, matrix) for matrix in run.confusion[: len(run.shares)]]
-    best = int(np.argmax(found))
-    if not run.data.holds_out or found[best] < found[0] + _CLEAR:
-        best = 0
-    if run.model.detail is not None:
-        run.model.detail.share.fill_(run.shares[best])
+    """Mean IoU since the last score; from the first one on SAM counts in what is predicted.
+
+    It is the mean over the classes that were looked for: too rare ones are not held out.
+    """
+    confusion = run.team.lead(torch.from_numpy(run.confusion.copy())).numpy()
     run.confusion[:] = 0
-    return found[best]
-
-
-def _mean_iou(run: RoundState, matrix: np.ndarray) -> float:
-    """Mean over the classes that were looked for: too rare ones are not held out."""
-    ious = scores(matrix, run.classes).iou
-    return float(np.mean([iou for iou, n in zip(ious.values(), matrix.sum(1), strict=True) if n]))
+    if run.model.detail is not None:
+        run.model.detail.share.fill_(_SHARE)
+    ious = scores(confusion, run.classes).iou.values()
+    return float(np.mean([iou for iou, n in zip(ious, confusion.sum(1), strict=True) if n]))

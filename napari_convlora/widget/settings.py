@@ -55,9 +55,10 @@ class SettingsForm:
         )
         self.detail = CheckBox(
             label="Detail branch",
-            text="filters at full resolution",
+            text="at full resolution",
             value=model.detail,
-            tooltip="Local filters at full resolution: thin structure, and the first preview.",
+            tooltip="Reads local filters and SAM's own features at every pixel: thin structure, "
+            "and the first preview.",
         )
         self.max_steps = SpinBox(
             label="Steps, at most",
