@@ -186,7 +186,7 @@ class TrainConfig:
     """
 
     preset: PresetName = "fast"
-    max_steps: int = 90
+    max_steps: int = 60
     max_minutes: float | None = None
     seed: int = 0
     device: DeviceName = "auto"
