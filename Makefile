@@ -17,7 +17,7 @@ demo: setup
 	$(BIN)/napari-convlora demo --out demo-output
 
 test: setup lint
-	env -u QT_QPA_PLATFORM $(SCREEN) $(BIN)/python -m pytest -n auto --maxprocesses 4
+	env -u QT_QPA_PLATFORM $(SCREEN) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
 lint: setup
 	$(BIN)/ruff check .

@@ -14,6 +14,7 @@ from napari_convlora.benchmark import interactive
 from napari_convlora.benchmark.interactive import Job, in_child, run_job, run_jobs
 from napari_convlora.benchmark.records import Key, Round, Run, Settings, read_runs, write_runs
 from napari_convlora.config import ConvLoRAError, InputError, TrainConfig
+from napari_convlora.training import adapt
 
 SETTINGS = Settings(
     train=TrainConfig(
@@ -64,6 +65,22 @@ def test_our_methods_tell_when_previews_came_and_how_good_they_were(data: Path) 
     assert value > 0.3
     assert first.near_final_seconds is not None
     assert seconds <= first.near_final_seconds <= first.learn_seconds + first.predict_seconds + 0.02
+
+
+def test_a_plain_method_does_without_what_we_add(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No detail branch shows first, and the encoder learns from the first step on."""
+    asked = []
+    monkeypatch.setattr(
+        interactive, "adapt", lambda *given, **more: (asked.append(given), adapt(*given, **more))[1]
+    )
+    (first,) = tiny(job(data, "finish", "plain_lora", rounds=1)).rounds
+    assert first.mean_iou is not None
+    assert "detail" not in {stage for _, stage, _ in first.previews}
+    ((_, _, _, model, train),) = asked
+    assert (model.method, model.detail, model.plain_start) == ("lora", False, True)
+    assert train.decoder_share == 0
 
 
 def test_unseen_images_are_scored_whole_from_whole_images_or_from_strokes(data: Path) -> None:

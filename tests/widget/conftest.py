@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -83,6 +84,43 @@ def paint() -> Callable:
 
 
 @pytest.fixture
+def drag() -> Callable:
+    """Press the mouse at the first of some positions, move along, and release it unless held."""
+    from napari.utils.interactions import (
+        mouse_move_callbacks,
+        mouse_press_callbacks,
+        mouse_release_callbacks,
+    )
+
+    def move(layer, *positions, hold=False) -> Callable:
+        event = SimpleNamespace(
+            is_dragging=True,
+            view_direction=None,
+            dims_displayed=[0, 1],
+            dims_point=[0, 0],
+            button=1,
+            modifiers=[],
+            handled=False,
+        )
+        callbacks = mouse_press_callbacks
+        for event.position in positions:
+            event.type = callbacks.__name__.removesuffix("_callbacks")
+            event.pos = np.array(event.position[-2:], float) * 20  # far apart on the screen
+            callbacks(layer, event)
+            callbacks = mouse_move_callbacks
+
+        def release() -> None:
+            event.type = "mouse_release"
+            mouse_release_callbacks(layer, event)
+
+        if not hold:
+            release()
+        return release
+
+    return move
+
+
+@pytest.fixture
 def press() -> Callable:
     """Press a key on the canvas; keys of the active layer come first, as for a user."""
 
@@ -96,7 +134,7 @@ def press() -> Callable:
 def wait(qtbot) -> Callable:
     """Wait until the widget's thread has nothing to do."""
 
-    def until_idle(widget, timeout=30_000):
+    def until_idle(widget, timeout=120_000):
         qtbot.waitUntil(lambda: not widget.running, timeout=timeout)
 
     return until_idle

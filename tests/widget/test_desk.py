@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from napari.utils.interactions import (
-    mouse_move_callbacks,
-    mouse_press_callbacks,
-    mouse_release_callbacks,
-)
 from napari.utils.shortcuts import default_shortcuts
 from qtpy.QtCore import QPoint, Qt
 from qtpy.QtGui import QAction, QKeySequence
@@ -33,12 +28,15 @@ from napari_convlora.widget.form import Unfolding
 CONTROL = Qt.KeyboardModifier.ControlModifier
 MOST_ACTIONS = 12
 
+pytestmark = pytest.mark.xdist_group("shown")
+"""Windows that are shown take the focus from each other: all in one process."""
+
 
 class User:
     """Does what a user does to a window, through Qt's own events, and counts it."""
 
-    def __init__(self, viewer, qtbot) -> None:
-        self.viewer, self.qtbot, self.actions = viewer, qtbot, []
+    def __init__(self, viewer, qtbot, drag) -> None:
+        self.viewer, self.qtbot, self.drag, self.actions = viewer, qtbot, drag, []
 
     def act(self, what: str) -> None:
         self.actions.append(what)
@@ -64,35 +62,22 @@ class User:
     def stroke(self, *positions) -> None:
         """Drag the mouse over the canvas with the tool in hand; painting is not counted."""
         self.viewer.__wrapped__.window._qt_viewer.canvas.native.setFocus()  # as a press does
-        layer = self.viewer.layers.selection.active
-        event = SimpleNamespace(
-            type="mouse_press",
-            position=positions[0],
-            is_dragging=True,
-            view_direction=None,
-            dims_displayed=[0, 1],
-            dims_point=[0, 0],
-            button=1,
-            modifiers=[],
-            handled=False,
-        )
-        mouse_press_callbacks(layer, event)
-        event.type = "mouse_move"
-        for event.position in positions[1:]:
-            mouse_move_callbacks(layer, event)
-        event.type = "mouse_release"
-        mouse_release_callbacks(layer, event)
+        self.drag(self.viewer.layers.selection.active, *positions)
 
 
 @pytest.fixture
-def desk(make_napari_viewer_proxy, make_widget, halves, tmp_path, qtbot):
+def desk(make_napari_viewer_proxy, make_widget, halves, drag, tmp_path, qtbot):
     """A user at a window that is shown, with an image file, and what docks the panel."""
     imsave(tmp_path / "halves.tif", halves, check_contrast=False)
     viewer = make_napari_viewer_proxy(show=True)
     window = viewer.__wrapped__.window._qt_window
-    window.activateWindow()
-    qtbot.waitUntil(lambda: QApplication.activeWindow() is window)
-    user = User(viewer, qtbot)
+
+    def in_front() -> bool:
+        window.activateWindow()  # has no effect before the window is there
+        return QApplication.activeWindow() is window
+
+    qtbot.waitUntil(in_front, timeout=30_000)
+    user = User(viewer, qtbot, drag)
 
     def dock(**train) -> ConvLoRAWidget:
         panel = make_widget(viewer, **train)
@@ -194,7 +179,8 @@ def test_the_whole_loop_by_keys(desk, wait, qtbot):
     user, path, dock = desk
     viewer = user.viewer
     viewer.open(path, plugin="napari")
-    panel = dock(max_steps=2000)
+    panel = dock(max_steps=100_000)
+    panel.settings.train = replace(panel.settings.train, patience=100_000)  # no end before the stop
     user.key(Qt.Key.Key_B, CONTROL)
     annotations = viewer.layers["annotations"]
     assert annotations.mode == "paint"
@@ -206,7 +192,7 @@ def test_the_whole_loop_by_keys(desk, wait, qtbot):
     assert not panel.running
     user.key(Qt.Key.Key_Return, CONTROL)
     assert panel.running
-    qtbot.waitUntil(lambda: len(panel.plot.losses) > 1, timeout=30_000)
+    qtbot.waitUntil(lambda: len(panel.plot.losses) > 1, timeout=120_000)
     user.key(Qt.Key.Key_Return, CONTROL)  # a second time is no harm
     user.key(Qt.Key.Key_Period, CONTROL)
     wait(panel)

@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import tifffile
-from napari.utils.interactions import (
-    mouse_move_callbacks,
-    mouse_press_callbacks,
-    mouse_release_callbacks,
-)
 
 ROUND = "Round {} is done"
 
@@ -117,7 +111,7 @@ def test_previews_refresh_the_prediction_while_training(ready, wait):
     assert written[-1] == ()  # the whole image at last
 
 
-def test_nothing_is_written_in_the_middle_of_a_stroke(ready, wait, qtbot):
+def test_nothing_is_written_in_the_middle_of_a_stroke(ready, drag, wait, qtbot):
     viewer, widget = ready()
     widget.adapt()
     wait(widget)
@@ -126,27 +120,14 @@ def test_nothing_is_written_in_the_middle_of_a_stroke(ready, wait, qtbot):
     layer.brush_size = 1
     before = layer.data.copy()
     layer.selected_label = int(3 - before[30, 40])
-    mouse = {
-        "is_dragging": True,
-        "view_direction": None,
-        "dims_displayed": [0, 1],
-        "dims_point": [0, 0],
-        "button": 1,
-        "modifiers": [],
-        "handled": False,
-    }
-    event = SimpleNamespace(type="mouse_press", position=(30, 40), **mouse)
-    mouse_press_callbacks(layer, event)
-    event.type, event.position = "mouse_move", (30, 45)
-    mouse_move_callbacks(layer, event)
+    release = drag(layer, (30, 40), (30, 45), hold=True)
     stroke = layer.data.copy()
     assert (stroke != before).sum() > 1
     flipped = 3 - before
     assert record.show(flipped, plane=0) is False  # a preview is left out
     assert record.show(flipped[None]) is False  # a whole prediction waits
     assert (layer.data == stroke).all()
-    event.type = "mouse_release"
-    mouse_release_callbacks(layer, event)
+    release()
     free = record.painted()[0] == 0
     qtbot.waitUntil(lambda: bool((layer.data == flipped)[free & (stroke == before)].all()))
     # The stroke itself has become an annotation, and the whole of it is one undo item.

@@ -11,11 +11,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from napari.components import ViewerModel
 from napari.layers import Image, Labels
-from napari.utils.interactions import (
-    mouse_move_callbacks,
-    mouse_press_callbacks,
-    mouse_release_callbacks,
-)
 from qtpy.QtCore import QPoint, Qt
 from qtpy.QtWidgets import QApplication
 
@@ -44,32 +39,9 @@ def predicted(ready, wait):
 
 
 @pytest.fixture
-def mouse():
+def mouse(drag):
     """Press, drag along positions and release on the active layer of a viewer."""
-
-    def drag(viewer, *positions):
-        layer = viewer.layers.selection.active
-        event = SimpleNamespace(
-            type="mouse_press",
-            position=positions[0],
-            pos=np.array(positions[0][-2:], float) * 20,
-            is_dragging=True,
-            view_direction=None,
-            dims_displayed=[0, 1],
-            dims_point=[0, 0],
-            button=1,
-            modifiers=[],
-            handled=False,
-        )
-        mouse_press_callbacks(layer, event)
-        event.type = "mouse_move"
-        for event.position in positions[1:]:
-            event.pos = np.array(event.position[-2:], float) * 20
-            mouse_move_callbacks(layer, event)
-        event.type = "mouse_release"
-        mouse_release_callbacks(layer, event)
-
-    return drag
+    return lambda viewer, *positions: drag(viewer.layers.selection.active, *positions)
 
 
 @pytest.fixture
@@ -230,6 +202,7 @@ def test_clicking_goes_on_until_another_layer_is_chosen(predicted, mouse, keys, 
     assert not any(button.isChecked() for button in widget.review.tools.values())
 
 
+@pytest.mark.xdist_group("shown")
 def test_a_click_of_the_real_mouse(make_napari_viewer_proxy, make_widget, halves, canvas, qtbot):
     viewer = make_napari_viewer_proxy(show=True)
     viewer.add_image(halves, name="halves", scale=(2, 2))
