@@ -1,9 +1,9 @@
-"""The detail branch: a small perceptron on each pixel, which sees detail as well as context.
+"""The detail branch: two small perceptrons on each pixel, which see detail as well as context.
 
 SAM's tokens span 4 to 16 pixels and lose texture and thin structure; a bank of Gaussian, gradient
 and Hessian features (scikit-image's) at full resolution has them. What an object is, filters cannot
-tell; SAM's embedding before any adaptation often can. The perceptron reads both. Fitted on the
-labelled pixels in seconds, it is also a round's first preview.
+tell; SAM's embedding before any adaptation often can. One perceptron reads the filters alone, the
+other one both. Fitted on the labelled pixels in seconds, they are also a round's first preview.
 """
 
 from __future__ import annotations
@@ -103,8 +103,19 @@ class _ChannelDropout(nn.Module):
         return values * F.dropout(values.new_ones(values.shape[-1]), self.share)
 
 
+def _deeper_layers(n_classes: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.ReLU(),
+        _ChannelDropout(_DROPOUT),
+        nn.Linear(_WIDTH, _WIDTH),
+        nn.ReLU(),
+        _ChannelDropout(_DROPOUT),
+        nn.Linear(_WIDTH, n_classes),
+    )
+
+
 class DetailBranch(nn.Module):
-    """Per-pixel perceptron on filter responses and SAM's frozen embedding, standardised.
+    """Per-pixel perceptrons on standardised filter responses, without and with SAM's embedding.
 
     Parameters
     ----------
@@ -136,28 +147,37 @@ class DetailBranch(nn.Module):
         self.register_buffer("std", torch.ones(n_inputs))
         self.register_buffer("share", torch.tensor(1.0))
         self.register_buffer("context_share", torch.tensor(CONTEXT_SHARES[0]))
+        self.filters = nn.Linear(n_features(n_channels), _WIDTH)
+        self.filter_layers = _deeper_layers(n_classes)
         self.first = nn.Linear(n_inputs, _WIDTH)
         self.context_dropout = _ChannelDropout(_CONTEXT_DROPOUT)
-        self.layers = nn.Sequential(
-            nn.ReLU(),
-            _ChannelDropout(_DROPOUT),
-            nn.Linear(_WIDTH, _WIDTH),
-            nn.ReLU(),
-            _ChannelDropout(_DROPOUT),
-            nn.Linear(_WIDTH, n_classes),
-        )
+        self.layers = _deeper_layers(n_classes)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Score `features` (..., F), filter responses first; logits are (..., K).
+        """Score `features` (..., F), filter responses first; logits are (..., K)."""
+        return self._mix(*self.readings(features))
 
-        In training every other row does without the embedding.
+    def readings(self, features: Tensor) -> list[Tensor]:
+        """Return what is said without the embedding, and with it if there is one.
+
+        In training every other row does without the embedding in the second reading, too.
         """
         n = n_features(self.n_channels)
-        local = self._local(features[..., :n])
-        if not self.training:
-            return self._read(local, self._context(features[..., n:]))
-        local[::2] += self._context(features[::2, ..., n:])
-        return self.layers(local)
+        local, context = features[..., :n], features[..., n:]
+        alone = self._alone(local)
+        if not self.n_context:
+            return [alone]
+        hidden = self._local(local)
+        if self.training:
+            hidden[::2] += self._context(context[::2])
+        else:
+            hidden = hidden + self._context(context)
+        return [alone, self.layers(hidden)]
+
+    def _alone(self, features: Tensor) -> Tensor:
+        """Return what filter responses (..., F) say by themselves."""
+        n = n_features(self.n_channels)
+        return self.filter_layers(self.filters((features - self.mean[:n]) / self.std[:n]))
 
     def _local(self, features: Tensor) -> Tensor:
         """Return what the first layer makes of filter responses (..., F)."""
@@ -171,12 +191,11 @@ class DetailBranch(nn.Module):
         known = self.context_dropout(embedding - self.mean[n:])
         return F.linear(known, self.first.weight[:, n:] / self.std[n:])
 
-    def _read(self, local: Tensor, context: Tensor) -> Tensor:
+    def _mix(self, alone: Tensor, with_context: Tensor | None = None) -> Tensor:
         """Mix what is said without the embedding and with it."""
-        if not self.n_context:
-            return self.layers(local)
-        with_context = self.layers(local + context)
-        return mix(self.layers(local), with_context, self.context_share, dim=-1)
+        if with_context is None:
+            return alone
+        return mix(alone, with_context, self.context_share, dim=-1)
 
     @torch.inference_mode()
     def logits(
@@ -207,12 +226,13 @@ class DetailBranch(nn.Module):
             tiles.append(replace(tile, values=values.movedim(-1, 0).cpu()))
         parts = []
         for i in range(0, len(features), _STRIP):
-            local = self._local(torch.from_numpy(features[i : i + _STRIP]).to(device))
-            seen = torch.zeros(())
+            local = torch.from_numpy(features[i : i + _STRIP]).to(device)
+            said = [self._alone(local)]
             if tiles:
                 strip = slice(rows.start + i, rows.start + i + len(local))
                 seen = torch.from_numpy(blend(tiles, strip, columns)).movedim(0, -1)
-            parts.append(self._read(local, seen.to(device)).cpu().numpy())
+                said.append(self.layers(self._local(local) + seen.to(device)))
+            parts.append(self._mix(*said).cpu().numpy())
         return np.concatenate(parts).transpose(2, 0, 1)
 
 

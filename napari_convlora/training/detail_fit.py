@@ -98,10 +98,14 @@ def fit(
                 torch.manual_seed(seed * steps + step)
                 torch.index_select(known, 0, pick, out=shown)
                 relight(shown, branch.n_channels, brightness)
-                logits = branch(shown)
-            loss = F.cross_entropy(logits[:n_drawn], truth, weights, label_smoothing=_SMOOTHING)
-            if opinion is not None:
-                loss = loss + _TEACHING * F.cross_entropy(logits[n_drawn:], opinion[taught])
+                readings = branch.readings(shown)
+            loss = known.new_zeros(())
+            for said in readings:
+                loss = loss + F.cross_entropy(
+                    said[:n_drawn], truth, weights, label_smoothing=_SMOOTHING
+                )
+                if opinion is not None:
+                    loss = loss + _TEACHING * F.cross_entropy(said[n_drawn:], opinion[taught])
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

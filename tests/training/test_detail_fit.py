@@ -18,7 +18,7 @@ def test_fit_depends_on_its_seed_alone() -> None:
         torch.manual_seed(elsewhere)
         for _ in fit(branch, features, target, steps=5, seed=seed):
             torch.rand(1)
-        return branch.first.weight.detach()
+        return branch.filters.weight.detach()
 
     assert torch.equal(fitted(1, elsewhere=1), fitted(1, elsewhere=2))
     assert not torch.equal(fitted(1, elsewhere=1), fitted(2, elsewhere=1))
