@@ -78,10 +78,6 @@ class ProjectSection(QWidget):
             button.setToolTip(tip)
             button.clicked.connect(_trying(self, action))
             grid.addWidget(button, i // 2, i % 2)
-        for key, by in (("Ctrl+PgUp", -1), ("Ctrl+PgDown", 1)):
-            shortcut = QShortcut(QKeySequence(key), self)
-            shortcut.setContext(Qt.ShortcutContext.WindowShortcut)
-            shortcut.activated.connect(_trying(self, partial(keeper.step, by)))
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
         column.addWidget(self.where)
@@ -89,6 +85,12 @@ class ProjectSection(QWidget):
         column.addLayout(grid)
         keeper.changed.connect(self.refresh)
         self.refresh()
+
+    def step_by_keys(self, panel: QWidget) -> None:
+        """Let Ctrl+PgUp and Ctrl+PgDown step through the images while `panel` is shown."""
+        for key, by in (("Ctrl+PgUp", -1), ("Ctrl+PgDown", 1)):
+            step = _trying(self, partial(self._keeper.step, by))
+            QShortcut(QKeySequence(key), panel).activated.connect(step)
 
     def refresh(self) -> None:
         """Show the project as it is."""

@@ -175,6 +175,21 @@ def test_settings_of_a_project_do_not_take_the_keys(desk):
     assert panel.settings.max_steps.native.lineEdit().text() == "41"
 
 
+def test_keys_step_through_a_project_whose_section_is_folded(desk, halves, tmp_path, qtbot):
+    user, path, dock = desk
+    imsave(tmp_path / "other.tif", halves.T, check_contrast=False)
+    panel = dock()
+    panel.keeper.create(tmp_path / "project")
+    panel.keeper.add_files([path, tmp_path / "other.tif"])
+    panel.keeper.writer.flush()
+    qtbot.waitUntil(lambda: panel.project.images.count() == 2)
+    assert not panel.project.isVisible()
+    down, up = Qt.Key.Key_PageDown, Qt.Key.Key_PageUp
+    for key, name in ((down, "halves"), (down, "other"), (up, "halves")):
+        user.key(key, CONTROL)
+        assert panel.images.current.image.name == name
+
+
 def test_the_whole_loop_by_keys(desk, wait, qtbot):
     user, path, dock = desk
     viewer = user.viewer
