@@ -64,9 +64,10 @@ class InstancesSection(QWidget):
         )
         self.join_planes = CheckBox(
             label="Planes",
-            text="objects go on in the next plane",
             tooltip="For a z-stack; leave it off where the planes are times or separate images.",
         )
+        # magicgui warns if it is given along with a label
+        self.join_planes.text = "objects go on in the next plane"
         self.make_button = QPushButton("Make instances")
         self.make_button.setToolTip("Number the objects of the prediction, annotations on top.")
         self.export_button = QPushButton("Export instances…")

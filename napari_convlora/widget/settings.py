@@ -55,11 +55,11 @@ class SettingsForm:
         )
         self.detail = CheckBox(
             label="Detail branch",
-            text="at full resolution",
             value=model.detail,
             tooltip="Reads local filters and SAM's own features at every pixel: thin structure, "
             "and the first preview.",
         )
+        self.detail.text = "at full resolution"  # magicgui warns if given along with a label
         self.max_steps = SpinBox(
             label="Steps, at most",
             min=1,
