@@ -138,6 +138,18 @@ class DerivedLayers:
         )
         self._add("instances", layer, above=record.prediction or record.image)
 
+    def put_away(self) -> None:
+        """Take the layers away as another image takes this one's place.
+
+        Instances may have been edited, and are in no project: they are only hidden.
+        """
+        for role in ("previous", "uncertainty"):
+            layer = self._get(role)
+            if layer is not None:
+                self._record.viewer.layers.remove(layer)
+        if self.instances is not None:
+            self.instances.visible = False
+
     def _get(self, role: str) -> Any:
         layers, shape = self._record.viewer.layers, self._record.shape
         if self._layers.get(role) in layers:

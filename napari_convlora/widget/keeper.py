@@ -25,7 +25,6 @@ from napari_convlora.widget.workflow import Workflow
 if TYPE_CHECKING:
     from napari.layers import Image
 
-
 AUTOSAVE_MS = 3000
 _REST = 30
 """Autosaves are at least this many times as far apart as copying the layers takes."""
@@ -364,6 +363,7 @@ class Keeper(QObject):
         with contextlib.suppress(ConvLoRAError):
             record.collect_corrections()  # which may make a layer of annotations
         kept.follow()
+        record.derived.put_away()
         # Regions go after their image, whose record would take note that they are no more.
         for layer in (record.prediction, record.annotations, record.image, record.reviewed):
             if layer is not None and layer in layers:

@@ -272,6 +272,20 @@ def test_the_windows_recipe_repeats_its_round_bit_for_bit(
     assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
 
 
+def test_layers_made_from_a_prediction_go_with_their_image(started):
+    viewer, widget = started()
+    record = widget.images.need()
+    labels = np.ones(record.planes_shape, np.uint8)
+    record.show(labels)
+    record.derived.keep_previous()
+    record.derived.show_uncertainty(labels)
+    record.derived.show_instances(labels.astype(np.int32), {})
+    assert {"previous prediction", "uncertainty", "instances"} <= {n.name for n in viewer.layers}
+    widget.keeper.step(1)
+    assert [layer.name for layer in viewer.layers] == ["instances", "picture1"]
+    assert not viewer.layers["instances"].visible  # they may have been edited
+
+
 def test_reviewed_regions_go_with_their_image(
     started, paint, wait, saved, tmp_path, monkeypatch, make_session
 ):
