@@ -71,7 +71,7 @@ def make(folder: Path, images: int) -> str:
         stem = project.add_file(path).stem
         project.keep_annotations(stem, strokes)
         project.keep_prediction(stem, predicted)
-        labels[stem], predictions[stem] = strokes, predicted
+        labels[stem], predictions[stem] = (strokes, ()), predicted  # no reviewed regions
     adapter = learn(*scene(0)[:2])
     for _ in range(ROUNDS):
         number = project.rounds.add(adapter, labels, SETTINGS).number
