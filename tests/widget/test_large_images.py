@@ -141,6 +141,8 @@ def test_a_correction_made_meanwhile_is_not_overwritten(begun, wait, wide, paint
     viewer, widget = begun(wide)
     widget.adapt()
     wait(widget, 60_000)
+    record = widget.images.current
+    record.show(np.ones(record.planes_shape, np.uint8))  # whatever so short a round has learnt
     widget.predict()
     paint(viewer.layers["prediction"], 2, 30)
     wait(widget, 60_000)
