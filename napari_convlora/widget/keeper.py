@@ -179,8 +179,15 @@ class Keeper(QObject):
             project, chosen = self.project, self._manifest()
 
             def write() -> None:
-                now = replace(chosen, current=self.current)  # known once its image is written
-                project.update(lambda m: replace(now, images=m.images, installed=m.installed))
+                stem = self.current  # known once its image is written; None in a closing viewer
+                project.update(
+                    lambda m: replace(
+                        chosen,
+                        images=m.images,
+                        installed=m.installed,
+                        current=stem or m.current,
+                    )
+                )
 
             self.writer.put(write)
             self.writer.put(self.wrote.emit)
@@ -256,6 +263,7 @@ class Keeper(QObject):
             record.annotations = record.annotations or kept.record.annotations
             self._kept.remove(kept)
         again.stem = stem
+        self.writer.put(partial(project.update, lambda m: replace(m, current=stem)))
         self._images.restore(painted, predicted, regions)
         again.follow()
         if painted is not None and kept is None:

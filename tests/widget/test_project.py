@@ -423,6 +423,17 @@ def test_opening_a_project_keeps_what_was_painted_before(
     assert (viewer.layers["annotations"].data > 0).sum() == 300
 
 
+def test_a_window_that_is_closed_comes_back_with_the_image_that_was_worked_on(
+    started, qtbot, tmp_path
+):
+    viewer, widget = started()
+    widget.keeper.step(1)
+    keeper = widget.keeper
+    viewer.close()  # takes the layers away first
+    qtbot.waitUntil(lambda: keeper.closed)
+    assert Project.open(tmp_path / "p").manifest.current == "picture1"
+
+
 def test_a_full_disk_is_said_and_the_next_autosave_catches_up(
     started, paint, saved, monkeypatch, tmp_path
 ):
