@@ -15,6 +15,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -191,19 +192,20 @@ def build_decoder(
     """Build the prompt encoder and mask decoder that every SAM shares."""
     sam = modeling()
     grid = (image_size // stride, image_size // stride)
-    prompt_encoder = sam.PromptEncoder(
-        embed_dim=dim,
-        image_embedding_size=grid,
-        input_image_size=(image_size, image_size),
-        mask_in_chans=mask_in_chans,
-    )
-    mask_decoder = sam.MaskDecoder(
-        num_multimask_outputs=3,
-        transformer=sam.TwoWayTransformer(
-            depth=2, embedding_dim=dim, mlp_dim=mlp_dim, num_heads=heads
-        ),
-        transformer_dim=dim,
-        iou_head_depth=3,
-        iou_head_hidden_dim=dim,
-    )
+    with torch.device("cpu"):  # normal deviates on the meta device import all of torch's compiler
+        prompt_encoder = sam.PromptEncoder(
+            embed_dim=dim,
+            image_embedding_size=grid,
+            input_image_size=(image_size, image_size),
+            mask_in_chans=mask_in_chans,
+        )
+        mask_decoder = sam.MaskDecoder(
+            num_multimask_outputs=3,
+            transformer=sam.TwoWayTransformer(
+                depth=2, embedding_dim=dim, mlp_dim=mlp_dim, num_heads=heads
+            ),
+            transformer_dim=dim,
+            iou_head_depth=3,
+            iou_head_hidden_dim=dim,
+        )
     return prompt_encoder, mask_decoder

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from joblib import parallel_config
-from sklearn.ensemble import ExtraTreesClassifier
 from torch import Tensor
 
 from napari_convlora.detail import KINDS, SCALES, DetailBranch, n_features
@@ -186,6 +185,8 @@ def forest_opinion(
     seed
         Of the draw and of the trees.
     """
+    from sklearn.ensemble import ExtraTreesClassifier  # takes a second
+
     rng = np.random.default_rng(seed)
     labels = target.cpu().numpy()
     share = counts.cpu().numpy() / np.maximum(1, np.bincount(labels, minlength=len(counts)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
 
 from napari_convlora.heads import ClassTokens
 from napari_convlora.losses import VOID
@@ -25,6 +24,8 @@ def begin_head(run: RoundState) -> None:
     much it says of each class is read from the labelled pixels of some views. Other heads, labels
     of a single class in these views, and a backbone that overflows leave the start as it is.
     """
+    from sklearn.linear_model import LogisticRegression  # takes a second
+
     head = run.model.head
     if not isinstance(head, ClassTokens) or head.decoder.probe is None:
         return

@@ -217,8 +217,7 @@ class Prompted:
 def warm_up(session: SessionGetter, controls: Controls) -> Iterator[Any]:
     """Import the engine, look for checkpoints, and load the backbone that is chosen first.
 
-    The first model that is built makes torch import a second's worth of modules, one of which
-    keeps the window waiting for 0.2 s: better now than in the middle of a round.
+    What only a round needs is imported by the process itself, once it has nothing to do.
     """
     state = session()
     from napari_convlora.backbones import REGISTRY, available_backbones
