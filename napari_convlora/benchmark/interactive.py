@@ -214,6 +214,8 @@ def _learner(job: Job, n_classes: int, load: Callable[[str], Backbone]) -> Learn
     """Set up a system; what it keeps between rounds lives here."""
     name, seed, settings = job.key.system, job.key.seed, job.settings
     config = replace(settings.train, seed=seed)
+    if job.key.task == "unseen":  # what is shown is an annotated image, and not scored
+        config = replace(config, preview_seconds=None)
     if name in PEERS:
 
         def fit(images: Sequence[LabelledImage], number: int) -> Predict:
