@@ -178,18 +178,12 @@ class Keeper(QObject):
         if self.project is not None:
             project, chosen = self.project, self._manifest()
 
-            def write() -> None:
-                stem = self.current  # known once its image is written; None in a closing viewer
-                project.update(
-                    lambda m: replace(
-                        chosen,
-                        images=m.images,
-                        installed=m.installed,
-                        current=stem or m.current,
-                    )
-                )
+            def as_chosen(m: Manifest) -> Manifest:
+                # An image is known once it is written, and no longer in a viewer that closes.
+                current = self.current or m.current
+                return replace(chosen, images=m.images, installed=m.installed, current=current)
 
-            self.writer.put(write)
+            self.writer.put(partial(project.update, as_chosen))
             self.writer.put(self.wrote.emit)
 
     def close(self) -> None:
