@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import importlib
 import os
 import pickle
 import queue
@@ -46,7 +45,6 @@ SECONDS_TO_COMPARE = 20.0
 """After the last step of a round that was stopped; then it is kept without a comparison."""
 
 _POLL = 0.02
-_SECONDS_IDLE = 1.0
 _NICENESS = 5
 _MEMORY = "choose the fast preset or a smaller backbone, or close other programs"
 _KILLED = f"The background process was killed, most likely as memory ran out; {_MEMORY}"
@@ -244,14 +242,8 @@ def main() -> None:
 
     leave_a_core()
     session = Session()
-    rest: float | None = _SECONDS_IDLE
     while True:
-        try:
-            content, controls = jobs.get(timeout=rest)
-        except queue.Empty:
-            _import_for_training()
-            rest = None
-            continue
+        content, controls = jobs.get()
         error: Exception | None = None
         try:
             for messages in _work(content, controls, session):
@@ -261,12 +253,6 @@ def main() -> None:
         del content
         _return_memory()
         _write(outbox, "end", error)
-
-
-def _import_for_training() -> None:
-    """Import now what a first round would take seconds to import."""
-    for name in ("sklearn.ensemble", "sklearn.linear_model", "torch._dynamo"):
-        importlib.import_module(name)  # the last for the sake of torch's optimisers
 
 
 def _listen(jobs: queue.SimpleQueue[tuple[bytes, Controls]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -217,7 +218,7 @@ class Prompted:
 def warm_up(session: SessionGetter, controls: Controls) -> Iterator[Any]:
     """Import the engine, look for checkpoints, and load the backbone that is chosen first.
 
-    What only a round needs is imported by the process itself, once it has nothing to do.
+    What only a round needs comes later, see `prepare_training`.
     """
     state = session()
     from napari_convlora.backbones import REGISTRY, available_backbones
@@ -227,6 +228,13 @@ def warm_up(session: SessionGetter, controls: Controls) -> Iterator[Any]:
     if state.backbone_name in here:
         with suppress(ConvLoRAError):  # what is wrong with it is told to who uses it
             state.backbone()
+
+
+def prepare_training(session: SessionGetter, controls: Controls) -> Iterator[Any]:
+    """Import now what the first round would take seconds to import."""
+    for name in ("sklearn.ensemble", "sklearn.linear_model", "torch._dynamo"):
+        importlib.import_module(name)  # the last for the sake of torch's optimisers
+    yield from ()
 
 
 def adapt(snapshots: Sequence[Snapshot], classes: Sequence[ClassInfo], recipe: Recipe) -> Job:

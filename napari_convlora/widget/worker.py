@@ -13,7 +13,7 @@ from napari.qt.threading import create_worker
 from napari_convlora.child import Child, Job
 from napari_convlora.config import ConvLoRAError
 from napari_convlora.events import Controls, batched
-from napari_convlora.widget.jobs import Loaded, warm_up
+from napari_convlora.widget.jobs import Loaded, prepare_training, warm_up
 
 if TYPE_CHECKING:
     from napari_convlora.session import Session
@@ -76,7 +76,7 @@ class Runner:
             self._launch(job, self.controls)
 
     def warm_up(self) -> None:
-        """Import the engine in the thread, so that the first job begins at once."""
+        """Import the engine, and then what training needs, so that the first job begins at once."""
         if self._worker is None:
             self._idle.clear()
             self._launch(warm_up, Controls())
@@ -167,6 +167,9 @@ class Runner:
         if self._running is not self._job:  # the warm-up; a job may have come meanwhile
             if self._job is not None and self.controls is not None and not self._closed:
                 self._launch(self._job, self.controls)
+            elif self._running is warm_up and not (self._in_thread or self._closed):
+                self._idle.clear()
+                self._launch(prepare_training, Controls())
             return
         self._job = None
         self.on_end()
