@@ -18,7 +18,8 @@ import pytest
 import torch
 
 from napari_convlora import child as child_module
-from napari_convlora.backbones.testing import random_backbone
+from napari_convlora.backbones.testing import TINY, random_backbone
+from napari_convlora.backbones.tiny_vit import build_tiny_vit
 from napari_convlora.child import Child
 from napari_convlora.config import ConvLoRAError, InputError, TrainConfig
 from napari_convlora.events import (
@@ -34,7 +35,7 @@ from napari_convlora.events import (
 )
 from napari_convlora.session import Session
 from napari_convlora.training import adapt
-from napari_convlora.widget.jobs import Snapshot, warm_up
+from napari_convlora.widget.jobs import Snapshot, prepare_training, warm_up
 from tests.conftest import CLASSES, make_scene
 
 QUICK = TrainConfig(max_steps=3, views=3, detail_steps=10, score_every=2, device="cpu")
@@ -100,6 +101,23 @@ def test_it_knows_neither_qt_nor_napari_and_leaves_room_for_the_window(child: Ch
     assert not packages & {"napari", "qtpy", "superqt", "magicgui", "PyQt6", "PySide6", "vispy"}
     assert niceness > os.nice(0)
     assert threads == max(1, (os.cpu_count() or 2) - 1)
+
+
+def heavy(session: Get, controls: Controls) -> Iterator[Any]:
+    yield {name for name in ("sklearn", "torch._dynamo") if name in sys.modules}
+
+
+def test_it_is_ready_to_predict_before_it_is_ready_to_train(mortal: Child) -> None:
+    def tiny(session: Get, controls: Controls) -> Iterator[Any]:
+        with torch.device("meta"):  # as checkpoints are loaded
+            build_tiny_vit(TINY)
+        yield from ()
+
+    run(mortal, warm_up)
+    run(mortal, tiny)
+    assert run(mortal, heavy) == [set()], "seconds that opening a project would wait for"
+    run(mortal, prepare_training)
+    assert run(mortal, heavy) == [{"sklearn", "torch._dynamo"}]
 
 
 def test_a_round_there_learns_what_it_learns_here(child: Child) -> None:
