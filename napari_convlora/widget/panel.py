@@ -96,6 +96,7 @@ class ConvLoRAWidget(QWidget):
         self.automatic = AutoAdapt(self.workflow, self._start_round, self.rounds)
         self.rounds.layout().addWidget(self.automatic)
         self.keeper.automatic = self.automatic.isChecked
+        self.review.following = self.project.following
         self.memory = MemorySection(self.workflow)
         self._untouched = True
         self._counts = Counts()

@@ -92,6 +92,12 @@ class ProjectSection(QWidget):
             step = _trying(self, partial(self._keeper.step, by))
             QShortcut(QKeySequence(key), panel).activated.connect(step)
 
+    def following(self) -> str:
+        """Name of the image after the current one on the list; "" if there is none."""
+        stems = [entry.stem for entry in self._keeper.entries]
+        at = stems.index(self._keeper.current) if self._keeper.current in stems else len(stems)
+        return "".join(entry.name for entry in self._keeper.entries[at + 1 : at + 2])
+
     def refresh(self) -> None:
         """Show the project as it is."""
         keeper = self._keeper

@@ -52,6 +52,11 @@ class ReviewSection(QWidget):
         Returns the id of the class chosen in the table; 0 if there is none.
     recipe
         Returns what the user has chosen for a prediction.
+
+    Attributes
+    ----------
+    following
+        Returns the name of the next image of the project; "" if there is none.
     """
 
     def __init__(
@@ -65,6 +70,7 @@ class ReviewSection(QWidget):
         super().__init__(parent)
         self._viewer, self._flow, self._images = viewer, workflow, workflow.images
         self._selected_class, self._recipe = selected_class, recipe
+        self.following: Callable[[], str] = str
         self._pending: Callable[[], None] | None = None
         self._changed: Labels | None = None
         self._accepting = True
@@ -312,6 +318,9 @@ class ReviewSection(QWidget):
         )
 
     def _another(self, image: Image) -> str:
+        following = self.following()
+        if following:
+            return f"Go on with '{following}', the next image of the project (Ctrl+PgDown). "
         images = [
             layer
             for layer in self._viewer.layers

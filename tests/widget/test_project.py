@@ -423,6 +423,23 @@ def test_opening_a_project_keeps_what_was_painted_before(
     assert (viewer.layers["annotations"].data > 0).sum() == 300
 
 
+def test_where_nothing_is_uncertain_any_more_next_names_the_image_that_follows(
+    started, paint, wait
+):
+    _, widget = started()
+    layer = widget.start_annotating()
+    paint(layer, 1, 10)
+    paint(layer, 2, 70)
+    widget.adapt()
+    wait(widget)
+    for _ in range(100):
+        widget.review.next_place()
+        wait(widget)
+        if "Nothing else" in widget.status:
+            break
+    assert "'picture1', the next image of the project (Ctrl+PgDown)" in widget.status
+
+
 def test_a_window_that_is_closed_comes_back_with_the_image_that_was_worked_on(
     started, qtbot, tmp_path
 ):
