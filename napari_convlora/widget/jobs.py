@@ -120,8 +120,11 @@ class Question:
     window: Window | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """See `Snapshot`."""
-        return self.__dict__ | {"pixels": _portable(self.pixels)}
+        """Send no more of an array than the plane; lazy pixels are left to who gets them."""
+        if not isinstance(self.pixels, np.ndarray):
+            return self.__dict__ | {"pixels": _portable(self.pixels)}
+        plane = self.read(Window(0, 0, *self.shape))
+        return self.__dict__ | {"pixels": plane, "channel_axis": 2, "plane": 0}
 
     def read(self, window: Window) -> np.ndarray:
         """Return the pixels (H, W, C) of a window."""
@@ -202,15 +205,12 @@ class Prompted:
 
     Parameters
     ----------
-    question
-        What is answered.
     window
         Where the model looked.
     mask : (H, W) bool
         Of the window.
     """
 
-    question: Question
     window: Window
     mask: np.ndarray
 
@@ -304,7 +304,7 @@ def prompt(question: Question, recipe: Recipe, loaded: Session | None) -> Job:
         window = question.window
         if window is None or not window.holds(prompt.bounds):
             window = choose_window(question.shape, prompt.bounds, prompter.tile)
-        yield Prompted(question, window, prompter.mask(question.read(window), window, prompt))
+        yield Prompted(window, prompter.mask(question.read(window), window, prompt))
 
     return job
 

@@ -114,7 +114,7 @@ class PromptTool(QWidget):
         self._layer: Labels | None = None
         self._marks: Shapes | None = None
         self._object: _Object | None = None
-        self._asked: _Object | None = None
+        self._asked: tuple[_Object, Prompt] | None = None
         self._waiting: list[_Object] = []
         self._painting = False
         self._zoom = 1.0
@@ -307,18 +307,20 @@ class PromptTool(QWidget):
     def _go_on(self) -> None:
         if self._waiting and not self.runner.busy:
             self.words.setText("SAM looks; the first time in a part of the image takes seconds…")
-            self._asked = self._waiting[0]
-            question = self._asked.question()
+            thing = self._waiting[0]
+            self._asked = thing, thing.prompt
+            question = thing.question()
             self.runner.start(jobs.prompt(question, self._recipe(), self._session))
 
     def _on_messages(self, messages: list[Any]) -> None:
         for message in messages:
-            thing = self._asked
-            if thing is None or thing not in self._waiting:
+            assert self._asked is not None
+            thing, prompt = self._asked
+            if thing not in self._waiting:
                 continue  # cancelled meanwhile
             thing.window = message.window
             self._paint(thing, message.mask)
-            if thing.prompt is message.question.prompt:  # or more was said meanwhile
+            if thing.prompt is prompt:  # or more was said meanwhile
                 self._waiting.remove(thing)
 
     def _paint(self, thing: _Object, mask: np.ndarray) -> None:
@@ -334,9 +336,11 @@ class PromptTool(QWidget):
 
     def _on_error(self, error: Exception) -> None:
         self.words.setText(str(error))
-        if self._asked in self._waiting:
-            self._waiting.remove(self._asked)
-        if self._asked is self._object:
+        assert self._asked is not None
+        thing, _ = self._asked
+        if thing in self._waiting:
+            self._waiting.remove(thing)
+        if thing is self._object:
             self.finish()
 
     def _on_end(self) -> None:

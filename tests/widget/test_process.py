@@ -14,6 +14,7 @@ import pytest
 from napari.utils.notifications import notification_manager
 
 from napari_convlora.config import TrainConfig
+from napari_convlora.prompts import Box
 from napari_convlora.widget import ConvLoRAWidget
 
 LONG = 100_000
@@ -79,6 +80,24 @@ def processes() -> set[int]:
     """Python processes below this one."""
     children = psutil.Process().children(recursive=True)
     return {p.pid for p in children if "napari_convlora.child" in " ".join(p.cmdline())}
+
+
+def test_a_prompt_is_answered_once(begin, make_napari_viewer_proxy, qtbot):
+    widget = begin(make_napari_viewer_proxy())
+    tool, annotations = widget.prompts, widget.images.need().annotations
+    before, painted = annotations.data.copy(), []
+    tool.button.setChecked(True)
+    annotations.events.paint.connect(painted.append)
+    annotations.events.labels_update.connect(painted.append)
+    tool.add_box(0, Box(20, 20, 60, 60))
+    qtbot.waitUntil(lambda: bool(painted) and not tool.runner.busy, timeout=60_000)
+    changes = len(painted)
+    assert (annotations.data != before).any()
+    qtbot.wait(500)
+    assert not tool.runner.busy
+    assert len(painted) == changes
+    annotations.undo()
+    assert (annotations.data == before).all()
 
 
 def test_rounds_predictions_and_loading_in_one_process(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,7 +18,8 @@ from qtpy.QtGui import QMouseEvent
 from qtpy.QtWidgets import QApplication
 
 from napari_convlora.prompter import Prompter
-from napari_convlora.prompts import Box, Click, Window
+from napari_convlora.prompts import Box, Click, Prompt, Window
+from napari_convlora.widget.jobs import Question
 
 
 @pytest.fixture
@@ -120,7 +122,8 @@ def test_clicks_that_come_while_sam_looks_are_all_answered(tool, qtbot):
     for at in ((30, 40), (50, 45), (60, 60)):
         tool.drag(at, settle=False)
     qtbot.waitUntil(lambda: not tool.prompts.runner.busy, timeout=20_000)
-    assert len(tool.prompts._asked.prompt.clicks) == 3
+    _, prompt = tool.prompts._asked
+    assert len(prompt.clicks) == 3
     assert not tool.prompts._waiting
     before = tool.layer.data.copy()
     tool.layer.undo()
@@ -315,3 +318,23 @@ def test_a_stack_is_filled_on_the_plane_that_is_clicked(
     expected = stack[plane] if channel_axis is not None else stack[plane][None]
     np.testing.assert_array_equal(seen[0], np.moveaxis(expected, 0, -1))
     assert widget.prompts.runner.close(20)
+
+
+@pytest.mark.parametrize(
+    ("shape", "rgb", "channel_axis"),
+    [
+        ((30, 40), False, None),
+        ((5, 30, 40), False, None),
+        ((5, 30, 40, 4), True, None),
+        ((5, 3, 30, 40), False, 1),
+        ((3, 30, 40), False, 0),
+    ],
+)
+def test_a_question_that_travels_takes_only_its_plane_along(shape, rgb, channel_axis):
+    pixels = np.random.default_rng(0).integers(0, 255, shape, np.uint8)
+    plane = 3 if shape[0] == 5 else 0
+    question = Question(pixels, rgb, channel_axis, plane, (30, 40), Prompt(box=Box(2, 3, 9, 9)))
+    arrived = pickle.loads(pickle.dumps(question))
+    window = Window(4, 5, 20, 30)
+    assert (arrived.read(window) == question.read(window)).all()
+    assert arrived.pixels.size <= 30 * 40 * 3
