@@ -24,11 +24,11 @@ def begin_head(run: RoundState) -> None:
     much it says of each class is read from the labelled pixels of some views. Other heads, labels
     of a single class in these views, and a backbone that overflows leave the start as it is.
     """
-    from sklearn.linear_model import LogisticRegression  # takes a second
-
     head = run.model.head
     if not isinstance(head, ClassTokens) or head.decoder.probe is None:
         return
+    from sklearn.linear_model import LogisticRegression  # takes a second
+
     views = run.views[:_VIEWS]
     evidence, labels = [], []
     for view in views:

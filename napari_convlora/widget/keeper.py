@@ -18,7 +18,7 @@ from napari_convlora.config import ClassInfo, ConvLoRAError, InputError
 from napari_convlora.project import ImageEntry, Manifest, Project, Settings, recovery
 from napari_convlora.project.writer import Writer
 from napari_convlora.widget.jobs import Recipe, Snapshot
-from napari_convlora.widget.kept import Kept, OnDisk
+from napari_convlora.widget.kept import Kept, stored_snapshot
 from napari_convlora.widget.layers import ImageLayers
 from napari_convlora.widget.workflow import Workflow
 
@@ -214,12 +214,17 @@ class Keeper(QObject):
         self.need_project().locate(stem, path)
         self.show_image(stem)
 
-    def step(self, by: int) -> None:
-        """Go to the image `by` places further down the list; the ends stay the ends."""
+    def neighbour(self, by: int) -> ImageEntry | None:
+        """Return the image `by` places further down the list, if there is any; the ends stay."""
         stems = [e.stem for e in self.entries]
-        if stems:
-            at = stems.index(self.current) if self.current in stems else -1
-            self.show_image(stems[min(max(at + by, 0), len(stems) - 1)])
+        at = stems.index(self.current) if self.current in stems else -1
+        return self.entries[min(max(at + by, 0), len(stems) - 1)] if stems else None
+
+    def step(self, by: int) -> None:
+        """Go to the image `by` places further down the list."""
+        entry = self.neighbour(by)
+        if entry is not None:
+            self.show_image(entry.stem)
 
     def show_image(self, stem: str) -> None:
         """Open an image of the list with its annotations and prediction; close the one before.
@@ -347,14 +352,11 @@ class Keeper(QObject):
         self.writer.flush()
         current = self._images.need()
         here = {k.stem for k in self._kept if k.record in self._images.records}
-        found = []
-        for entry in self.entries:
-            if entry.annotated and entry.stem not in here and entry.shape[3] == current.n_channels:
-                painted, regions = self.project.annotated(entry.stem)
-                how = OnDisk(entry, self.project.folder), entry.rgb, entry.channel_axis
-                background = find_background(self.classes)
-                found.append(Snapshot(entry.name, *how, painted, None, regions, background))
-        return found
+        return [
+            stored_snapshot(self.project, entry, find_background(self.classes))
+            for entry in self.entries
+            if entry.annotated and entry.stem not in here and entry.shape[3] == current.n_channels
+        ]
 
     def _add_layer(self, entry: ImageEntry, pixels: np.ndarray) -> Image:
         place = {n: getattr(entry, n) for n in ("scale", "translate") if getattr(entry, n)}

@@ -14,6 +14,7 @@ from qtpy.QtCore import QTimer
 
 from napari_convlora.project import ImageEntry, Project
 from napari_convlora.reviewed import Outlines
+from napari_convlora.widget.jobs import Snapshot
 from napari_convlora.widget.layers import ImageLayers
 
 
@@ -27,6 +28,13 @@ class OnDisk:
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
         """Return the pixels as a layer would hold them."""
         return np.asarray(self.entry.as_layer(self.entry.read(self.folder)), dtype)
+
+
+def stored_snapshot(project: Project, entry: ImageEntry, background_id: int | None) -> Snapshot:
+    """Return an image of a project that is not open, to learn from."""
+    painted, regions = project.annotated(entry.stem)
+    how = OnDisk(entry, project.folder), entry.rgb, entry.channel_axis
+    return Snapshot(entry.name, *how, painted, None, regions, background_id)
 
 
 class Kept:

@@ -94,9 +94,8 @@ class ProjectSection(QWidget):
 
     def following(self) -> str:
         """Name of the image after the current one on the list; "" if there is none."""
-        stems = [entry.stem for entry in self._keeper.entries]
-        at = stems.index(self._keeper.current) if self._keeper.current in stems else len(stems)
-        return "".join(entry.name for entry in self._keeper.entries[at + 1 : at + 2])
+        entry = self._keeper.neighbour(1)
+        return "" if entry is None or entry.stem == self._keeper.current else entry.name
 
     def refresh(self) -> None:
         """Show the project as it is."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,10 +12,11 @@ from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QCheckBox, QPushButton, QVBoxLayout, QWidget
 
 from napari_convlora.config import ConvLoRAError
-from napari_convlora.prompts import Box, Click, Prompt, Window
+from napari_convlora.prompts import Box, Click, Prompt
 from napari_convlora.widget import jobs
 from napari_convlora.widget.form import words
 from napari_convlora.widget.new_layer import shapes_like
+from napari_convlora.widget.prompted_object import PromptedObject
 from napari_convlora.widget.worker import Runner
 
 if TYPE_CHECKING:
@@ -33,52 +33,6 @@ _HELP = (
 _DRAG_PX = 5
 _NAME = "SAM prompt"
 _COLOURS = {True: "#ffffff", False: "#d55e00"}
-
-
-@dataclass(eq=False)
-class _Object:
-    """The object that is being made; what it has painted is one item of the undo history."""
-
-    record: ImageLayers
-    plane: int
-    class_id: int
-    prompt: Prompt
-    window: Window | None = None
-    painted: Any = None
-
-    @property
-    def undone(self) -> bool:
-        """Whether what was painted is not there any more."""
-        if self.painted is None:
-            return False
-        return bool((self.record.painted()[self.painted] != self.class_id).any())
-
-    def question(self) -> jobs.Question:
-        """Return what is asked about the object."""
-        record = self.record
-        return jobs.Question(
-            record.pixels,
-            record.image.rgb,
-            record.channel_axis,
-            self.plane,
-            record.planes_shape[1:],
-            self.prompt,
-            self.window,
-        )
-
-    def show(self, mask: np.ndarray, over: bool) -> int:
-        """Paint `mask` instead of what was painted before; returns pixels."""
-        assert self.window is not None
-        self.take_back()
-        at = self.record.paint(self.plane, self.window, mask, self.class_id, over)
-        self.painted = at if len(at[0]) else None
-        return len(at[0])
-
-    def take_back(self) -> None:
-        """Restore what was there."""
-        if self.painted is not None and not self.undone and self.record.annotations is not None:
-            self.record.annotations.undo()
-        self.painted = None
 
 
 class PromptTool(QWidget):
@@ -113,9 +67,9 @@ class PromptTool(QWidget):
         self._record: ImageLayers | None = None
         self._layer: Labels | None = None
         self._marks: Shapes | None = None
-        self._object: _Object | None = None
-        self._asked: tuple[_Object, Prompt] | None = None
-        self._waiting: list[_Object] = []
+        self._object: PromptedObject | None = None
+        self._asked: tuple[PromptedObject, Prompt] | None = None
+        self._waiting: list[PromptedObject] = []
         self._painting = False
         self._zoom = 1.0
         self.button = QPushButton("SAM click / box")
@@ -294,10 +248,10 @@ class PromptTool(QWidget):
 
     def _begin(self, plane: int, prompt: Prompt) -> None:
         if self._record is not None and self._class_id:
-            self._object = _Object(self._record, plane, self._class_id, prompt)
+            self._object = PromptedObject(self._record, plane, self._class_id, prompt)
             self._ask(self._object)
 
-    def _ask(self, thing: _Object) -> None:
+    def _ask(self, thing: PromptedObject) -> None:
         """Ask about the object as soon as those before it are answered."""
         if thing not in self._waiting:
             self._waiting.append(thing)
@@ -323,7 +277,7 @@ class PromptTool(QWidget):
             if thing.prompt is prompt:  # or more was said meanwhile
                 self._waiting.remove(thing)
 
-    def _paint(self, thing: _Object, mask: np.ndarray) -> None:
+    def _paint(self, thing: PromptedObject, mask: np.ndarray) -> None:
         self._painting = True
         try:
             if not thing.undone:

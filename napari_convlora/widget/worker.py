@@ -52,6 +52,7 @@ class Runner:
         self._worker: Any = None
         self._job: Job | None = None
         self._running: Job | None = None
+        self._preparations: list[Job] = []
         self._idle = threading.Event()
         self._idle.set()
         self._closed = False
@@ -78,8 +79,8 @@ class Runner:
     def warm_up(self) -> None:
         """Import the engine, and then what training needs, so that the first job begins at once."""
         if self._worker is None:
-            self._idle.clear()
-            self._launch(warm_up, Controls())
+            self._preparations = [warm_up] if self._in_thread else [warm_up, prepare_training]
+            self._prepare()
 
     def stop(self) -> None:
         """End the job as soon as possible; what it has learnt is kept."""
@@ -106,6 +107,10 @@ class Runner:
         if self._child is not None:
             self._child.close()
         return self.wait(seconds)
+
+    def _prepare(self) -> None:
+        self._idle.clear()
+        self._launch(self._preparations.pop(0), Controls())
 
     def _launch(self, job: Job, controls: Controls) -> None:
         # Without _ignore_errors an error is raised again in the main thread, beside our handler.
@@ -164,15 +169,15 @@ class Runner:
 
     def _on_finished(self) -> None:
         self._worker = None
-        if self._running is not self._job:  # the warm-up; a job may have come meanwhile
-            if self._job is not None and self.controls is not None and not self._closed:
-                self._launch(self._job, self.controls)
-            elif self._running is warm_up and not (self._in_thread or self._closed):
-                self._idle.clear()
-                self._launch(prepare_training, Controls())
+        if self._running is self._job:
+            self._job = None
+            self.on_end()
+        elif self._closed:
             return
-        self._job = None
-        self.on_end()
+        elif self._job is not None and self.controls is not None:  # came during a preparation
+            self._launch(self._job, self.controls)
+        elif self._preparations:
+            self._prepare()
 
 
 def in_thread(
