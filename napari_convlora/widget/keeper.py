@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -255,7 +254,7 @@ class Keeper(QObject):
         record = self._images.need()
         again = self.find(record)
         if again is None:
-            again = Kept(record, self._touch)
+            again = Kept(record, self.touch)
             self._kept.append(again)
         if kept is not None and kept is not again:
             # Its image was removed from the viewer; its strokes were not.
@@ -271,7 +270,8 @@ class Keeper(QObject):
             self.failed.emit(note or other_note)
         self.changed.emit()
 
-    def _touch(self) -> None:
+    def touch(self, *_: object) -> None:
+        """Save within seconds, as something has changed."""
         if not self.closed and not self._soon.isActive():
             self._soon.start()
 
@@ -291,7 +291,7 @@ class Keeper(QObject):
                 if kept is None and same and other.record not in records:
                     kept, other.record = other, record
             if kept is None:
-                kept = Kept(record, self._touch)
+                kept = Kept(record, self.touch)
                 self._kept.append(kept)
                 kept.touch()  # it may have come with strokes on it
             kept.follow()
@@ -330,7 +330,7 @@ class Keeper(QObject):
     def _on_wrote(self) -> None:
         while self.writer.failures:
             self.failed.emit(self.writer.failures.popleft())
-            self._touch()  # the disk may have room again
+            self.touch()  # the disk may have room again
         self.changed.emit()
 
     def _on_predicted(self, record: ImageLayers, labels: np.ndarray) -> None:
@@ -363,15 +363,7 @@ class Keeper(QObject):
         return self._images.viewer.add_image(pixels, name=entry.name, rgb=entry.rgb, **place)
 
     def _close_layers(self, kept: Kept) -> None:
-        record, layers = kept.record, self._images.viewer.layers
-        with contextlib.suppress(ConvLoRAError):
-            record.collect_corrections()  # which may make a layer of annotations
-        kept.follow()
-        record.derived.put_away()
-        # Regions go after their image, whose record would take note that they are no more.
-        for layer in (record.prediction, record.annotations, record.image, record.reviewed):
-            if layer is not None and layer in layers:
-                layers.remove(layer)
+        kept.close()
         if kept.dirty:  # corrections have become annotations meanwhile
             self._keep(kept)
         self._kept.remove(kept)

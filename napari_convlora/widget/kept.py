@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import numpy as np
 from napari.layers import Shapes
 from qtpy.QtCore import QTimer
 
+from napari_convlora.config import ConvLoRAError
 from napari_convlora.project import ImageEntry, Project
 from napari_convlora.reviewed import Outlines
 from napari_convlora.widget.jobs import Snapshot
@@ -71,6 +73,18 @@ class Kept:
             else:
                 self._reviewed.events.data.connect(self._on_regions)
                 self._on_regions()
+
+    def close(self) -> None:
+        """Take the layers out of the viewer, their corrections taken up."""
+        record, layers = self.record, self.record.viewer.layers
+        with contextlib.suppress(ConvLoRAError):
+            record.collect_corrections()  # which may make a layer of annotations
+        self.follow()
+        record.derived.put_away()
+        # Regions go after their image, whose record would take note that they are no more.
+        for layer in (record.prediction, record.annotations, record.image, record.reviewed):
+            if layer is not None and layer in layers:
+                layers.remove(layer)
 
     def touch(self, event: Any = None) -> None:
         """Take note that something may have been painted."""

@@ -293,6 +293,10 @@ class ConvLoRAWidget(QWidget):
         flow.stepped.connect(self._on_steps)
         flow.scored.connect(lambda s: self.plot.add(scores=[(s.step, s.score)]))
         flow.tiled.connect(bar.show_tiles)
+        for widget in (*self.settings.widgets, self.source.backbone_combo):
+            widget.changed.connect(self.keeper.touch)
+        for signal in (self.rounds.go_on.toggled, self.automatic.toggled, table.changed):
+            signal.connect(self.keeper.touch)
         self.keeper.opened.connect(self.source.choose)
         self.keeper.loaded.connect(self._on_project)
         self.keeper.said.connect(self._say)

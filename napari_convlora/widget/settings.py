@@ -28,6 +28,8 @@ class SettingsForm:
     ----------
     model, train
         Settings that the form does not show are taken from these.
+    widgets
+        One for each setting that is shown.
     native
         The form to lay out.
     """
@@ -98,19 +100,18 @@ class SettingsForm:
             value=train.device,
             tooltip="Where to compute. auto takes a graphics card if there is one.",
         )
-        self.native = Form(
-            [
-                self.method,
-                self.preset,
-                self.head,
-                self.detail,
-                self.max_steps,
-                self.max_minutes,
-                self.preview_seconds,
-                self.seed,
-                self.device,
-            ]
+        self.widgets = (
+            self.method,
+            self.preset,
+            self.head,
+            self.detail,
+            self.max_steps,
+            self.max_minutes,
+            self.preview_seconds,
+            self.seed,
+            self.device,
         )
+        self.native = Form(self.widgets)
 
     def show(self, model: ModelConfig, train: TrainConfig) -> None:
         """Take over these settings, those that the form does not show as well."""

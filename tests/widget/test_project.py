@@ -110,6 +110,17 @@ def test_images_of_a_project_remember_strokes_and_prediction(
     assert (other.layers["annotations"].data > 0).sum() == 150
 
 
+def test_settings_are_saved_without_a_stroke(started, qtbot):
+    _, widget = started()
+    widget.settings.max_steps.value = 17
+    widget.automatic.setChecked(True)
+    project = widget.keeper.project
+    qtbot.waitUntil(lambda: project.manifest.settings.train.max_steps == 17, timeout=20_000)
+    assert project.manifest.automatic
+    widget.table.add("stem")
+    qtbot.waitUntil(lambda: len(project.manifest.classes) == 3, timeout=20_000)
+
+
 _CRASHES = """
 import os, sys
 import numpy as np, napari
