@@ -240,7 +240,12 @@ class Session:
         )
 
     def predict_blocks(
-        self, image: Planes, blocks: Sequence[Block], control: RunControl
+        self,
+        image: Planes,
+        blocks: Sequence[Block],
+        control: RunControl,
+        *,
+        uncertainty: bool = False,
     ) -> Iterator[Progress | BlockPrediction]:
         """Predict parts of a large image (P, H, W, C) with the installed adapter, in this order.
 
@@ -252,7 +257,7 @@ class Session:
         adapter = self._adapter()
         device = self.train_config.device
         scorer = prepare(adapter, self.backbone(), image, device=device)
-        return predict_blocks(scorer, adapter, blocks, control=control)
+        return predict_blocks(scorer, adapter, blocks, uncertainty=uncertainty, control=control)
 
     def _adapter(self) -> Adapter:
         if self.installed is None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from napari.layers import Image, Labels, Layer
 
-from napari_convlora.review import Guide
+from napari_convlora.blocks import Block
+from napari_convlora.review import Guide, Place
 from napari_convlora.widget import class_colours
 from napari_convlora.widget.new_layer import placement
 
@@ -37,6 +39,7 @@ class DerivedLayers:
         self._record = record
         self._layers: dict[str, Layer] = {}
         self._guide: Guide | None = None
+        self._visited: list[Place] = []
 
     @property
     def uncertainty(self) -> np.ndarray | None:
@@ -66,6 +69,7 @@ class DerivedLayers:
         uncertainty = self.uncertainty
         if self._guide is None and uncertainty is not None:
             self._guide = Guide(uncertainty, self.spacing)
+            self._guide.visited.extend(self._visited)
         return self._guide if uncertainty is not None else None
 
     def show_uncertainty(self, uncertainty: np.ndarray | None) -> None:
@@ -74,8 +78,7 @@ class DerivedLayers:
         Places that were visited are not suggested again.
         """
         layer = self._get("uncertainty")
-        visited = [] if self._guide is None else self._guide.visited
-        self._guide = None
+        self._forget_guide()
         if uncertainty is None:
             if layer is not None:
                 self._record.viewer.layers.remove(layer)
@@ -96,9 +99,21 @@ class DerivedLayers:
                 ),
                 above=self._record.image,
             )
-        guide = self.guide
-        assert guide is not None
-        guide.visited.extend(visited)
+
+    def show_uncertain_parts(self, parts: Sequence[tuple[Block, np.ndarray]]) -> None:
+        """Show per cent (h, w) of parts of a large image; the rest stays as it is."""
+        if self.uncertainty is None:
+            self.show_uncertainty(np.zeros(self._record.planes_shape, np.uint8))
+        self._forget_guide()
+        layer = self._get("uncertainty")
+        whole = layer.data.reshape(self._record.planes_shape)
+        for block, uncertainty in parts:
+            whole[block.plane, block.rows, block.columns] = uncertainty
+        layer.refresh()
+
+    def _forget_guide(self) -> None:
+        if self._guide is not None:
+            self._visited, self._guide = self._guide.visited, None
 
     def keep_previous(self) -> None:
         """Keep the prediction as it is now, to be compared with the next."""

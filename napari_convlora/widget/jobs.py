@@ -189,14 +189,17 @@ class Predicted:
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """Class ids (h, w) of parts of a large image, as they come."""
+    """Parts of a large image, as they come: class ids (h, w), and uncertainty if asked for."""
 
-    parts: Sequence[tuple[Block, np.ndarray]]
+    labels: Sequence[tuple[Block, np.ndarray]]
+    uncertainty: Sequence[tuple[Block, np.ndarray]] = ()
 
 
 @dataclass(frozen=True)
 class AllParts:
-    """All parts of a large image have come."""
+    """All parts of a large image have come, with their uncertainty or without."""
+
+    uncertainty: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -352,7 +355,7 @@ def _predict(
 
     planes = snapshot.planes()
     if is_large(planes.shape):
-        yield from _predict_large(state, planes, snapshot.seen, controls)
+        yield from _predict_large(state, planes, snapshot.seen, controls, recipe.uncertainty)
         return
     steps = Returning(state.predict(planes, controls.predicting, uncertainty=recipe.uncertainty))
     for tile in steps:
@@ -362,20 +365,23 @@ def _predict(
 
 
 def _predict_large(
-    state: Session, planes: Planes, seen: Block | None, controls: Controls
+    state: Session, planes: Planes, seen: Block | None, controls: Controls, uncertainty: bool
 ) -> Iterator[Any]:
     """Predict block by block, what the viewer shows first."""
     from napari_convlora.scorer import Progress
 
-    waiting: list[tuple[Block, np.ndarray]] = []
-    last = 0.0
-    for step in state.predict_blocks(planes, plan(planes.shape, seen), controls.predicting):
+    labels: list[tuple[Block, np.ndarray]] = []
+    doubts: list[tuple[Block, np.ndarray]] = []
+    last, blocks = 0.0, plan(planes.shape, seen)
+    for step in state.predict_blocks(planes, blocks, controls.predicting, uncertainty=uncertainty):
         if isinstance(step, Progress):
             yield Tiles(step.done, step.total)
             continue
-        waiting.append((step.block, step.labels))
+        labels.append((step.block, step.labels))
+        if step.uncertainty is not None:
+            doubts.append((step.block, step.uncertainty))
         if time.monotonic() - last >= SECONDS_BETWEEN_PARTS:
-            yield Parts(waiting)
-            waiting, last = [], time.monotonic()
-    yield Parts(waiting)
-    yield Predicted(None) if controls.predicting.stopping else AllParts()
+            yield Parts(labels, doubts)
+            labels, doubts, last = [], [], time.monotonic()
+    yield Parts(labels, doubts)
+    yield Predicted(None) if controls.predicting.stopping else AllParts(uncertainty)

@@ -308,10 +308,15 @@ class Workflow(QObject):
             case jobs.Predicted():
                 self._install(message)
             case jobs.Parts() if self._target is not None:
-                self._target.show_parts(message.parts)
+                if not self._keep_labels:
+                    self._target.show_parts(message.labels)
+                if message.uncertainty:
+                    self._target.derived.show_uncertain_parts(message.uncertainty)
                 self.changed.emit()
-            case jobs.AllParts() if self._outcome in ("", _LOADED):
-                self._outcome = _PREDICTED
+            case jobs.AllParts() if self._target is not None:
+                if not message.uncertainty:
+                    self._target.derived.show_uncertainty(None)
+                self._predicted(self._target.predicted_view().copy())
 
     def _learning_from(self, message: events.Started) -> str:
         names = {info.id: info.name for info in self.images.classes}
@@ -332,18 +337,24 @@ class Workflow(QObject):
         )
 
     def _install(self, message: jobs.Predicted) -> None:
-        session = self.runner.session
         if message.labels is None:
             self._outcome = self._outcome or "The prediction was cancelled; the adapter is kept."
         elif self._target is not None:
             if not self._keep_labels:
-                self.predicted.emit(self._target, message.labels)
                 self._target.show(message.labels)
-            self._target.adapter = None if session is None else session.installed
             self._target.derived.show_uncertainty(message.uncertainty)
-            if self._outcome in ("", _LOADED):
-                self._outcome = _PREDICTED
-            self.changed.emit()
+            self._predicted(message.labels)
+
+    def _predicted(self, labels: np.ndarray) -> None:
+        """Take note that the whole image is predicted."""
+        session, record = self.runner.session, self._target
+        assert record is not None
+        record.adapter = None if session is None else session.installed
+        if not self._keep_labels:
+            self.predicted.emit(record, labels)
+        if self._outcome in ("", _LOADED):
+            self._outcome = _PREDICTED
+        self.changed.emit()
 
     def _on_error(self, error: Exception) -> None:
         ours = not isinstance(error, ConvLoRAError) or type(error).__name__ == "JobError"

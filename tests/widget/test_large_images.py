@@ -150,6 +150,37 @@ def test_a_correction_made_meanwhile_is_not_overwritten(begun, wait, wide, paint
     assert (viewer.layers["annotations"].data[10:60, 30:33] == 2).all()
 
 
+def test_next_finds_the_uncertainty_of_a_large_image_in_parts(begun, wait, wide):
+    viewer, widget = begun(wide)
+    widget.adapt()
+    wait(widget, 60_000)
+    assert "uncertainty" not in viewer.layers
+    prediction = viewer.layers["prediction"].data.copy()
+    widget.review.next_button.click()
+    wait(widget, 60_000)
+    uncertainty = viewer.layers["uncertainty"].data
+    assert uncertainty.shape == (560, 640)
+    assert all(uncertainty[:512, :512].any(axis)[::8].any() for axis in (0, 1))
+    assert uncertainty[512:, 512:].any()
+    assert (viewer.layers["prediction"].data == prediction).all()
+    assert widget.status.startswith(("Place 1:", "Nothing else in 'wide' is uncertain."))
+    widget.review.keep_uncertainty.setChecked(False)
+    widget.predict()
+    wait(widget, 60_000)
+    assert "uncertainty" not in viewer.layers  # that of another adapter would mislead
+
+
+def test_a_project_keeps_the_prediction_of_a_large_image(begun, wait, wide, tmp_path):
+    viewer, widget = begun(wide)
+    widget.keeper.create(tmp_path / "p")
+    widget.adapt()
+    wait(widget, 60_000)
+    widget.keeper.save()
+    widget.keeper.writer.flush()
+    kept = widget.keeper.project.prediction(widget.keeper.current)
+    assert (kept[0] == viewer.layers["prediction"].data).all()
+
+
 def test_parts_that_name_classes_of_before_show_those_of_today(begun, wide):
     viewer, widget = begun(wide)
     merged, removed = widget.table.add().id, widget.table.add().id
