@@ -293,6 +293,20 @@ def load(
     return job
 
 
+def prepare_prompts(recipe: Recipe, loaded: Session | None) -> Job:
+    """Do before the first prompt what it would have to wait for; parameters as `prompt`."""
+
+    def job(session: SessionGetter, controls: Controls) -> Iterator[Any]:
+        state = _prepare(session, recipe)
+        if loaded is not None:
+            state.share_backbone(loaded)
+        with suppress(ConvLoRAError):  # what is wrong is told to who asks
+            state.prompter()
+        yield from ()
+
+    return job
+
+
 def prompt(question: Question, recipe: Recipe, loaded: Session | None) -> Job:
     """Find the object that a prompt means, with the backbone of `loaded` if it is the chosen one.
 

@@ -166,6 +166,7 @@ class PromptTool(QWidget):
         for key, action in self._keys().items():
             layer.bind_key(key, action, overwrite=True)
         self._layer = layer
+        self.runner.prepare(jobs.prepare_prompts(self._recipe(), self._session))
         layer.events.mode.connect(self.leave)
         layer.events.paint.connect(self._on_paint)
         self._viewer.layers.selection.events.active.connect(self._on_active)

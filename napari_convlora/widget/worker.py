@@ -13,7 +13,7 @@ from napari.qt.threading import create_worker
 from napari_convlora.child import Child, Job
 from napari_convlora.config import ConvLoRAError
 from napari_convlora.events import Controls, batched
-from napari_convlora.widget.jobs import Loaded, prepare_training, warm_up
+from napari_convlora.widget.jobs import Loaded
 
 if TYPE_CHECKING:
     from napari_convlora.session import Session
@@ -76,11 +76,11 @@ class Runner:
         if self._worker is None:
             self._launch(job, self.controls)
 
-    def warm_up(self) -> None:
-        """Import the engine, and then what training needs, so that the first job begins at once."""
-        if self._worker is None:
-            self._preparations = [warm_up] if self._in_thread else [warm_up, prepare_training]
-            self._prepare()
+    def prepare(self, *preparations: Job) -> None:
+        """Run these, one after the other until a job comes, so that it need not wait for them."""
+        if self._worker is None and not self._closed:
+            self._preparations = [*preparations]
+            self._next_preparation()
 
     def stop(self) -> None:
         """End the job as soon as possible; what it has learnt is kept."""
@@ -108,7 +108,7 @@ class Runner:
             self._child.close()
         return self.wait(seconds)
 
-    def _prepare(self) -> None:
+    def _next_preparation(self) -> None:
         self._idle.clear()
         self._launch(self._preparations.pop(0), Controls())
 
@@ -177,7 +177,7 @@ class Runner:
         elif self._job is not None and self.controls is not None:  # came during a preparation
             self._launch(self._job, self.controls)
         elif self._preparations:
-            self._prepare()
+            self._next_preparation()
 
 
 def in_thread(

@@ -107,7 +107,7 @@ class Workflow(QObject):
         self.images.failed.connect(lambda sentence: self.failed.emit(sentence, False))
         self._dims = viewer.dims
         viewer.dims.events.current_step.connect(self._on_plane)
-        self.runner.warm_up()
+        self.runner.prepare(jobs.warm_up, jobs.prepare_training)
 
     @property
     def running(self) -> bool:
