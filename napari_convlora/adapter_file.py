@@ -12,19 +12,20 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from napari_convlora.annotations import parse_classes
 from napari_convlora.backbones import Backbone
 from napari_convlora.config import (
-    MAX_CLASSES,
     AdapterError,
     ClassInfo,
     HeadName,
+    InputError,
     MethodConfig,
     MethodName,
     ModelConfig,
 )
 from napari_convlora.data import Normalizer
-from napari_convlora.files import atomic_write
 from napari_convlora.model import SemanticSAM
+from napari_convlora.results import atomic_write
 
 FORMAT_VERSION = 1
 _KEY = "napari_convlora"
@@ -148,9 +149,13 @@ class Adapter:
             raise AdapterError(
                 f"{path.name} is damaged or is not an adapter file; export the adapter again."
             ) from error
+        if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
+            raise AdapterError(
+                f"{path.name} is damaged: it holds values that are no numbers; export it again."
+            )
         try:
             return cls(state=state, **_from_header(header))
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, InputError) as error:
             raise AdapterError(
                 f"The header of {path.name} is damaged ({error}); export the adapter again."
             ) from error
@@ -187,9 +192,6 @@ def _from_header(header: dict[str, Any]) -> dict[str, Any]:
         model["first_block"] = _whole(model["first_block"], 0, 1024)
     if model["method"] not in get_args(MethodName) or model["head"] not in get_args(HeadName):
         raise ValueError(f"unknown method {model['method']!r:.40} or head {model['head']!r:.40}")
-    ids = [_whole(c["id"], 1, MAX_CLASSES) for c in header["classes"]]
-    if not ids or len(set(ids)) < len(ids):
-        raise ValueError("its classes do not have ids of their own")
     low, high = (
         tuple(_number(v, -1e300, 1e300) for v in header["normalizer"][end])
         for end in ("low", "high")
@@ -200,10 +202,7 @@ def _from_header(header: dict[str, Any]) -> dict[str, Any]:
         "backbone_name": str(header["backbone"]["name"])[:200],
         "backbone_sha256": str(header["backbone"]["sha256"]),
         "model": ModelConfig(**model, method_config=MethodConfig(**method)),
-        "classes": tuple(
-            ClassInfo(i, str(c["name"]), str(c["colour"]), c.get("background") is True)
-            for i, c in zip(ids, header["classes"], strict=True)
-        ),
+        "classes": parse_classes({"classes": header["classes"]}, "its class table"),
         "normalizer": Normalizer(low, high),
         "pixel_scale": _number(header["pixel_scale"], 1e-3, 16),
         "summary": dict(header["summary"]),

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from napari_convlora.config import MAX_CLASSES, UNLABELLED, ClassInfo, InputError
-from napari_convlora.files import atomic_write
 from napari_convlora.planes import size_text
+from napari_convlora.results import atomic_write
 
 DEFAULT_COLOURS: tuple[str, ...] = (
     "#8c8c8c",  # background: neutral, so that the classes stand out

@@ -14,8 +14,10 @@ from napari_convlora.config import (
     ConvLoRAError,
     DeviceName,
     MethodName,
+    ModelConfig,
     PresetName,
     StartName,
+    TrainConfig,
 )
 
 BAD_USAGE = 2
@@ -54,11 +56,16 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     def device(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--device", choices=get_args(DeviceName))
+        sub.add_argument(
+            "--device", choices=get_args(DeviceName), help="where to compute; auto if not given"
+        )
 
+    model, train = ModelConfig(), TrainConfig()
     # Options that are not given are a project's, else the defaults.
     sub = command("adapt", commands.adapt, "Adapt a backbone to annotated images.")
-    sub.add_argument("--images", nargs="+", type=Path, metavar="IMG")
+    sub.add_argument(
+        "--images", nargs="+", type=Path, metavar="IMG", help="image files, all channels alike"
+    )
     sub.add_argument(
         "--labels",
         nargs="+",
@@ -66,19 +73,38 @@ def _parser() -> argparse.ArgumentParser:
         metavar="LAB",
         help="integer images in the order of the images; 0 = unlabelled",
     )
-    sub.add_argument("--out", type=Path, metavar="A.safetensors")
+    sub.add_argument("--out", type=Path, metavar="A.safetensors", help="the adapter to write")
     sub.add_argument(
         "--project", type=Path, metavar="DIR", help="add a round on all its images; no --out needed"
     )
     sub.add_argument("--recipe", type=Path, metavar="R.json", help="repeat a round to --out")
-    sub.add_argument("--classes", type=Path, metavar="classes.json")
-    sub.add_argument("--backbone", metavar="NAME|PATH")
-    sub.add_argument("--method", choices=get_args(MethodName))
-    sub.add_argument("--preset", choices=get_args(PresetName))
+    sub.add_argument(
+        "--classes", type=Path, metavar="classes.json", help='class table, as {"1": "background"}'
+    )
+    sub.add_argument(
+        "--backbone", metavar="NAME|PATH", help="frozen Segment Anything model; litemedsam"
+    )
+    sub.add_argument(
+        "--method",
+        choices=get_args(MethodName),
+        help=f"what is trained in the encoder; {model.method}",
+    )
+    sub.add_argument(
+        "--preset",
+        choices=get_args(PresetName),
+        help=f"fast adapts the last blocks, full every block; {train.preset}",
+    )
     sub.add_argument("--start", choices=get_args(StartName), help="base, or go on from a project's")
-    sub.add_argument("--max-steps", type=_positive(int), metavar="N")
-    sub.add_argument("--max-minutes", type=_positive(float), metavar="M")
-    sub.add_argument("--seed", type=int, metavar="S")
+    sub.add_argument(
+        "--max-steps",
+        type=_positive(int),
+        metavar="N",
+        help=f"training steps at most; {train.max_steps}",
+    )
+    sub.add_argument(
+        "--max-minutes", type=_positive(float), metavar="M", help="minutes at most; no limit"
+    )
+    sub.add_argument("--seed", type=int, metavar="S", help=f"of the random numbers; {train.seed}")
     sub.add_argument("--history", type=Path, metavar="history.csv", help="loss and score by step")
     device(sub)
     sub.add_argument(
@@ -94,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="IMG",
         help="image files, zarr arrays or OME-Zarr folders",
     )
-    sub.add_argument("--out", type=Path, metavar="DIR")
+    sub.add_argument("--out", type=Path, metavar="DIR", help="folder for the masks")
     sub.add_argument(
         "--project",
         type=Path,
@@ -114,10 +140,20 @@ def _parser() -> argparse.ArgumentParser:
     device(sub)
 
     sub = command("evaluate", commands.evaluate, "Compare predictions with labels: IoU and Dice.")
-    sub.add_argument("--predictions", required=True, type=Path, metavar="DIR")
-    sub.add_argument("--labels", required=True, type=Path, metavar="DIR")
-    sub.add_argument("--ignore", type=_ignored, default=0, metavar="0|ID|none")
-    sub.add_argument("--json", type=Path, metavar="FILE")
+    sub.add_argument(
+        "--predictions", required=True, type=Path, metavar="DIR", help="folder of masks"
+    )
+    sub.add_argument(
+        "--labels", required=True, type=Path, metavar="DIR", help="folder of labels, named alike"
+    )
+    sub.add_argument(
+        "--ignore",
+        type=_ignored,
+        default=0,
+        metavar="0|ID|none",
+        help="pixels with this label are left out, and it is no class; 0",
+    )
+    sub.add_argument("--json", type=Path, metavar="FILE", help="write all scores here, too")
 
     weights = command("weights", _usage, "List, download or locate backbone checkpoints.")
     actions = weights.add_subparsers(metavar="ACTION", required=True)

@@ -19,7 +19,7 @@ import torch
 from napari_convlora.adapter_file import Adapter
 from napari_convlora.backbones import load_backbone
 from napari_convlora.blocks import Block
-from napari_convlora.config import ConvLoRAError, DeviceName, InputError
+from napari_convlora.config import ConvLoRAError, DeviceName
 from napari_convlora.events import RunControl
 from napari_convlora.prediction import BlockPrediction, predict_blocks, prepare
 from napari_convlora.scorer import Progress, Scorer
@@ -84,7 +84,9 @@ def predict_on(
     with _connect(address) as client:
         workers = sorted(client.nthreads())
         if not workers:
-            raise InputError(f"{address} has no workers; start some with: dask worker {address}.")
+            raise ConvLoRAError(
+                f"{address} has no workers; start some with: dask worker {address}."
+            )
         finished: SimpleQueue[Any] = SimpleQueue()
         waiting = {}
         for i, block in enumerate(blocks):
@@ -119,7 +121,7 @@ def _connect(address: str) -> Any:
     try:
         return distributed.Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:  # timeouts are OSErrors
-        raise InputError(
+        raise ConvLoRAError(
             f"No dask scheduler answers at {address}; start one with: dask scheduler."
         ) from error
 

@@ -46,7 +46,7 @@ def _bar(what: str, total: float | None) -> Iterator[Callable[..., None]]:
 
 def adapt(options: argparse.Namespace) -> int:
     """Run a round on annotated images, or repeat or add one."""
-    from napari_convlora import annotations, export, files, project_commands, stores
+    from napari_convlora import annotations, export, files, project_commands, results, stores
     from napari_convlora.parts import labelled_parts
     from napari_convlora.session import Session
 
@@ -54,8 +54,21 @@ def adapt(options: argparse.Namespace) -> int:
     _need(
         options, *(("images", "labels") if by_file else ()), *(() if options.project else ("out",))
     )
-    for path in filter(None, (options.out, options.history)):
-        files.check_writable(path)
+    if options.recipe:
+        kept = ("backbone", "method", "preset", "start", "max_steps", "max_minutes", "seed")
+        _refuse(options, "recipe", "project", "images", "labels", "classes", *kept)
+        _refuse(options, "recipe", "device", "devices")
+    elif options.project:
+        _refuse(options, "project", "images", "labels", "classes", "devices")
+    elif options.start == "installed":
+        options.parser.error(
+            "--start installed goes with --project, whose installed round it means"
+        )
+    written = [path for path in (options.out, options.history) if path is not None]
+    sources = [*(options.images or ()), *(options.labels or ()), options.classes, options.recipe]
+    results.check_apart(written, filter(None, sources))
+    for path in written:
+        results.check_writable(path)
     if by_file:
         if len(options.images) != len(options.labels):
             options.parser.error(
@@ -79,8 +92,6 @@ def adapt(options: argparse.Namespace) -> int:
         if session.team.rank:
             return DONE
         said = str(options.out)
-    elif options.devices:
-        options.parser.error("--devices goes with --images, not with --project or --recipe")
     else:
         last, history, said = project_commands.adapt(options, _run_round)
     if options.out:
@@ -94,7 +105,8 @@ def adapt(options: argparse.Namespace) -> int:
         highlight=False,
         markup=False,
     )
-    return DONE
+    # What follows in a script must not take an interrupted round for a whole one.
+    return FAILED if last.reason == "stopped" and not options.recipe else DONE
 
 
 def _share(session: Any, n_devices: int) -> None:
@@ -112,8 +124,18 @@ def _share(session: Any, n_devices: int) -> None:
 def _need(options: argparse.Namespace, *names: str) -> None:
     missing = [name for name in names if getattr(options, name) is None]
     if missing:
-        listed = ", ".join(name if name == "adapter" else f"--{name}" for name in missing)
+        listed = ", ".join(map(_flag, missing))
         options.parser.error(f"the following arguments are required: {listed}")
+
+
+def _refuse(options: argparse.Namespace, what: str, *names: str) -> None:
+    given = [_flag(name) for name in names if getattr(options, name) is not None]
+    if given:
+        options.parser.error(f"{given[0]} does not go with --{what}; leave one of them out")
+
+
+def _flag(name: str) -> str:
+    return name if name == "adapter" else f"--{name.replace('_', '-')}"
 
 
 def _run_round(
@@ -124,7 +146,13 @@ def _run_round(
 
     control = events.RunControl()
     history: list[events.Event] = []
-    with _bar("adapting", session.train_config.max_steps) as update, _interrupt(control.stop):
+    interrupted: list[bool] = []
+
+    def interrupt() -> None:
+        interrupted.append(True)
+        control.stop()
+
+    with _bar("adapting", session.train_config.max_steps) as update, _interrupt(interrupt):
         for event in session.run_round(images, classes, control):
             history.append(event)
             if isinstance(event, events.Step):
@@ -136,6 +164,9 @@ def _run_round(
     last = history[-1]
     if isinstance(last, events.Failed):
         raise ConvLoRAError(last.message)
+    assert isinstance(last, events.Finished)
+    if interrupted and not last.adapter.summary["steps"]:
+        raise ConvLoRAError("Stopped before the first step; nothing was written.")
     return last, history
 
 
@@ -159,7 +190,7 @@ def _interrupt(stop: Callable[[], None]) -> Iterator[None]:
     def first(*_: object) -> None:
         stop()
         signal.signal(signal.SIGINT, previous)
-        err.print("Stopping after this step; press Ctrl-C again to break off.")
+        err.print("Stopping in good order; press Ctrl-C again to break off.")
 
     previous = signal.signal(signal.SIGINT, first)
     try:
@@ -172,10 +203,13 @@ def predict(options: argparse.Namespace) -> int:
     """Predict images into a folder."""
     from contextlib import ExitStack
 
-    from napari_convlora import events, files, project_commands
+    from napari_convlora import events, project_commands, results
+    from napari_convlora.devices import choose_device
     from napari_convlora.session import Session
 
     _need(options, *(() if options.project else ("adapter", "images", "out")))
+    if options.project:
+        _refuse(options, "project", "adapter", "images")
     if options.project and (options.scheduler or options.format == "zarr"):
         options.parser.error("--scheduler and --format zarr go with --images, not with --project")
     stems = [path.stem for path in options.images or ()]
@@ -185,6 +219,8 @@ def predict(options: argparse.Namespace) -> int:
     session = Session(train_config=TrainConfig(device=options.device or TrainConfig().device))
     failed = 0
     control = events.RunControl()
+    if not options.scheduler:
+        choose_device(session.train_config.device)  # or every image would tell what is wrong
     with ExitStack() as stack:
         adapter, backbone, tasks = stack.enter_context(project_commands.to_predict(options))
         session.install(adapter)
@@ -192,7 +228,7 @@ def predict(options: argparse.Namespace) -> int:
         if not options.scheduler:
             session.backbone()
         if options.out:
-            files.make_folder(options.out)
+            results.make_folder(options.out)
         update = stack.enter_context(_bar("predicting", len(tasks)))
         stack.enter_context(_interrupt(control.stop))
         for number, task in enumerate(tasks):
@@ -217,9 +253,12 @@ def predict(options: argparse.Namespace) -> int:
 
 def evaluate(options: argparse.Namespace) -> int:
     """Score masks against truth."""
-    from napari_convlora.files import atomic_write
+    from napari_convlora.files import READABLE_SUFFIXES
     from napari_convlora.metrics import evaluate_folders
+    from napari_convlora.results import atomic_write
 
+    if options.json and options.json.suffix.lower() in READABLE_SUFFIXES:
+        options.parser.error("--json writes JSON, not an image; call it scores.json")
     result = evaluate_folders(options.predictions, options.labels, options.ignore)
     table = Table("", "IoU", "Dice")
     for i, iou in result.scores.iou.items():
@@ -256,7 +295,8 @@ def weights_fetch(options: argparse.Namespace) -> int:
     spec = REGISTRY.get(options.name)
     if spec is not None:
         size = f"{spec.size_bytes / 1e6:.0f} MB" if spec.size_bytes else "size unknown"
-        err.print(f"{spec.title}: {size}, licence {spec.licence}, {spec.url}", highlight=False)
+        source = spec.url or "not downloaded, see the note of `weights list`"
+        err.print(f"{spec.title}: {size}, licence {spec.licence}, {source}", highlight=False)
     with _bar(options.name, None) as update:
         path = fetch(options.name, lambda done, total: update(completed=done, total=total))
     out.print(str(path), highlight=False, markup=False)

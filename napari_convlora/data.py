@@ -16,6 +16,7 @@ from napari_convlora.planes import LazyPlane
 
 _PERCENTILES = (0.1, 99.9)
 _FIT_PIXELS = 1_000_000
+_REMARK_PIXELS, _LEAST_INSIDE = 100_000, 0.1
 _MAX_ENLARGEMENT = 4.0
 _MAX_REDUCTION = 0.25
 
@@ -50,9 +51,24 @@ class Normalizer:
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Normalise `image` (..., C) to float32 in [0, 1]; values beyond the ends are clipped."""
         _check_channels(image, len(self.low))
+        if image.dtype.itemsize > 4 and image.dtype.kind == "f":  # may not fit into float32
+            image = np.clip(image, self.low, self.high)
         low = np.asarray(self.low, np.float32)
         span = np.subtract(self.high, self.low).astype(np.float32)  # high may round to low
         return np.clip((image.astype(np.float32) - low) / span, 0, 1)
+
+    def remark(self, image: np.ndarray) -> str:
+        """Return a sentence if hardly a pixel of `image` (P, H, W, C) is in range, else ""."""
+        _check_channels(image, len(self.low))
+        pixels = image.reshape(-1, image.shape[-1])
+        pixels = pixels[:: max(1, len(pixels) // _REMARK_PIXELS)]
+        if ((pixels >= self.low) & (pixels <= self.high)).mean() > _LEAST_INSIDE:
+            return ""
+        return (
+            f"Its values ({pixels.min():g} to {pixels.max():g}) lie outside of what the adapter "
+            f"learnt from ({min(self.low):g} to {max(self.high):g}), so that it sees little; bring "
+            "the image to the same scale, or annotate a part of it and adapt."
+        )
 
 
 def _check_channels(image: np.ndarray, expected: int) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from napari_convlora.annotations import read_classes, write_classes
 from napari_convlora.config import MAX_CLASSES, ClassInfo, InputError
 from napari_convlora.events import Event, Scored, Step
-from napari_convlora.files import atomic_write
+from napari_convlora.results import atomic_write
 
 CLASSES_FILE = "classes.json"
 """Name of the class table written beside exported masks."""

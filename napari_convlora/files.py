@@ -1,19 +1,15 @@
-"""Reading images and label images from disk, and writing files that are never half-written."""
+"""Reading images and label images from disk."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import importlib
+import logging
 import math
 import os
-import secrets
 import struct
-import tempfile
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import tifffile
@@ -21,6 +17,8 @@ from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from napari_convlora.config import InputError
 from napari_convlora.planes import size_text, to_planes
+
+logger = logging.getLogger(__name__)
 
 MAX_BYTES = 4_000_000_000
 """Decoded size beyond which a file is refused before anything is allocated."""
@@ -38,107 +36,6 @@ _PILLOW_FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "JPEG2000", "PPM"
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _ALPHA = (1, 2)  # TIFF ExtraSamples: associated and unassociated alpha
-_WRITE_REMEDIES = {
-    errno.ENOSPC: "the disk is full; free some space or choose another disk",
-    errno.EDQUOT: "your disk quota is used up; free some space or choose another disk",
-    errno.EACCES: "permission is denied; choose a folder you may write to",
-    errno.EPERM: "permission is denied; choose a folder you may write to",
-    errno.EROFS: "the disk is read-only; choose another folder",
-    errno.ENOENT: "its folder does not exist; create the folder first",
-    errno.ENOTDIR: "part of its path is a file; choose another folder",
-    errno.EISDIR: "a folder has that name; choose another name",
-    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
-}
-
-
-@contextlib.contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Yield a binary file whose content replaces `path` only once it is complete.
-
-    Parameters
-    ----------
-    path
-        File to create or replace; its folder must exist. A symbolic link is followed.
-
-    Yields
-    ------
-    file
-        Seekable, open for reading and writing, in the same folder as `path`.
-
-    Raises
-    ------
-    InputError
-        The disk is full, the folder absent or not writable, or another ``OSError`` while
-        writing. As after any other exception, the old file is then whole.
-    """
-    target = Path(os.path.realpath(path))
-    # Not derived from the target's name, which may already be as long as a name can be.
-    temporary = target.parent / f".tmp-{secrets.token_hex(8)}"
-    try:
-        if target.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "is a folder")
-        if target.exists() and not os.access(target, os.W_OK):
-            raise PermissionError(errno.EACCES, "is read-only")
-        try:
-            # Mode "x" rather than tempfile's 0600: colleagues must be able to read the result.
-            with open(temporary, "x+b") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            if target.exists():
-                os.chmod(temporary, target.stat().st_mode & 0o777)
-            os.replace(temporary, target)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        reason = f"{error.strerror or error}; check the disk or choose another folder"
-        remedy = _WRITE_REMEDIES.get(error.errno or 0, reason)
-        raise InputError(f"'{path}' cannot be written: {remedy}.") from error
-    with contextlib.suppress(OSError):  # Windows cannot open a folder; nothing to flush there
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def check_writable(path: str | os.PathLike[str]) -> None:
-    """Find out before long work whether a file can be written at `path`.
-
-    Raises
-    ------
-    InputError
-        Its folder is absent or not writable.
-    """
-    folder = Path(path).absolute().parent
-    try:
-        if Path(path).is_dir():
-            raise IsADirectoryError(errno.EISDIR, "a folder has that name")
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise InputError(
-            f"'{path}' cannot be written ({error.strerror}); choose a folder that exists and "
-            "that you may write to."
-        ) from error
-
-
-def make_folder(path: Path) -> None:
-    """Create a folder for results, and those above it, where they are absent.
-
-    Raises
-    ------
-    InputError
-        It cannot be created.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"Cannot create {path} ({error.strerror}); choose a folder you may write to."
-        ) from error
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
@@ -291,7 +188,7 @@ def _read_npy(path: Path, *, labels: bool) -> np.ndarray:
 
 def _read_tiff(path: Path, *, labels: bool) -> np.ndarray:
     with tifffile.TiffFile(path) as tif:
-        series = tif.series[0]
+        series = first_series(tif, path.name)
         page = series.keyframe
         _check_bytes(path, math.prod(series.shape) * np.dtype(series.dtype).itemsize)
         if labels and page.compression in (6, 7):
@@ -306,6 +203,18 @@ def _read_tiff(path: Path, *, labels: bool) -> np.ndarray:
         table = colormap >> 8 if colormap.max() > 255 else colormap
         planes = table.T.astype(np.uint8)[planes[..., 0]]
     return planes[..., :-1] if alpha and planes.shape[-1] > 1 else planes
+
+
+def first_series(tif: tifffile.TiffFile, name: str) -> tifffile.TiffPageSeries:
+    """Return the picture that is read of a TIFF, as napari does; say so where there are others."""
+    if len(tif.series) > 1:
+        logger.warning(
+            "'%s' holds %d pictures, of which the first is read; save the others as files of "
+            "their own, or all as one stack.",
+            name,
+            len(tif.series),
+        )
+    return tif.series[0]
 
 
 def is_whole(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> bool:

@@ -17,7 +17,7 @@ from skimage.morphology import h_maxima
 from skimage.segmentation import relabel_sequential, watershed
 
 from napari_convlora.config import UNLABELLED, ClassInfo, InputError
-from napari_convlora.files import atomic_write
+from napari_convlora.results import atomic_write
 
 Splitting = Literal["components", "watershed"]
 

@@ -33,14 +33,23 @@ def task(adapter: Path, image: Path, backbone: str, device: DeviceName = "auto")
     device
         Where to compute.
     """
-    status = image.stat()
     version = {
         "adapter": hashlib.sha256(adapter.read_bytes()).hexdigest(),
-        "image": [str(image.resolve()), status.st_size, status.st_mtime_ns],
+        "image": [str(image.resolve()), _state(image)],
         "block": BLOCK,
         "version": __version__,
     }
     return Task(adapter.resolve(), image.resolve(), backbone, device, json.dumps(version))
+
+
+def _state(image: Path) -> str:
+    """Return a hash that differs once a file, or any in a folder, was written to."""
+    files = sorted(p for p in image.rglob("*") if p.is_file()) if image.is_dir() else [image]
+    digest = hashlib.sha256()
+    for path in files:
+        status = path.stat()
+        digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0".encode(errors="replace"))
+    return digest.hexdigest()
 
 
 def predict_file(

@@ -12,6 +12,8 @@ import numpy as np
 
 from napari_convlora.config import UNLABELLED, ClassInfo, InputError
 from napari_convlora.files import MAX_LABEL, READABLE_SUFFIXES, read_labels
+from napari_convlora.planes import size_text
+from napari_convlora.stores import open_image
 
 _CHUNK = 1 << 22  # bounds the 64-bit temporaries of a large stack to some 100 MB
 
@@ -135,7 +137,9 @@ def confusion(
     return total.reshape(size, size)
 
 
-def scores(matrix: np.ndarray, classes: Sequence[ClassInfo] | Sequence[int]) -> Scores:
+def scores(
+    matrix: np.ndarray, classes: Sequence[ClassInfo] | Sequence[int], ignore: int | None = None
+) -> Scores:
     """Return IoU, Dice and accuracy of a confusion matrix.
 
     Parameters
@@ -144,6 +148,8 @@ def scores(matrix: np.ndarray, classes: Sequence[ClassInfo] | Sequence[int]) -> 
         Rows are target classes, columns predicted ones.
     classes
         The K classes or ids, in the order of the rows.
+    ignore
+        An id that is no class: predicted where another was wanted, it is an error there.
 
     Raises
     ------
@@ -161,10 +167,11 @@ def scores(matrix: np.ndarray, classes: Sequence[ClassInfo] | Sequence[int]) -> 
     with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN of an absent class
         iou, dice = hits / (both - hits), 2 * hits / both
     pixels = int(matrix.sum())
-    present = both > 0
+    counts = np.array([i != ignore for i in ids], bool)
+    present = counts & (both > 0)
     return Scores(
-        iou=dict(zip(ids, iou.tolist(), strict=True)),
-        dice=dict(zip(ids, dice.tolist(), strict=True)),
+        iou={i: float(v) for i, v, c in zip(ids, iou, counts, strict=True) if c},
+        dice={i: float(v) for i, v, c in zip(ids, dice, counts, strict=True) if c},
         mean_iou=float(iou[present].mean()) if present.any() else math.nan,
         mean_dice=float(dice[present].mean()) if present.any() else math.nan,
         pixel_accuracy=float(hits.sum()) / pixels if pixels else math.nan,
@@ -203,7 +210,7 @@ def evaluate_folders(
     ----------
     predictions, labels
         Folders of label images, matched by name without suffix (``a.ome.tif`` is ``a``).
-        Every id found at a compared pixel counts as a class, a predicted 0 included.
+        Every id found at a compared pixel counts as a class, but the ignored one does not.
     ignore
         As in :func:`confusion`.
 
@@ -233,22 +240,36 @@ def evaluate_folders(
         where = np.searchsorted(ids, own)
         total[np.ix_(where, where)] += matrix
     return Evaluation(
-        scores=scores(total, ids),
-        images={stem: scores(matrix, own) for stem, (own, matrix) in matrices.items()},
+        scores=scores(total, ids, ignore),
+        images={stem: scores(matrix, own, ignore) for stem, (own, matrix) in matrices.items()},
         ignore=ignore,
         unmatched=tuple(sorted(set(predicted) - set(wanted))),
     )
 
 
 def _count_pair(prediction: Path, label: Path, ignore: int | None) -> tuple[list[int], np.ndarray]:
-    target = read_labels(label)
+    target = _read(label)
     depth, height, width = target.shape
-    guess = read_labels(prediction, (depth, height, width))
+    guess = _read(prediction, (depth, height, width))
     if ignore is not None:
         kept = target != ignore
         target, guess = target[kept], guess[kept]
     ids = np.union1d(target, guess).tolist()
     return ids, confusion(guess, target, ids, ignore=None)
+
+
+def _read(path: Path, shape: tuple[int, int, int] | None = None) -> np.ndarray:
+    """Return labels (P, H, W) of a file, or of a zarr as `predict` writes it."""
+    if not path.is_dir():
+        return read_labels(path, shape)
+    planes = open_image(path)
+    labels = np.stack([plane[:, :][..., 0] for plane in planes])
+    if shape is not None and labels.shape != shape:
+        raise InputError(
+            f"'{path.name}' is {size_text(labels.shape)}, but its labels are {size_text(shape)}; "
+            "compare masks of one size."
+        )
+    return labels
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
@@ -257,7 +278,7 @@ def _by_stem(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         # Hidden files are other systems' leftovers (._mask.png), not masks.
-        if path.name.startswith(".") or path.suffix.lower() not in READABLE_SUFFIXES:
+        if path.name.startswith(".") or path.suffix.lower() not in (*READABLE_SUFFIXES, ".zarr"):
             continue
         stem = path.stem[:-4] if path.stem.lower().endswith(".ome") else path.stem
         if stem in found:

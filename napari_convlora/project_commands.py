@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,10 +22,15 @@ from napari_convlora.export import save_masks, save_probabilities
 from napari_convlora.planes import LazyPlanes
 from napari_convlora.prediction import Prediction
 from napari_convlora.project import ImageEntry, Project, Recipe, Settings
+from napari_convlora.results import check_apart
 from napari_convlora.reviewed import fill_outlines
 from napari_convlora.scorer import Progress
 from napari_convlora.session import Session
 from napari_convlora.stores import open_image
+
+logger = logging.getLogger(__name__)
+
+_PROBABILITIES = "_probabilities.tif"
 
 RunRound = Callable[..., tuple[Finished, list[Event]]]
 """Runs a round of a session on images and classes, until a step if one is given."""
@@ -109,6 +115,7 @@ def to_predict(options: argparse.Namespace) -> Iterator[tuple[Adapter, str, list
     """
     if options.project is None:
         adapter = Adapter.load(options.adapter)
+        _spare(options, [path.stem for path in options.images], options.images)
         yield (
             adapter,
             adapter.backbone_name,
@@ -122,9 +129,19 @@ def to_predict(options: argparse.Namespace) -> Iterator[tuple[Adapter, str, list
                 f"No round is installed in '{project.folder}'; run "
                 f"`napari-convlora adapt --project {project.folder}` first."
             )
-        images = [_of_project(entry, project, options) for entry in project.manifest.images]
+        entries = project.manifest.images
+        places = [place for entry in entries for place in entry.places(project.folder)]
+        _spare(options, [entry.stem for entry in entries], places)
+        images = [_of_project(entry, project, options) for entry in entries]
         backbone = project.rounds.recipe(number).settings.backbone
         yield project.rounds.adapter(number), backbone, images
+
+
+def _spare(options: argparse.Namespace, stems: Sequence[str], sources: Sequence[Path]) -> None:
+    """Raise an `InputError` if a mask would replace an image."""
+    if options.out is not None:
+        endings = [f".{options.format}", *([_PROBABILITIES] if options.probabilities else [])]
+        check_apart((options.out / f"{s}{ending}" for s in stems for ending in endings), sources)
 
 
 def _of_file(path: Path, adapter: Adapter, options: argparse.Namespace) -> PredictionTask:
@@ -142,6 +159,7 @@ def _of_file(path: Path, adapter: Adapter, options: argparse.Namespace) -> Predi
                 task, adapter, backbone, image, out, control, options.scheduler
             )
             return
+        _remark(path.name, adapter, image)
         found = yield from session.predict(image, control, probabilities=options.probabilities)
         if found is not None:
             _export(found, found.labels, path.stem, adapter.classes, options)
@@ -152,6 +170,7 @@ def _of_file(path: Path, adapter: Adapter, options: argparse.Namespace) -> Predi
 def _of_project(entry: ImageEntry, project: Project, options: argparse.Namespace) -> PredictionTask:
     def run(session: Session, control: RunControl) -> Iterator[Progress]:
         image = entry.read(project.folder)
+        _remark(entry.name, session.installed, image)
         found = yield from session.predict(image, control, probabilities=options.probabilities)
         if found is None:
             return
@@ -165,6 +184,12 @@ def _of_project(entry: ImageEntry, project: Project, options: argparse.Namespace
     return PredictionTask(entry.name, run)
 
 
+def _remark(name: str, adapter: Adapter | None, image: np.ndarray) -> None:
+    sentence = "" if adapter is None else adapter.normalizer.remark(image)
+    if sentence:
+        logger.warning("%s: %s", name, sentence)
+
+
 def _export(
     prediction: Prediction,
     labels: np.ndarray,
@@ -174,7 +199,7 @@ def _export(
 ) -> None:
     save_masks(_squeeze(labels), options.out / f"{stem}.tif", classes)
     if prediction.probabilities is not None:
-        path = options.out / f"{stem}_probabilities.tif"
+        path = options.out / f"{stem}{_PROBABILITIES}"
         save_probabilities(_squeeze(prediction.probabilities), path, classes)
 
 

@@ -16,10 +16,12 @@ import zarr
 
 from napari_convlora.blocks import BLOCK, Block, is_large
 from napari_convlora.config import ClassInfo, InputError
-from napari_convlora.files import atomic_write, is_whole, read_image
+from napari_convlora.files import is_whole, read_image
 from napari_convlora.planes import LazyPlanes, Planes, lazy_planes
+from napari_convlora.results import atomic_write
 
 _KEY = "napari_convlora"
+_ZARR_FILES = ("zarr.json", ".zarray", ".zgroup")
 _MAX_CHUNK = 256 * 1024**2
 """Bytes of a piece of a file that can only be decoded as a whole."""
 
@@ -43,12 +45,19 @@ def open_image(path: Path) -> Planes:
     lazy = None
     try:
         if path.is_dir():
+            if not any((path / name).is_file() for name in _ZARR_FILES):
+                raise InputError(
+                    f"'{path.name}' is a folder, but no zarr; give the images in it, such as "
+                    f"{path.name}/*.tif."
+                )
             lazy = _open_zarr(path)
         elif path.is_file() and path.stat().st_size:
             lazy = _open_npy(path) if path.suffix.lower() == ".npy" else _open_tiff(path)
     except InputError:
         raise
     except Exception as error:  # decoders of damaged files raise nearly anything
+        if path.is_file():
+            return read_image(path)  # which says what is wrong with it
         raise InputError(
             f"'{path.name}' cannot be read ({str(error) or type(error).__name__:.200}); "
             "give an image file, a zarr array or an OME-Zarr."
@@ -280,6 +289,7 @@ def save_zarr(store: LabelStore, path: Path, classes: Sequence[ClassInfo]) -> No
     group.attrs["ome"] = _ome(levels[0].ndim, len(levels), path.stem, classes)
     check_replaceable(path)
     old = store.folder.with_name(f"{store.folder.name}-old")
+    shutil.rmtree(old, ignore_errors=True)  # a kill may have left it
     if path.exists():
         path.rename(old)
     store.folder.rename(path)

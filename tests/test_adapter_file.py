@@ -131,6 +131,21 @@ class Evil:
         return Path.touch, (self.marker,)
 
 
+def test_values_that_are_no_numbers_are_refused(adapter: Adapter, tmp_path: Path) -> None:
+    name = next(iter(adapter.state))
+    broken = torch.full_like(adapter.state[name], torch.nan)
+    replace(adapter, state=adapter.state | {name: broken}).save(tmp_path / "a.safetensors")
+    with pytest.raises(AdapterError, match="values that are no numbers"):
+        Adapter.load(tmp_path / "a.safetensors")
+
+
+def test_class_names_that_could_mislead_are_refused(adapter: Adapter, tmp_path: Path) -> None:
+    classes = tuple(replace(c, name=f"{c.name}\x1b[2J") for c in adapter.classes)
+    replace(adapter, classes=classes).save(tmp_path / "a.safetensors")
+    with pytest.raises(AdapterError, match="control characters"):
+        Adapter.load(tmp_path / "a.safetensors")
+
+
 def test_a_pickle_is_refused_without_running_it(tmp_path: Path) -> None:
     marker = tmp_path / "was-here"
     for name, dump in (("a.safetensors", pickle.dumps), ("b.pth", None)):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import pickle
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -278,6 +279,76 @@ def test_brackets_in_names_are_printed_as_they_are(
     out = trained / name
     assert cli.main(["predict", str(trained / "a.safetensors"), *image, "--out", str(out)]) == 0
     assert str(out) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["adapt", "history", "predict", "linked"])
+def test_no_result_replaces_what_it_is_made_from(
+    trained: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image, strokes = trained / "image0.tif", trained / "strokes0.tif"
+    before = image.read_bytes(), strokes.read_bytes()
+    match command:
+        case "adapt":
+            status = adapt(trained, "--out", str(image))
+        case "history":
+            status = adapt(trained, "--history", str(strokes))
+        case _:
+            out = trained if command == "predict" else trained / "link"
+            if command == "linked":
+                out.symlink_to(trained)
+            adapter = str(trained / "a.safetensors")
+            status = cli.main(["predict", adapter, "--images", str(image), "--out", str(out)])
+    assert status == commands.FAILED
+    assert "is read here, and the result would replace it" in one_line(capsys)
+    assert (image.read_bytes(), strokes.read_bytes()) == before
+
+
+def test_an_image_of_another_scale_is_remarked_on(
+    trained: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tifffile.imwrite(trained / "usual.tif", tifffile.imread(trained / "image0.tif") / 255)
+    tifffile.imwrite(trained / "odd.tif", tifffile.imread(trained / "image0.tif") + 1e5)
+    images = [str(trained / name) for name in ("usual.tif", "odd.tif")]
+    predict = ["predict", str(trained / "a.safetensors"), "--images", *images]
+    assert cli.main([*predict, "--out", str(trained / "masks")]) == commands.DONE
+    (record,) = caplog.records
+    assert record.getMessage().startswith("odd.tif: Its values (1000")
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_an_interrupted_round_is_no_success(
+    folder: Path, steps: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> float:
+        signal.raise_signal(signal.SIGINT)
+        return 0.5
+
+    name = "begin_head" if steps == 0 else "take_score"
+    monkeypatch.setattr(f"napari_convlora.training.loop.{name}", interrupt)
+    (folder / "a.safetensors").write_bytes(b"of before")
+    more = ["--max-steps", "30"]
+    assert adapt(folder, *more) == commands.FAILED
+    if steps == 0:
+        said = capsys.readouterr().err
+        assert "Stopped before the first step; nothing was written." in said
+        assert (folder / "a.safetensors").read_bytes() == b"of before"
+    else:
+        assert Adapter.load(folder / "a.safetensors").summary["ended_by"] == "stopped"
+
+
+def test_zarr_masks_are_evaluated(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    truth = np.array(Image.open(folder / "truth" / "image0.png"))
+    for name in ("masks", "wrong", "labels"):
+        (folder / name).mkdir()
+    Image.fromarray(truth).save(folder / "labels" / "image0.png")
+    zarr.create_array(folder / "masks" / "image0.zarr", data=truth)
+    zarr.create_array(folder / "wrong" / "image0.zarr", data=truth[1:])
+    labels = ["--labels", str(folder / "labels")]
+    assert cli.main(["evaluate", "--predictions", str(folder / "masks"), *labels]) == commands.DONE
+    assert "1.0000" in capsys.readouterr().out
+    failed = cli.main(["evaluate", "--predictions", str(folder / "wrong"), *labels])
+    assert failed == commands.FAILED
+    assert "compare masks of one size" in one_line(capsys)
 
 
 def test_a_stack_goes_in_and_comes_out(folder: Path) -> None:

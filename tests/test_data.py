@@ -52,6 +52,21 @@ def test_normaliser_clips_outliers_and_other_images() -> None:
     assert other.ravel().tolist() == [0, 1]
 
 
+def test_images_of_another_scale_get_a_remark() -> None:
+    image = np.random.default_rng(0).integers(2, 71, (1, 60, 60, 3)).astype(np.uint8)
+    normaliser = Normalizer.fit([image])
+    assert normaliser.remark(image) == ""
+    assert normaliser.remark(image // 2 + 20) == ""
+    for other in (image.astype(np.uint16) * 257, image / 255.0, image > 30):
+        assert "lie outside of what the adapter learnt from (2 to 70)" in normaliser.remark(other)
+
+
+def test_values_beyond_float32_are_clipped_like_others() -> None:
+    normaliser = Normalizer((0.0,), (1.0,))
+    with np.errstate(all="raise"):
+        assert normaliser(np.array([[-1e300], [0.25], [1e300]])).ravel().tolist() == [0, 0.25, 1]
+
+
 @pytest.mark.parametrize("value", [0, 7, 65535, 1e9, -1e9])
 def test_constant_channel_is_finite(value: float) -> None:
     image = np.random.default_rng(0).random((1, 8, 8, 2))

@@ -91,7 +91,7 @@ def test_projects_and_recipes_are_trained_on_one_device(
 ) -> None:
     out = "--out", str(folder / "a.safetensors")
     assert cli.main(["adapt", where, str(folder), *out, "--devices", "2"]) == cli.BAD_USAGE
-    assert "--devices goes with --images" in capsys.readouterr().err
+    assert "--devices does not go with" in capsys.readouterr().err
 
 
 def test_without_the_extra_a_sentence_names_it(monkeypatch: pytest.MonkeyPatch) -> None:

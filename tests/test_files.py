@@ -1,9 +1,8 @@
-"""Reading images and labels as people have them, and never leaving a file half-written."""
+"""Reading images and labels as people have them."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import os
 import subprocess
@@ -21,7 +20,7 @@ from PIL import Image
 
 from napari_convlora import files
 from napari_convlora.config import InputError
-from napari_convlora.files import atomic_write, read_image, read_labels
+from napari_convlora.files import read_image, read_labels
 from napari_convlora.planes import check_pixels, drop_alpha, lazy_planes, to_planes
 
 few = settings(max_examples=25, deadline=None)
@@ -39,105 +38,22 @@ def assert_one_sentence(error: pytest.ExceptionInfo[InputError]) -> None:
     assert ". " not in text.removesuffix(".")
 
 
-# --- atomic_write ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("error", [RuntimeError("x"), KeyboardInterrupt(), MemoryError()])
-def test_failed_write_keeps_old_file_and_leaves_nothing_behind(
-    tmp_path: Path, error: BaseException
-) -> None:
-    path = tmp_path / "work.bin"
-    path.write_bytes(b"old work")
-
-    def write() -> None:
-        with atomic_write(path) as file:
-            file.write(b"new")
-            raise error
-
-    with pytest.raises(type(error)):
-        write()
-    assert path.read_bytes() == b"old work"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("place", ["body", "fsync", "replace"])
-def test_full_disk_keeps_old_file_and_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
-) -> None:
-    path = tmp_path / "work.bin"
-    path.write_bytes(b"old work")
-
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    if place != "body":
-        monkeypatch.setattr(os, place, full)
-
-    def write() -> None:
-        with atomic_write(path) as file:
-            file.write(b"new")
-            if place == "body":
-                full()
-
-    with pytest.raises(InputError, match="disk is full; free some space") as error:
-        write()
-    assert_one_sentence(error)
-    assert path.read_bytes() == b"old work"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_write_replaces_only_at_the_end(tmp_path: Path) -> None:
-    path = tmp_path / "work.bin"
-    path.write_bytes(b"old")
-    with atomic_write(path) as file:
-        file.write(b"new")
-        file.flush()
-        assert path.read_bytes() == b"old"
-    assert path.read_bytes() == b"new"
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("file/inside.bin", "is a file"),
-        ("absent/inside.bin", "create the folder"),
-        ("", "a folder has that name"),
-        ("x" * 300, "too long"),
-    ],
-)
-def test_unwritable_places_are_explained(tmp_path: Path, name: str, message: str) -> None:
-    (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(InputError, match=message) as error, atomic_write(tmp_path / name):
-        pass
-    assert_one_sentence(error)
-
-
-@pytest.mark.skipif(os.name != "posix", reason="POSIX permissions and links")
-def test_write_keeps_permissions_and_follows_links(tmp_path: Path) -> None:
-    real, link = tmp_path / "real", tmp_path / "link"
-    real.write_bytes(b"old")
-    real.chmod(0o640)
-    link.symlink_to(real)
-    with atomic_write(link) as file:
-        file.write(b"new")
-    assert link.is_symlink()
-    assert real.read_bytes() == b"new"
-    assert real.stat().st_mode & 0o777 == 0o640
-    with atomic_write(tmp_path / "fresh") as file:
-        file.write(b"1")
-    plain = tmp_path / "plain"
-    plain.touch()
-    assert (tmp_path / "fresh").stat().st_mode == plain.stat().st_mode
-
-
-def test_longest_possible_name_can_be_written(tmp_path: Path) -> None:
-    path = tmp_path / ("n" * 251 + ".tif")
-    with atomic_write(path) as file:
-        file.write(b"x")
-    assert path.read_bytes() == b"x"
-
-
 # --- TIFF -----------------------------------------------------------------------------------
+
+
+def test_a_tiff_of_several_pictures_says_that_one_is_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "two.tif"
+    with tifffile.TiffWriter(path) as tif:
+        for picture in (noise(20, 30), noise(10, 12)):
+            tif.write(picture)
+    assert read_image(path).shape == (1, 20, 30, 1)
+    assert "'two.tif' holds 2 pictures, of which the first is read" in caplog.text
+    caplog.clear()
+    tifffile.imwrite(tmp_path / "stack.tif", noise(5, 20, 30))
+    read_image(tmp_path / "stack.tif")
+    assert not caplog.text
 
 
 @few

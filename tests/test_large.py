@@ -51,6 +51,15 @@ def arguments(folder: Path, *more: str) -> list[str]:
     return ["predict", str(folder / "a.safetensors"), *images, "--device", "cpu", *more]
 
 
+def test_a_zarr_that_was_written_to_is_another_image(folder: Path) -> None:
+    adapter, image = folder / "a.safetensors", folder / "big.zarr"
+    before = large.task(adapter, image, "litemedsam")
+    assert large.task(adapter, image, "litemedsam") == before
+    array = zarr.open_array(image, mode="r+")
+    array[600:, 600:] = 1 - array[600:, 600:]
+    assert large.task(adapter, image, "litemedsam") != before
+
+
 def start(folder: Path, *more: str) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-c", COMMAND, *arguments(folder, *more)],

@@ -45,6 +45,42 @@ def opened(folder: Path) -> Project:
     return project
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["adapt", "--project", "P", "--images", "a.tif"],
+        ["adapt", "--project", "P", "--recipe", "R", "--out", "a.safetensors"],
+        ["adapt", "--recipe", "R", "--out", "a.safetensors", "--method", "lora"],
+        ["adapt", "--recipe", "R", "--out", "a.safetensors", "--max-steps", "5"],
+        ["adapt", "--images", "a.tif", "--labels", "b.tif", "--out", "c", "--start", "installed"],
+        ["predict", "a.safetensors", "--project", "P"],
+        ["predict", "--project", "P", "--images", "a.tif"],
+    ],
+)
+def test_what_would_be_ignored_is_refused(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments) == cli.BAD_USAGE
+    said = capsys.readouterr().err
+    assert "does not go with" in said or "--start installed goes with" in said
+
+
+def test_masks_of_a_project_do_not_replace_its_images(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["adapt", "--project", str(folder)]) == commands.DONE
+    project = Project.open(folder)
+    image = folder.parent / f"{project.manifest.images[0].stem}.tif"
+    (folder.parent / "image0.tif").rename(image)
+    project.locate(image.stem, image)
+    project.close()
+    before = image.read_bytes()
+    predict = ["predict", "--project", str(folder), "--out", str(folder.parent)]
+    assert cli.main(predict) == commands.FAILED
+    assert "is read here" in capsys.readouterr().err
+    assert image.read_bytes() == before
+
+
 def same_state(a: Adapter, b: Adapter) -> bool:
     return a.state.keys() == b.state.keys() and all(
         torch.equal(tensor, b.state[name]) for name, tensor in a.state.items()

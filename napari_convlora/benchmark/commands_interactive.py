@@ -118,7 +118,7 @@ def run(options: argparse.Namespace) -> int:
             setattr(options, name, value)
     _check(options)
     from napari_convlora.benchmark.interactive import in_child, run_jobs
-    from napari_convlora.files import make_folder
+    from napari_convlora.results import make_folder
 
     settings = _settings(options)
     make_folder(options.out)

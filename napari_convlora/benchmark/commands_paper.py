@@ -74,8 +74,8 @@ def run(options: argparse.Namespace) -> int:
     from napari_convlora.backbones import load_backbone
     from napari_convlora.benchmark import paper
     from napari_convlora.devices import choose_device
-    from napari_convlora.files import atomic_write, make_folder
     from napari_convlora.prediction import Returning
+    from napari_convlora.results import atomic_write, make_folder
 
     data, config = _data(options)
     model_config = _model_config(options, data)
@@ -175,7 +175,7 @@ def _model_config(options: argparse.Namespace, data: PaperData) -> ModelConfig:
 
 def _write_rows(path: Path, found: dict[str, Evaluated]) -> None:
     """Write one line per image and size."""
-    from napari_convlora.files import atomic_write
+    from napari_convlora.results import atomic_write
 
     rows = [{"size": size} | row for size, scored in found.items() for row in scored.images]
     text = io.StringIO(newline="")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from napari_convlora.config import InputError, TrainConfig
-from napari_convlora.files import atomic_write
+from napari_convlora.results import atomic_write
 
 TaskName = Literal["finish", "unseen"]
 PEERS = ("forest", "unet")

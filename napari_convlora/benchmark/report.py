@@ -13,7 +13,7 @@ import numpy as np
 from napari_convlora.annotations import DEFAULT_COLOURS
 from napari_convlora.benchmark.bootstrap import bootstrap_differences, bootstrap_mean, mean_ious
 from napari_convlora.benchmark.records import BASELINES, Round, Run, read_runs
-from napari_convlora.files import atomic_write
+from napari_convlora.results import atomic_write
 
 REFERENCE = "conv_lora"
 """The system that the others are compared with."""

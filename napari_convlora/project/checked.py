@@ -11,7 +11,8 @@ from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from napari_convlora.config import InputError
-from napari_convlora.files import MAX_LABEL, atomic_write
+from napari_convlora.files import MAX_LABEL
+from napari_convlora.results import atomic_write
 
 _MAX_BYTES = 16_000_000
 _MAX_TEXT = 4096

@@ -12,7 +12,7 @@ import numpy as np
 
 from napari_convlora.annotations import LabelledImage, find_background
 from napari_convlora.config import InputError
-from napari_convlora.files import atomic_write, make_folder, read_image, read_labels
+from napari_convlora.files import read_image, read_labels
 from napari_convlora.project import owner
 from napari_convlora.project.labels import (
     keep_version,
@@ -23,6 +23,7 @@ from napari_convlora.project.labels import (
 )
 from napari_convlora.project.manifest import ImageEntry, Manifest, new_stem
 from napari_convlora.project.rounds import ANNOTATIONS, PREDICTIONS, ROUNDS, Rounds
+from napari_convlora.results import atomic_write, make_folder
 from napari_convlora.reviewed import Outlines, complete
 
 MANIFEST = "project.json"

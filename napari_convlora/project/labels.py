@@ -15,8 +15,9 @@ import numpy as np
 import tifffile
 
 from napari_convlora.config import InputError
-from napari_convlora.files import MAX_LABEL, atomic_write, make_folder
+from napari_convlora.files import MAX_LABEL
 from napari_convlora.project.checked import build, read_json, write_json
+from napari_convlora.results import atomic_write, make_folder
 from napari_convlora.reviewed import Outlines
 
 FORMAT = 1

@@ -89,6 +89,10 @@ class ImageEntry:
         """Whether something is painted, or complete as it is."""
         return bool(self.counts or self.regions)
 
+    def places(self, folder: Path) -> list[Path]:
+        """Return where the image may be; the first is in or beside the project."""
+        return [folder / self.path, Path(self.absolute)]
+
     def find(self, folder: Path) -> Path:
         """Return where the image is.
 
@@ -97,13 +101,12 @@ class ImageEntry:
         InputError
             It is at neither of its two places.
         """
-        places = [folder / self.path, Path(self.absolute)]
         # A pipe would be waited for, and a network name would be logged on to.
-        found = [p for p in places if not _is_remote(p) and p.is_file()]
+        found = [p for p in self.places(folder) if not _is_remote(p) and p.is_file()]
         if not found:
             raise InputError(
-                f"The image '{self.name}' is no longer at {self.absolute}; put it back, or show "
-                "where it is now with Locate."
+                f"The image '{self.name}' is no longer at {self.absolute}; put it back, or open "
+                "the project in the window and press Locate."
             )
         same = [p for p in found if fingerprint(p) == self.fingerprint]
         return (same or found)[0]

@@ -12,10 +12,11 @@ import numpy as np
 
 from napari_convlora.annotations import LabelledImage, find_background, parse_classes
 from napari_convlora.config import ClassInfo, InputError
-from napari_convlora.files import make_folder, read_labels
+from napari_convlora.files import read_labels
 from napari_convlora.project.checked import build, read_json, write_json
 from napari_convlora.project.labels import read_regions, write_labels, write_regions
 from napari_convlora.project.manifest import ImageEntry, Settings, check_entries
+from napari_convlora.results import make_folder
 from napari_convlora.reviewed import Outlines, fill_outlines
 
 FORMAT = 1

@@ -14,11 +14,12 @@ import numpy as np
 
 from napari_convlora.config import InputError
 from napari_convlora.export import write_history
-from napari_convlora.files import atomic_write, make_folder, read_labels
+from napari_convlora.files import read_labels
 from napari_convlora.project.checked import build, read_json, write_json
 from napari_convlora.project.labels import write_labels
 from napari_convlora.project.manifest import ImageEntry, Settings
 from napari_convlora.project.recipe import Recipe
+from napari_convlora.results import atomic_write, make_folder
 from napari_convlora.reviewed import Outlines
 from napari_convlora.rounds import Correction, correction, decide
 

@@ -12,7 +12,7 @@ from PIL import Image
 from napari_convlora.annotations import DEFAULT_COLOURS, default_classes
 from napari_convlora.config import MAX_CLASSES, ClassInfo
 from napari_convlora.export import save_masks
-from napari_convlora.files import atomic_write
+from napari_convlora.results import atomic_write
 from napari_convlora.widget.class_colours import attributes, complete, known_classes
 
 LayerData = tuple[np.ndarray, dict[str, Any], str]

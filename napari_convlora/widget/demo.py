@@ -66,8 +66,8 @@ def _run(out: Path, headless: bool) -> int:
     from skimage.io import imread
 
     from napari_convlora.export import write_history
-    from napari_convlora.files import make_folder
     from napari_convlora.metrics import confusion, scores
+    from napari_convlora.results import make_folder
     from napari_convlora.widget.contributions import SAMPLES, sample_classes
 
     console = Console(soft_wrap=True, highlight=False, markup=False)

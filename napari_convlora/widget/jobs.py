@@ -176,6 +176,13 @@ class Loaded:
     adapter: Adapter
 
 
+@dataclass(frozen=True)
+class Remark:
+    """A sentence on what is odd about an image."""
+
+    sentence: str
+
+
 @dataclass(frozen=True, eq=False)
 class Predicted:
     """Class ids (P, H, W) of the whole image, or None when cancelled, and their uncertainty.
@@ -371,6 +378,10 @@ def _predict(
     if is_large(planes.shape):
         yield from _predict_large(state, planes, snapshot.seen, controls, recipe.uncertainty)
         return
+    assert isinstance(planes, np.ndarray)
+    odd = "" if state.installed is None else state.installed.normalizer.remark(planes)
+    if odd:
+        yield Remark(f"'{snapshot.name}': {odd}")
     steps = Returning(state.predict(planes, controls.predicting, uncertainty=recipe.uncertainty))
     for tile in steps:
         yield Tiles(tile.done, tile.total)

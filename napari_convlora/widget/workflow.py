@@ -305,6 +305,8 @@ class Workflow(QObject):
                     self.phase = "predicting"
                     self.changed.emit()
                 self.tiled.emit(message)
+            case jobs.Remark():
+                self.failed.emit(message.sentence, False)
             case jobs.Predicted():
                 self._install(message)
             case jobs.Parts() if self._target is not None:
