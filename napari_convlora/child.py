@@ -215,8 +215,8 @@ def _broken_off(sentence: str, interim: Interim | None, controls: Controls) -> F
         return nothing if interim is None else Finished(interim.adapter, "terminated")
     if interim is None:
         return Failed(f"{sentence.rstrip('.')}.")
-    kept = f"what was learnt by step {interim.step} is kept"
-    return Failed(f"{sentence.rstrip('.')}; {kept}.", interim.adapter)
+    what = f"what was learnt by step {interim.step}" if interim.step else "the first preview"
+    return Failed(f"{sentence.rstrip('.')}; {what} is kept.", interim.adapter)
 
 
 def _wishes(control: RunControl) -> tuple[bool, bool, tuple[int, int], bool]:

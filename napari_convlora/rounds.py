@@ -50,11 +50,14 @@ def decide(summary: Mapping[str, Any]) -> Verdict:
     summary
         Its ``compared`` is absent in a first round; it holds either ``why`` no comparison was
         possible, or mean IoU of ``installed`` and ``new`` on the same ``pixels`` that are held
-        out and that neither has learnt from.
+        out and that neither has learnt from. A round that was broken off is installed only if
+        nothing else is.
     """
     compared = summary.get("compared")
     if not compared:
         return Verdict(True, "Installed, as there was no adapter before.")
+    if summary.get("ended_by") == "failure":
+        return Verdict(False, "Kept but not installed, as the round was broken off.")
     if "why" in compared:
         return Verdict(True, f"Installed without a comparison, as {compared['why']}.")
     new, before, pixels = compared["new"], compared["installed"], compared["pixels"]

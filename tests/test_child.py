@@ -218,7 +218,7 @@ def test_a_round_that_runs_out_of_memory_ends_with_what_it_had_learnt(mortal: Ch
     last = events[-1]
     assert isinstance(last, Failed)
     assert "ran out of memory; choose the fast preset" in last.message
-    assert last.message.endswith("; what was learnt by step 0 is kept.")
+    assert last.message.endswith("; the first preview is kept.")
     assert last.adapter is not None
     assert max(e.step for e in events if isinstance(e, Step)) == 2
     assert mortal.alive
@@ -235,7 +235,7 @@ def test_a_killed_round_ends_in_one_sentence_with_what_it_had_learnt(mortal: Chi
     assert last.message.startswith(
         "The background process was killed, most likely as memory ran out"
     )
-    assert last.message.endswith("; what was learnt by step 0 is kept.")
+    assert last.message.endswith("; the first preview is kept.")
     assert last.message.count(". ") == 0
     assert last.adapter is not None
     assert last.adapter.classes == CLASSES

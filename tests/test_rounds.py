@@ -81,3 +81,10 @@ def test_correction_scores_by_hand() -> None:
     assert found.pixels == 5
     assert found.accuracy == pytest.approx(3 / 5)
     assert found.mean_iou == pytest.approx((1 / 3 + 2 / 3) / 2)
+
+
+def test_a_round_that_was_broken_off_does_not_replace_another() -> None:
+    assert decide({"ended_by": "failure", "compared": {}}).better
+    verdict = decide({"ended_by": "failure", "compared": {"why": "it was broken off"}})
+    assert not verdict.better
+    assert verdict.reason == "Kept but not installed, as the round was broken off."

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -150,6 +151,7 @@ class Project:
         with self.lock:
             taken = {known.stem for known in self.manifest.images}
             name = entry.name.replace("\0", "")  # which no text of a project may hold
+            name = _unlike(name, {known.name for known in self.manifest.images})
             entry = replace(entry, name=name, stem=new_stem(name, taken))
             if pixels is not None and not self._reads_back(entry, pixels):
                 path = self.own(_IMAGES, f"{entry.stem}.npy")
@@ -326,3 +328,9 @@ class Project:
 def _write_pixels(path: Path, pixels: np.ndarray) -> None:
     with atomic_write(path) as file:
         np.save(file, pixels, allow_pickle=False)
+
+
+def _unlike(name: str, taken: Collection[str]) -> str:
+    """Return a name that no other image has: files in different folders may be called the same."""
+    names = itertools.chain([name], (f"{name} ({i})" for i in itertools.count(2)))
+    return next(n for n in names if n not in taken)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from napari.layers.base import ActionType
 from qtpy.QtCore import Qt, QTimer, Signal
 from qtpy.QtWidgets import QApplication, QCheckBox, QWidget
 
+from napari_convlora.events import Failed, Finished
 from napari_convlora.rounds import gained
 from napari_convlora.widget.workflow import Workflow
-
-if TYPE_CHECKING:
-    from napari_convlora.events import Finished
 
 PAUSE_MS = 3000
 """How long nothing is painted before a round begins."""
@@ -133,7 +131,9 @@ class AutoAdapt(QCheckBox):
             self._ours, self._verdict = True, _ENDED
             self._on_workflow()  # it may not even have begun
 
-    def _on_learnt(self, message: Finished, *_: Any) -> None:
+    def _on_learnt(self, message: Finished | Failed, *_: Any) -> None:
+        if isinstance(message, Failed):
+            return
         summary = message.adapter.summary
         self._verdict = "" if gained(summary, self._before) else _NO_GAIN
         if message.reason == "stopped":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 from qtpy.QtWidgets import QFileDialog, QMessageBox, QWidget
 
@@ -94,7 +96,14 @@ def may_remove(parent: QWidget, name: str, painted: int) -> bool:
 
 
 def _save(parent: QWidget, action: Action, title: str, name: str, kinds: str) -> None:
-    path, _ = QFileDialog.getSaveFileName(parent, title, name, kinds)
+    path, kind = QFileDialog.getSaveFileName(parent, title, name, kinds)
+    endings = re.findall(r"\*(\.\w+)", kind or kinds)
+    if path and endings and not Path(path).suffix:
+        path += endings[0]
+        question = f"Replace '{Path(path).name}'?"  # Qt has asked about the name without ending
+        yes = QMessageBox.StandardButton.Yes
+        if Path(path).exists() and QMessageBox.question(parent, title, question) != yes:
+            return
     if path:
         action(path)
 

@@ -19,7 +19,7 @@ from napari_convlora.widget.layers import ImageLayers
 from napari_convlora.widget.workflow import Workflow
 
 if TYPE_CHECKING:
-    from napari_convlora.events import Finished
+    from napari_convlora.events import Failed, Finished
 
 
 class History(QObject):
@@ -94,24 +94,27 @@ class History(QObject):
             "--out adapter.safetensors"
         )
 
-    def _on_learnt(self, message: Finished, snapshots: list[Snapshot], used: Recipe) -> None:
+    def _on_learnt(
+        self, message: Finished | Failed, snapshots: list[Snapshot], used: Recipe
+    ) -> None:
         by_name = self._keeper.layers
         for snapshot in snapshots:
-            self._keeper.enlist(by_name.get(snapshot.name))
+            if not snapshot.stem:
+                self._keeper.enlist(by_name.get(snapshot.name))
         self._keeper.save()
         project = self._keeper.need_project()
         settings = Settings(used.backbone, used.model, used.train)
-        history = list(self._events)
+        history, adapter = list(self._events), message.adapter
+        assert adapter is not None
 
         def write() -> None:
-            stems = {e.name: e.stem for e in project.manifest.images}
             annotations = {}
             for snapshot in snapshots:
-                kept = by_name.get(snapshot.name)
-                stem = stems.get(snapshot.name) if kept is None else kept.stem
-                if stem is not None:
+                kept = None if snapshot.stem else by_name.get(snapshot.name)
+                stem = snapshot.stem if kept is None else kept.stem
+                if stem:
                     annotations[stem] = snapshot.annotations, snapshot.reviewed
-            record = project.rounds.add(message.adapter, annotations, settings, history)
+            record = project.rounds.add(adapter, annotations, settings, history)
             self._newest = record.number if record.better else None
 
         self._keeper.writer.put(write)

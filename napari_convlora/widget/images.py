@@ -11,7 +11,7 @@ from napari.layers import Image, Labels, Layer, Shapes
 from qtpy.QtCore import QObject, Signal
 
 from napari_convlora.annotations import find_background
-from napari_convlora.config import ClassInfo, ConvLoRAError, InputError
+from napari_convlora.config import MAX_CLASSES, ClassInfo, ConvLoRAError, InputError
 from napari_convlora.reviewed import Outlines
 from napari_convlora.widget.class_colours import known_classes
 from napari_convlora.widget.counting import Counter, Counts
@@ -53,6 +53,7 @@ class Images(QObject):
         self.classes: tuple[ClassInfo, ...] = ()
         self.current: ImageLayers | None = None
         self.counts = Counts()
+        self._class_id = 1
         self._merged: dict[int, int] = {}
         self._active: Layer | None = None
         self._records: dict[tuple[Image, int | None], ImageLayers] = {}
@@ -95,6 +96,7 @@ class Images(QObject):
         self._listen(record)
         if predicted is not None and not record.predicted:
             record.show(predicted)
+        self.select_class(self._class_id)
         self._touch()
 
     def need(self) -> ImageLayers:
@@ -179,6 +181,7 @@ class Images(QObject):
 
     def select_class(self, class_id: int) -> None:
         """Paint with this class from now on."""
+        self._class_id = class_id
         if self.current is not None:
             for layer in (self.current.annotations, self.current.prediction):
                 if layer is not None:
@@ -187,12 +190,9 @@ class Images(QObject):
     def start_annotating(self, class_id: int = 1) -> Labels:
         """Create the annotations layer, or bring it back, and take up the brush."""
         record = self.need()
-        new = record.annotations is None
         layer = record.annotate()
         self._listen(record)
-        layer.selected_label = class_id
-        if new:
-            layer.brush_size = max(3, round(min(record.planes_shape[1:]) / 60))
+        self.select_class(class_id)
         layer.mode = "paint"
         self.viewer.layers.selection.active = layer
         self._touch()
@@ -218,6 +218,12 @@ class Images(QObject):
         if layer is record.annotations:
             return
         record.check_fits(layer)
+        largest = int(np.max(layer.data, initial=0))
+        if largest > MAX_CLASSES:
+            raise InputError(
+                f"'{layer.name}' holds the id {largest}, but classes end at {MAX_CLASSES}; "
+                "renumber it, or start annotations of their own."
+            )
         self.leaving.emit(record, "other annotations were chosen")
         self._learn_classes(layer)
         record.adopt(layer)

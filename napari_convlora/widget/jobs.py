@@ -19,7 +19,6 @@ from napari_convlora.child import Job
 from napari_convlora.config import ClassInfo, ConvLoRAError, ModelConfig, TrainConfig
 from napari_convlora.events import Controls, Event, Finished, Preview, Tiles
 from napari_convlora.planes import Planes, drop_alpha, lazy_planes, to_planes
-from napari_convlora.prompts import Prompt, Window, choose_window
 from napari_convlora.reviewed import Outlines, complete
 
 if TYPE_CHECKING:
@@ -52,6 +51,8 @@ class Snapshot:
         Plane and vertices (N, 2) of every reviewed region.
     background_id
         Class of what remains unpainted in them; None if no class is the background.
+    stem
+        Of an image that only the project holds; "" of one in the viewer.
     """
 
     name: str
@@ -62,10 +63,11 @@ class Snapshot:
     seen: Block | None = None
     reviewed: Outlines = ()
     background_id: int | None = None
+    stem: str = ""
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave lazy pixels to the process that gets them."""
-        return self.__dict__ | {"pixels": _portable(self.pixels)}
+        return self.__dict__ | {"pixels": portable(self.pixels)}
 
     def planes(self) -> Planes:
         """Return the pixels as (P, H, W, C); a large lazy array stays lazy."""
@@ -93,48 +95,7 @@ class Snapshot:
         return labelled_parts(self.planes(), annotations, self.name)
 
 
-@dataclass(frozen=True, eq=False)
-class Question:
-    """A prompt on one plane of an image.
-
-    Parameters
-    ----------
-    pixels, rgb, channel_axis
-        As in a `Snapshot`.
-    plane
-        Index of the plane.
-    shape
-        Its height and width.
-    prompt
-        What the user said about the object.
-    window
-        Where the model looked for the object's first prompt; kept as long as it holds them all.
-    """
-
-    pixels: Any
-    rgb: bool
-    channel_axis: int | None
-    plane: int
-    shape: tuple[int, int]
-    prompt: Prompt
-    window: Window | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Send no more of an array than the plane; lazy pixels are left to who gets them."""
-        if not isinstance(self.pixels, np.ndarray):
-            return self.__dict__ | {"pixels": _portable(self.pixels)}
-        plane = self.read(Window(0, 0, *self.shape))
-        return self.__dict__ | {"pixels": plane, "channel_axis": 2, "plane": 0}
-
-    def read(self, window: Window) -> np.ndarray:
-        """Return the pixels (H, W, C) of a window."""
-        planes = lazy_planes(
-            self.pixels, rgb=self.rgb, channel_axis=self.channel_axis, alpha=self.rgb
-        )
-        return planes[self.plane][window.region]
-
-
-def _portable(pixels: Any) -> Any:
+def portable(pixels: Any) -> Any:
     """Leave a lazy array to the process it is sent to, unless it hangs on an open file."""
     if not isinstance(pixels, np.ndarray):
         try:
@@ -209,22 +170,6 @@ class AllParts:
     uncertainty: bool
 
 
-@dataclass(frozen=True, eq=False)
-class Prompted:
-    """The object that a prompt means.
-
-    Parameters
-    ----------
-    window
-        Where the model looked.
-    mask : (H, W) bool
-        Of the window.
-    """
-
-    window: Window
-    mask: np.ndarray
-
-
 def warm_up(session: SessionGetter, controls: Controls) -> Iterator[Any]:
     """Import the engine, look for checkpoints, and load the backbone that is chosen first.
 
@@ -251,7 +196,7 @@ def adapt(snapshots: Sequence[Snapshot], classes: Sequence[ClassInfo], recipe: R
     """Run one round on `snapshots`, then predict the first of them."""
 
     def job(session: SessionGetter, controls: Controls) -> Iterator[Any]:
-        state = _prepare(session, recipe)
+        state = prepare(session, recipe)
         first, *others = (snapshot.labelled() for snapshot in snapshots)
         images = [part for _, part in sum(others, first)]
         event = None
@@ -268,7 +213,7 @@ def predict(snapshot: Snapshot, recipe: Recipe) -> Job:
     """Predict one image with the installed adapter."""
 
     def job(session: SessionGetter, controls: Controls) -> Iterator[Any]:
-        state = _prepare(session, recipe)
+        state = prepare(session, recipe)
         yield from _predict(state, snapshot, controls, recipe)
         yield _kept(state)
 
@@ -286,7 +231,7 @@ def load(
     def job(session: SessionGetter, controls: Controls) -> Iterator[Any]:
         from napari_convlora.adapter_file import Adapter
 
-        state = _prepare(session, recipe)
+        state = prepare(session, recipe)
         adapter = Adapter.load(path)
         if adapter.backbone_name in _available():
             state.backbone_name = adapter.backbone_name
@@ -296,39 +241,6 @@ def load(
         yield Loaded(adapter)
         if snapshot is not None:
             yield from _predict(state, snapshot, controls, recipe)
-
-    return job
-
-
-def prepare_prompts(recipe: Recipe, loaded: Session | None) -> Job:
-    """Do before the first prompt what it would have to wait for; parameters as `prompt`."""
-
-    def job(session: SessionGetter, controls: Controls) -> Iterator[Any]:
-        state = _prepare(session, recipe)
-        if loaded is not None:
-            state.share_backbone(loaded)
-        with suppress(ConvLoRAError):  # what is wrong is told to who asks
-            state.prompter()
-        yield from ()
-
-    return job
-
-
-def prompt(question: Question, recipe: Recipe, loaded: Session | None) -> Job:
-    """Find the object that a prompt means, with the backbone of `loaded` if it is the chosen one.
-
-    The session is not that of a round, so that prompts are answered while one runs.
-    """
-
-    def job(session: SessionGetter, controls: Controls) -> Iterator[Any]:
-        state = _prepare(session, recipe)
-        if loaded is not None:
-            state.share_backbone(loaded)
-        prompter, prompt = state.prompter(), question.prompt
-        window = question.window
-        if window is None or not window.holds(prompt.bounds):
-            window = choose_window(question.shape, prompt.bounds, prompter.tile)
-        yield Prompted(window, prompter.mask(question.read(window), window, prompt))
 
     return job
 
@@ -348,7 +260,8 @@ def _kept(state: Session) -> Kept:
     return Kept(state.cache.nbytes, state.cache.disk_bytes)
 
 
-def _prepare(session: SessionGetter, recipe: Recipe) -> Session:
+def prepare(session: SessionGetter, recipe: Recipe) -> Session:
+    """Return the session with what the user has chosen."""
     state = session()
     state.model_config, state.train_config = recipe.model, recipe.train
     state.backbone_name = recipe.backbone

@@ -246,10 +246,12 @@ class Keeper(QObject):
         image = None if kept is None else kept.record.image
         if image not in self._images.viewer.layers:
             image, pixels = None, entry.as_layer(entry.read(project.folder))
-        if before is not None and before.stem is not None:  # now that nothing can fail any more
-            self._close_layers(before)
+        # Nothing can fail any more. The new image comes before the old one goes: where Mesa draws,
+        # a canvas that lost all its layers at once has crashed.
         if image is None:
             image = self._add_layer(entry, pixels)
+        if before is not None and before.stem is not None:
+            self._close_layers(before)
         self.opened.emit(image, entry.channel_axis)
         record = self._images.need()
         again = self.find(record)

@@ -36,7 +36,7 @@ def stored_snapshot(project: Project, entry: ImageEntry, background_id: int | No
     """Return an image of a project that is not open, to learn from."""
     painted, regions = project.annotated(entry.stem)
     how = OnDisk(entry, project.folder), entry.rgb, entry.channel_axis
-    return Snapshot(entry.name, *how, painted, None, regions, background_id)
+    return Snapshot(entry.name, *how, painted, None, regions, background_id, entry.stem)
 
 
 class Kept:

@@ -102,6 +102,7 @@ class ImageLayers(ImageFrame):
         """Return the annotations layer, created or brought back if it is not in the viewer."""
         if self.annotations is None:
             self.annotations = self._new("annotations")
+            self.annotations.brush_size = max(3, round(min(self.planes_shape[1:]) / 60))
         if self.annotations not in self.viewer.layers:
             self.viewer.add_layer(self.annotations)
         return self.annotations

@@ -15,7 +15,7 @@ from napari_convlora.widget import class_colours
 from napari_convlora.widget.image_frame import ImageFrame
 
 _TRANSFORMS = ("rotate", "shear", "affine", "units", "axis_labels")
-_REVIEWED = "#56b4e9"
+_REVIEWED = "#ff2bd6"  # no class is given this colour by itself
 _OPACITY = {"annotations": 0.7, "prediction": 0.5}
 
 

@@ -333,7 +333,8 @@ class ConvLoRAWidget(QWidget):
 
     def _on_image(self) -> None:
         self.images.choose(self.source.image, self.source.channel_axis)
-        self._suggest()
+        if not self.running:  # or it says why that ends
+            self._suggest()
 
     def _suggest(self) -> None:
         self._hint = self.images.next_step()
@@ -343,6 +344,8 @@ class ConvLoRAWidget(QWidget):
         self._untouched = False
         self.images.show_classes(self.table.classes)
         self._refresh()
+        if self._hint and self.status == self._hint:
+            self._suggest()
 
     def _on_project(self, manifest: Manifest) -> None:
         """Show classes and settings of a project that was opened."""
@@ -374,7 +377,8 @@ class ConvLoRAWidget(QWidget):
         self._reviewed.set_title(counted(counts, find_background(self.classes) is not None))
         # Counting lags behind: what a failed round said meanwhile stays, until it is remedied.
         news = self.status.startswith(self._hint) or len(before.pixels) < 2 <= len(counts.pixels)
-        if counts != before and news and not self.running and not self.workflow.has_adapter:
+        early = not self.workflow.has_adapter or self.status == self._hint
+        if counts != before and news and early and not self.running:
             self._suggest()
 
     def _on_started(self, total_steps: int, held_out: bool) -> None:

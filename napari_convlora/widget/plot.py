@@ -75,7 +75,7 @@ class TrainingPlot(QWidget):
         bottom = QRectF(frame.left(), frame.bottom() + 2, frame.width(), line)
         if not self.losses:
             painter.setPen(text)
-            painter.drawText(frame, Qt.AlignmentFlag.AlignCenter, "the first step is still to come")
+            painter.drawText(frame, Qt.AlignmentFlag.AlignCenter, "no step yet")
             return
         painter.setPen(text)
         painter.drawText(bottom, Qt.AlignmentFlag.AlignLeft, "0")

@@ -61,6 +61,9 @@ class ProjectSection(QWidget):
         self.where = words()
         self.images = QListWidget()
         self.images.setMaximumHeight(_ROWS * (self.images.fontMetrics().lineSpacing() + 6))
+        # A long name loses its middle, so that the counts at the end are seen.
+        self.images.setTextElideMode(Qt.TextElideMode.ElideMiddle)
+        self.images.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self.images.itemActivated.connect(lambda item: self._show(item))
         self.images.itemClicked.connect(lambda item: self._show(item))
         grid = QGridLayout()
@@ -112,6 +115,7 @@ class ProjectSection(QWidget):
                 for stem, text in rows:
                     item = QListWidgetItem(text)
                     item.setData(_STEM, stem)
+                    item.setToolTip(text)
                     self.images.addItem(item)
             for i in self._range():
                 if self.images.item(i).data(_STEM) == keeper.current:

@@ -13,7 +13,7 @@ from qtpy.QtWidgets import QCheckBox, QPushButton, QVBoxLayout, QWidget
 
 from napari_convlora.config import ConvLoRAError
 from napari_convlora.prompts import Box, Click, Prompt
-from napari_convlora.widget import jobs
+from napari_convlora.widget import jobs, prompt_jobs
 from napari_convlora.widget.form import words
 from napari_convlora.widget.new_layer import shapes_like
 from napari_convlora.widget.prompted_object import PromptedObject
@@ -166,7 +166,7 @@ class PromptTool(QWidget):
         for key, action in self._keys().items():
             layer.bind_key(key, action, overwrite=True)
         self._layer = layer
-        self.runner.prepare(jobs.prepare_prompts(self._recipe(), self._session))
+        self.runner.prepare(prompt_jobs.prepare_prompts(self._recipe(), self._session))
         layer.events.mode.connect(self.leave)
         layer.events.paint.connect(self._on_paint)
         self._viewer.layers.selection.events.active.connect(self._on_active)
@@ -265,7 +265,7 @@ class PromptTool(QWidget):
             thing = self._waiting[0]
             self._asked = thing, thing.prompt
             question = thing.question()
-            self.runner.start(jobs.prompt(question, self._recipe(), self._session))
+            self.runner.start(prompt_jobs.prompt(question, self._recipe(), self._session))
 
     def _on_messages(self, messages: list[Any]) -> None:
         for message in messages:

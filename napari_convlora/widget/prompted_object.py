@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from napari_convlora.prompts import Prompt, Window
-from napari_convlora.widget import jobs
+from napari_convlora.widget import prompt_jobs
 
 if TYPE_CHECKING:
     from napari_convlora.widget.layers import ImageLayers
@@ -32,10 +32,10 @@ class PromptedObject:
             return False
         return bool((self.record.painted()[self.painted] != self.class_id).any())
 
-    def question(self) -> jobs.Question:
+    def question(self) -> prompt_jobs.Question:
         """Return what is asked about the object."""
         record = self.record
-        return jobs.Question(
+        return prompt_jobs.Question(
             record.pixels,
             record.image.rgb,
             record.channel_axis,

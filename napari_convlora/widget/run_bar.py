@@ -10,7 +10,6 @@ from qtpy.QtCore import Signal
 from qtpy.QtGui import QKeySequence
 from qtpy.QtWidgets import (
     QHBoxLayout,
-    QLabel,
     QProgressBar,
     QPushButton,
     QShortcut,
@@ -19,6 +18,7 @@ from qtpy.QtWidgets import (
 )
 
 from napari_convlora.events import Planned, Step, duration_text
+from napari_convlora.widget.form import words
 from napari_convlora.widget.status_line import StatusLine
 
 ADAPT_KEY, STOP_KEY = "Ctrl+Return", "Ctrl+."
@@ -57,7 +57,7 @@ class RunBar(QWidget):
         self.pause_button = QPushButton("Pause")
         self.bar = QProgressBar()
         self.bar.setTextVisible(False)
-        self.words = QLabel(" ")
+        self.words = words(" ")
         self.words.hide()  # until something has run
         self.status = StatusLine()
         font = self.main_button.font()
@@ -120,7 +120,7 @@ class RunBar(QWidget):
         self._first = self._first or steps[0]
         self.bar.setRange(0, last.total_steps)
         self.bar.setValue(last.step)
-        words = f"step {last.step} of {last.total_steps}"
+        text = f"step {last.step} of {last.total_steps}"
         if self._planned is not None:
             self._end = last.seconds + self._planned.seconds_left
             self._planned = None
@@ -130,8 +130,8 @@ class RunBar(QWidget):
             left = max(pace * (last.total_steps - last.step), self._end - last.seconds)
             if self._max_seconds is not None:
                 left = min(left, max(0.0, self._max_seconds - last.seconds))
-            words += f" · {pace:.2f} s per step · {duration_text(left)} left"
-        self.words.setText(words)
+            text += f" · {pace:.2f} s per step · {duration_text(left)} left"
+        self.words.setText(text)
 
     def show_tiles(self, tiles: Any) -> None:
         """Show how much of the image is predicted."""

@@ -27,7 +27,7 @@ _HOW = {
     "stopped": "was stopped",
     "time": "used up its time",
     "plateau": "had no more to gain and is done",
-    "terminated": "was stopped in the middle of a step; press Predict to see what it learnt",
+    "terminated": "was stopped in the middle of a step",
 }
 _LOADED = "The adapter is loaded; press Predict to use it on an image."
 _KEPT = "What is painted is kept; try it again."
@@ -63,7 +63,8 @@ class Workflow(QObject):
     kept
         What the process keeps for the next round: `Kept`.
     learnt
-        A round has ended: `Finished`, the snapshots it learnt from, and its `Recipe`.
+        A round has ended: `Finished`, or `Failed` with the adapter of its last snapshot, then the
+        snapshots of images that it learnt from, and its `Recipe`.
     predicted
         The image that was predicted, and what the model said (P, H, W).
     ready
@@ -115,6 +116,11 @@ class Workflow(QObject):
         return self.runner.busy
 
     @property
+    def _stopping(self) -> bool:
+        controls = self.runner.controls
+        return controls is not None and controls.training.stopping
+
+    @property
     def paused(self) -> bool:
         """Whether the round is asked to wait."""
         controls = self.runner.controls
@@ -135,8 +141,7 @@ class Workflow(QObject):
         """Start a round on everything painted so far."""
         record = self.images.need()
         first, *others = (other.snapshot() for other in self.images.learnable())
-        known = {first.name, *(other.name for other in others)}
-        others += [s for s in self.elsewhere() if s.name not in known]
+        others += self.elsewhere()
         snapshots = [
             first,
             *(other for other in others if other.annotations.any() or other.reviewed),
@@ -270,7 +275,8 @@ class Workflow(QObject):
                 self.changed.emit()
             case events.Planned():
                 self.planned.emit(message)
-                self.said.emit(str(message))
+                if not self._stopping:
+                    self.said.emit(str(message))
             case events.Adjusted():
                 self.said.emit(str(message))
             case events.Scored():
@@ -291,10 +297,14 @@ class Workflow(QObject):
                 self.learnt.emit(message, *self._learning)
                 self._finish(message)
             case events.Failed():
-                self._outcome = message.message
-                controls = self.runner.controls
-                if controls is None or not controls.training.stopping:
-                    self.failed.emit(message.message, False)
+                if not self._outcome:  # or it was broken off, and why is known
+                    self._outcome = message.message
+                if message.adapter is not None:
+                    self.learnt.emit(message, *self._learning)
+                    if not decide(message.adapter.summary).better:
+                        self._outcome += " It is in Rounds, and the round before stays installed."
+                if not self._stopping:
+                    self.failed.emit(self._outcome, False)
             case jobs.Loaded():
                 self.found.emit(message.adapter.classes)
                 self._outcome = _LOADED
@@ -332,6 +342,8 @@ class Workflow(QObject):
         number = self.earlier + (len(session.rounds) if session is not None else 1)
         how = _HOW.get(message.reason, "is done")
         verdict = decide(message.adapter.summary)
+        if message.reason == "terminated" and verdict.better:
+            how += "; press Predict to see what it learnt"
         reason = f" {verdict.reason}" if message.adapter.summary.get("compared") else ""
         self._outcome = (
             f"Round {number} {how}{self._score}.{reason} Paint over mistakes, then "
@@ -366,8 +378,7 @@ class Workflow(QObject):
 
     def _on_end(self) -> None:
         self.phase, self._target = "idle", None
-        controls = self.runner.controls
-        if not self._outcome and controls is not None and controls.training.stopping:
+        if not self._outcome and self._stopping:
             self._outcome = "Stopped; nothing has changed."
         self.said.emit(self._outcome)
         self._outcome = ""

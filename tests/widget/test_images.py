@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from napari_convlora.config import InputError
+from napari_convlora.widget import dialogs
 
 
 @pytest.fixture
@@ -122,3 +123,31 @@ def test_a_new_widget_takes_up_the_layers_of_the_last(ready, wait, make_widget, 
     names = [layer.name for layer in viewer.layers]
     assert names == ["halves", "previous prediction", "prediction", "annotations"]
     assert (viewer.layers["annotations"].data[10:60, 20:23] == 2).all()
+
+
+def test_ids_that_are_no_classes_are_refused(make_napari_viewer_proxy, make_widget, halves):
+    viewer = make_napari_viewer_proxy()
+    viewer.add_image(halves, name="halves")
+    widget = make_widget(viewer)
+    data = np.zeros(halves.shape, np.int64)
+    data[3, 4] = 400
+    layer = viewer.add_labels(data, name="instances")
+    with pytest.raises(InputError, match="holds the id 400, but classes end at 255"):
+        widget.images.use_annotations(layer)
+
+
+@pytest.mark.parametrize(("typed", "written"), [("mine", "mine.tif"), ("mine.png", "mine.png")])
+def test_a_file_name_gets_the_ending_of_its_kind(monkeypatch, tmp_path, typed, written):
+    answer = str(tmp_path / typed), "TIFF (*.tif *.tiff)"
+    monkeypatch.setattr(dialogs.QFileDialog, "getSaveFileName", lambda *_: answer)
+    chosen = []
+    dialogs.with_masks(None, chosen.append)
+    assert chosen == [str(tmp_path / written)]
+    asked = []
+    no = dialogs.QMessageBox.StandardButton.No
+    monkeypatch.setattr(dialogs.QMessageBox, "question", lambda *a: (asked.append(a[2]), no)[1])
+    (tmp_path / written).touch()
+    dialogs.with_masks(None, chosen.append)
+    # Qt has asked about a name with an ending.
+    assert asked == (["Replace 'mine.tif'?"] if typed == "mine" else [])
+    assert len(chosen) == (1 if typed == "mine" else 2)

@@ -163,7 +163,7 @@ def test_a_killed_trainer_leaves_the_window_the_strokes_and_what_was_learnt(
     os.kill(pid, signal.SIGKILL)
     wait(widget, 5000)
     assert "was killed" in widget.status
-    assert widget.status.endswith("what was learnt by step 0 is kept.")
+    assert widget.status.endswith("the first preview is kept.")
     assert [str(n.message) for n in notification_manager.records] == [widget.status]
     assert (viewer.layers["annotations"].data == painted).all()
     assert widget.session.installed is not None
@@ -177,6 +177,27 @@ def test_a_killed_trainer_leaves_the_window_the_strokes_and_what_was_learnt(
     assert widget.status.startswith("Round 2 is done")
     (other,) = processes()
     assert other != pid
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs signals")
+def test_a_killed_round_does_not_replace_the_one_before(
+    begin, make_napari_viewer_proxy, qtbot, wait
+):
+    widget = begin(make_napari_viewer_proxy(), max_steps=2)
+    widget.adapt()
+    wait(widget, 60_000)
+    first = widget.session.installed
+    widget.settings.max_steps.value = LONG
+    widget.adapt()
+    qtbot.waitUntil(lambda: len(widget.plot.losses) > 0, timeout=60_000)
+    (pid,) = processes()
+    os.kill(pid, signal.SIGKILL)
+    wait(widget, 5000)
+    assert "is kept. It is in Rounds, and the round before stays installed." in widget.status
+    assert widget.session.installed is first
+    qtbot.waitUntil(lambda: len(widget.history.records) == 2)
+    assert [record.better for record in widget.history.records] == [True, False]
+    assert widget.history.installed == 1
 
 
 def test_a_process_killed_between_rounds_is_replaced(begin, make_napari_viewer_proxy, wait, qtbot):

@@ -110,6 +110,43 @@ def test_images_of_a_project_remember_strokes_and_prediction(
     assert (other.layers["annotations"].data > 0).sum() == 150
 
 
+def test_images_of_one_name_are_learnt_from_and_told_apart(
+    started, paint, wait, saved, pictures, tmp_path
+):
+    _, widget = started()
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "cells.tif").write_bytes(pictures[0].read_bytes())
+    widget.keeper.add_files([tmp_path / folder / "cells.tif" for folder in ("a", "b")])
+    saved(widget)
+    for stem, first in (("cells", 10), ("cells_2", 20)):
+        widget.keeper.show_image(stem)
+        layer = widget.start_annotating()
+        paint(layer, 1, first)
+        paint(layer, 2, 70)
+    saved(widget)
+    rows = [widget.project.images.item(i).text().split("  ")[0] for i in range(5)]
+    assert rows[3:] == ["✎ cells", "✎ cells (2)"]
+    widget.adapt()
+    wait(widget)
+    saved(widget)
+    assert widget.history.records[-1].pixels == {1: 300, 2: 300}
+    assert set(widget.history.records[-1].images) == {"cells", "cells_2"}
+
+
+def test_the_class_and_the_brush_go_along_to_another_image(started):
+    viewer, widget = started()
+    layer = widget.start_annotating()
+    brush = layer.brush_size
+    widget.table.select(2)
+    widget.keeper.step(1)
+    widget.start_annotating()
+    widget.keeper.step(-1)
+    again = viewer.layers["annotations"]
+    assert (again.selected_label, again.brush_size) == (2, brush)
+    assert widget.table.current == 2
+
+
 def test_settings_are_saved_without_a_stroke(started, qtbot):
     _, widget = started()
     widget.settings.max_steps.value = 17

@@ -19,7 +19,7 @@ from qtpy.QtWidgets import QApplication
 
 from napari_convlora.prompter import Prompter
 from napari_convlora.prompts import Box, Click, Prompt, Window
-from napari_convlora.widget.jobs import Question
+from napari_convlora.widget.prompt_jobs import Question
 
 
 @pytest.fixture
