@@ -253,8 +253,8 @@ def predict(options: argparse.Namespace) -> int:
 
 def evaluate(options: argparse.Namespace) -> int:
     """Score masks against truth."""
+    from napari_convlora.evaluation import evaluate_folders
     from napari_convlora.files import READABLE_SUFFIXES
-    from napari_convlora.metrics import evaluate_folders
     from napari_convlora.results import atomic_write
 
     if options.json and options.json.suffix.lower() in READABLE_SUFFIXES:
