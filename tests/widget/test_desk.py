@@ -59,6 +59,11 @@ class User:
             self.qtbot.keyClick(QApplication.focusWidget(), letter)
             self.act(f"key {letter}")
 
+    def types_into(self, kind) -> bool:
+        """Whether the keys go to such a widget; another program may have taken them meanwhile."""
+        self.viewer.__wrapped__.window._qt_window.activateWindow()
+        return isinstance(QApplication.focusWidget(), kind)
+
     def stroke(self, *positions) -> None:
         """Drag the mouse over the canvas with the tool in hand; painting is not counted."""
         self.viewer.__wrapped__.window._qt_viewer.canvas.native.setFocus()  # as a press does
@@ -132,7 +137,7 @@ def test_a_class_is_added_and_named_in_one_go(desk, qtbot):
     panel = dock()
     panel.start_annotating()
     user.click(panel.table._add)
-    qtbot.waitUntil(lambda: isinstance(QApplication.focusWidget(), QLineEdit))
+    qtbot.waitUntil(lambda: user.types_into(QLineEdit))
     user.type("rim")
     user.key(Qt.Key.Key_Return)
     assert user.actions == ["click Add class", "key r", "key i", "key m", "key Return"]
