@@ -48,8 +48,9 @@ class User:
         self.act(f"click {widget.text()}")
 
     def key(self, key, modifier=Qt.KeyboardModifier.NoModifier, to=None) -> None:
-        """Press a key wherever the keys go now."""
+        """Press a key wherever the keys go now; shortcuts need a window in front."""
         window = self.viewer.__wrapped__.window._qt_window
+        self.qtbot.waitUntil(self.in_front)
         self.qtbot.keyClick(to or QApplication.focusWidget() or window, key, modifier)
         self.act(f"key {QKeySequence(key).toString()}")
 
@@ -59,10 +60,11 @@ class User:
             self.qtbot.keyClick(QApplication.focusWidget(), letter)
             self.act(f"key {letter}")
 
-    def types_into(self, kind) -> bool:
-        """Whether the keys go to such a widget; another program may have taken them meanwhile."""
-        self.viewer.__wrapped__.window._qt_window.activateWindow()
-        return isinstance(QApplication.focusWidget(), kind)
+    def in_front(self) -> bool:
+        """Whether the keys go to the window; other programs may have taken them meanwhile."""
+        window = self.viewer.__wrapped__.window._qt_window
+        window.activateWindow()  # has no effect before the window is there
+        return QApplication.activeWindow() is window
 
     def stroke(self, *positions) -> None:
         """Drag the mouse over the canvas with the tool in hand; painting is not counted."""
@@ -75,14 +77,8 @@ def desk(make_napari_viewer_proxy, make_widget, halves, drag, tmp_path, qtbot):
     """A user at a window that is shown, with an image file, and what docks the panel."""
     imsave(tmp_path / "halves.tif", halves, check_contrast=False)
     viewer = make_napari_viewer_proxy(show=True)
-    window = viewer.__wrapped__.window._qt_window
-
-    def in_front() -> bool:
-        window.activateWindow()  # has no effect before the window is there
-        return QApplication.activeWindow() is window
-
-    qtbot.waitUntil(in_front, timeout=30_000)
     user = User(viewer, qtbot, drag)
+    qtbot.waitUntil(user.in_front, timeout=30_000)
 
     def dock(**train) -> ConvLoRAWidget:
         panel = make_widget(viewer, **train)
@@ -137,7 +133,7 @@ def test_a_class_is_added_and_named_in_one_go(desk, qtbot):
     panel = dock()
     panel.start_annotating()
     user.click(panel.table._add)
-    qtbot.waitUntil(lambda: user.types_into(QLineEdit))
+    qtbot.waitUntil(lambda: user.in_front() and isinstance(QApplication.focusWidget(), QLineEdit))
     user.type("rim")
     user.key(Qt.Key.Key_Return)
     assert user.actions == ["click Add class", "key r", "key i", "key m", "key Return"]
