@@ -146,13 +146,7 @@ def _run_round(
 
     control = events.RunControl()
     history: list[events.Event] = []
-    interrupted: list[bool] = []
-
-    def interrupt() -> None:
-        interrupted.append(True)
-        control.stop()
-
-    with _bar("adapting", session.train_config.max_steps) as update, _interrupt(interrupt):
+    with _bar("adapting", session.train_config.max_steps) as update, _interrupt(control.stop):
         for event in session.run_round(images, classes, control):
             history.append(event)
             if isinstance(event, events.Step):
@@ -165,7 +159,7 @@ def _run_round(
     if isinstance(last, events.Failed):
         raise ConvLoRAError(last.message)
     assert isinstance(last, events.Finished)
-    if interrupted and not last.adapter.summary["steps"]:
+    if control.stopping and not last.adapter.summary["steps"]:
         raise ConvLoRAError("Stopped before the first step; nothing was written.")
     return last, history
 
