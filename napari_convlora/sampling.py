@@ -16,7 +16,12 @@ from napari_convlora.losses import VOID
 from napari_convlora.tiles import Tile, sample
 
 _BLOCK = 32
-"""Side in pixels of the blocks that are held out or assigned to a fold as a whole."""
+"""Side in pixels of the blocks that are held out as a whole."""
+
+_FOLD_BLOCK = 128
+"""Side of those assigned to a fold as a whole, but at least four to a plane's longer side. In
+smaller ones the embedding, which sees far, tells pixels by place and looks better than it is.
+"""
 
 _HELD_SHARE = 0.12
 _MIN_BLOCKS = 8
@@ -83,7 +88,7 @@ def training_set(
     index = np.full(256, VOID, np.int16)
     index[list(class_ids)] = np.arange(len(class_ids))
     targets = [index[image.effective()] for image in images]
-    blocks = [_block_ids(target.shape, i) for i, target in enumerate(targets)]
+    blocks = [_block_ids(target.shape, i, _BLOCK) for i, target in enumerate(targets)]
     held_blocks = _choose_held(targets, blocks, len(class_ids), rng)
     held, train = [], []
     for target, ids in zip(targets, blocks, strict=True):
@@ -91,14 +96,14 @@ def training_set(
         held.append(np.where(out, target, VOID).astype(np.int16))
         train.append(np.where(out, VOID, target).astype(np.int16))
     positions = [[np.argwhere(t == c) for t in train] for c in range(len(class_ids))]
-    fold = _folds(train, blocks, positions, rng)
+    fold = _folds(train, positions, rng)
     return TrainingSet(images, tuple(class_ids), train, held, fold, positions)
 
 
-def _block_ids(shape: tuple[int, int, int], image: int) -> np.ndarray:
+def _block_ids(shape: tuple[int, int, int], image: int, side: int) -> np.ndarray:
     """Distinct number (P, H, W) int64 of every block of every plane of every image."""
     plane, row, column = np.ogrid[: shape[0], : shape[1], : shape[2]]
-    return ((image * 2**15 + plane) * 2**12 + row // _BLOCK) * 2**12 + column // _BLOCK
+    return ((image * 2**15 + plane) * 2**12 + row // side) * 2**12 + column // side
 
 
 def _choose_held(
@@ -128,7 +133,6 @@ def _choose_held(
 
 def _folds(
     train: Sequence[np.ndarray],
-    blocks: Sequence[np.ndarray],
     positions: Sequence[Sequence[np.ndarray]],
     rng: np.random.Generator,
 ) -> list[np.ndarray]:
@@ -137,6 +141,10 @@ def _folds(
     n_pixels = np.array([[len(a) for a in arrays] for arrays in positions])
     if all((n_pixels[:, dealt != fold].sum(1) > 0).all() for fold in range(dealt.max() + 1)):
         return [np.full(t.shape, f, np.uint8) for t, f in zip(train, dealt, strict=True)]
+    sides = [min(_FOLD_BLOCK, max(_BLOCK, max(t.shape[1:]) // 4)) for t in train]
+    blocks = [
+        _block_ids(t.shape, i, side) for i, (t, side) in enumerate(zip(train, sides, strict=True))
+    ]
     covered = [
         np.unique(np.concatenate([b[t == c] for t, b in zip(train, blocks, strict=True)]))
         for c in range(len(positions))
@@ -149,10 +157,12 @@ def _folds(
             balance += 1 if second[block] else -1
     chosen = [block for block, inside in second.items() if inside]
     fold = [np.isin(b, chosen).astype(np.uint8) for b in blocks]
-    for c, own in enumerate(covered):
-        if len(own) == 1:  # both halves must know the class: every other of its pixels
-            for f, pixels in zip(fold, positions[c], strict=True):
-                f[tuple(pixels.T)] = np.arange(len(pixels)) % 2 == c % 2
+    for c, arrays in enumerate(positions):
+        places = [tuple(pixels.T) for pixels in arrays]
+        dealt = np.concatenate([f[at] for f, at in zip(fold, places, strict=True)])
+        if len(np.unique(dealt)) < 2:  # both halves must know the class: every other pixel
+            for f, at in zip(fold, places, strict=True):
+                f[at] = np.arange(len(at[0])) % 2 == c % 2
     return fold
 
 

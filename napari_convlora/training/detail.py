@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from napari_convlora.config import ConvLoRAError
 from napari_convlora.detail import CONTEXT_SHARES, DetailBranch
 from napari_convlora.events import Preview
-from napari_convlora.metrics import scores
+from napari_convlora.losses import class_weights
 from napari_convlora.prediction import Returning, plane_logits
 from napari_convlora.sampling import pixel_samples
 from napari_convlora.training.detail_fit import brightness_spread, fit
 from napari_convlora.training.state import RoundState
+
+_LEAST = math.log(1e-3)
+"""What is said of a class counts no less, so that a few odd pixels do not decide."""
 
 
 def fit_detail(run: RoundState, detail: DetailBranch) -> Iterator[Preview]:
@@ -57,7 +62,9 @@ def fit_detail(run: RoundState, detail: DetailBranch) -> Iterator[Preview]:
 def context_share(
     blind: Sequence[DetailBranch], features: Tensor, target: Tensor, fold: Tensor, counts: Tensor
 ) -> float:
-    """Which of `CONTEXT_SHARES` serves best where labels were not seen, by mean IoU.
+    """Which of `CONTEXT_SHARES` serves best where labels were not seen, by cross-entropy.
+
+    Few strokes leave few unseen pixels: how sure each of them was tells more than IoU would.
 
     Parameters
     ----------
@@ -68,20 +75,18 @@ def context_share(
     counts
         (K,) labelled pixels per class.
     """
-    drawn = target.bincount(minlength=len(counts)).cpu()
-    weight = (counts.cpu() / drawn.clamp_min(1)).numpy()
+    weights = class_weights(counts.to(target.device), target.bincount(minlength=len(counts)))
 
-    def score(share: float) -> float:
-        matrix = np.zeros((len(counts), len(counts)))
+    @torch.inference_mode()
+    def loss(share: float) -> float:
+        total = 0.0
         for i, branch in enumerate(blind):
             branch.context_share.fill_(share)
-            with torch.inference_mode():
-                found = branch(features[fold == i]).argmax(1)
-            pairs = (target[fold == i] * len(counts) + found).cpu().numpy()
-            matrix += np.bincount(pairs, minlength=matrix.size).reshape(matrix.shape)
-        return scores(matrix * weight[:, None], range(len(counts))).mean_iou
+            said = branch(features[fold == i]).clamp_min(_LEAST)
+            total += float(F.nll_loss(said, target[fold == i], weights, reduction="sum"))
+        return total
 
-    return max(CONTEXT_SHARES, key=score)
+    return min(CONTEXT_SHARES, key=loss)
 
 
 def preview(run: RoundState, stage: str) -> Iterator[Preview]:

@@ -9,14 +9,7 @@ from napari.utils.notifications import show_error, show_warning
 from napari.utils.theme import get_theme
 from qtpy.QtCore import QEvent, Qt
 from qtpy.QtGui import QKeySequence
-from qtpy.QtWidgets import (
-    QFrame,
-    QPushButton,
-    QScrollArea,
-    QShortcut,
-    QVBoxLayout,
-    QWidget,
-)
+from qtpy.QtWidgets import QFrame, QPushButton, QScrollArea, QShortcut, QVBoxLayout, QWidget
 
 from napari_convlora.annotations import (
     default_classes,
