@@ -194,7 +194,7 @@ def drop_alpha(planes: np.ndarray) -> np.ndarray:
 
 
 def check_pixels(planes: Planes, name: str = "The image") -> None:
-    """Raise unless `planes` holds pixels from which something can be learnt.
+    """Raise unless `planes` holds pixels that a model can look at.
 
     Of an image that is not in memory no pixel is read; `check_finite` then looks at every window.
 
@@ -207,7 +207,7 @@ def check_pixels(planes: Planes, name: str = "The image") -> None:
     Raises
     ------
     InputError
-        Not numbers, complex, no pixels, NaN or infinite pixels, or one value everywhere.
+        Not numbers, complex, no pixels, NaN or infinite pixels.
     """
     if planes.dtype.kind not in "biuf":
         raise InputError(f"{name} holds {planes.dtype} values; convert it to integers or floats.")
@@ -220,6 +220,21 @@ def check_pixels(planes: Planes, name: str = "The image") -> None:
         bad = sum(int(np.count_nonzero(~np.isfinite(band))) for band in _bands(planes))
     if bad:
         raise InputError(_NOT_FINITE.format(name, bad))
+
+
+def check_contrast(planes: Planes, name: str = "The image") -> None:
+    """Raise unless something can be learnt from `planes` (P, H, W, C).
+
+    A blank image may well be predicted; in learning it is more likely a mistake.
+
+    Raises
+    ------
+    InputError
+        As `check_pixels`, or all pixels have one value.
+    """
+    check_pixels(planes, name)
+    if isinstance(planes, LazyPlanes):
+        return
     value = planes.flat[0]
     if all((band == value).all() for band in _bands(planes)):
         size = size_text(planes.shape[:3])

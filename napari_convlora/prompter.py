@@ -14,7 +14,7 @@ from torch import Tensor
 from napari_convlora.backbones import Backbone
 from napari_convlora.data import Normalizer, resize, to_rgb
 from napari_convlora.feature_cache import FeatureCache
-from napari_convlora.planes import check_pixels
+from napari_convlora.planes import check_contrast
 from napari_convlora.prompts import Prompt, Window
 
 _SIZES = 5
@@ -95,7 +95,7 @@ class Prompter:
         trained. Contrast is stretched in the window as it is in a plane.
         """
         pixels = np.ascontiguousarray(pixels)
-        check_pixels(pixels[None], "What lies around the prompt")
+        check_contrast(pixels[None], "What lies around the prompt")
         digest = hashlib.blake2b(pixels.data, digest_size=16).digest()
         spec = self.backbone.spec
         key = (spec.name, self.backbone.checkpoint_sha256, "prompt", pixels.shape, digest)

@@ -247,8 +247,8 @@ def spoil_prediction(folder: Path, what: str) -> list[str]:
             out = image / "masks"
         case "3 channels":
             tifffile.imwrite(image, np.eye(30, dtype=np.uint8)[..., None].repeat(3, -1))
-        case "every pixel":
-            tifffile.imwrite(image, np.zeros((30, 30), np.uint8))
+        case "NaN":
+            tifffile.imwrite(image, np.full((30, 30), np.nan, np.float32))
         case "does not exist":
             image.unlink()
         case "cuda":
@@ -260,7 +260,7 @@ def spoil_prediction(folder: Path, what: str) -> list[str]:
     "what",
     [
         *("no adapter file", "damaged", "no napari-convlora adapter", "Cannot create"),
-        *("3 channels", "every pixel", "does not exist"),
+        *("3 channels", "NaN", "does not exist"),
         pytest.param("cuda", marks=NO_CUDA),
     ],
 )

@@ -21,7 +21,7 @@ from PIL import Image
 from napari_convlora import files
 from napari_convlora.config import InputError
 from napari_convlora.files import read_image, read_labels
-from napari_convlora.planes import check_pixels, drop_alpha, lazy_planes, to_planes
+from napari_convlora.planes import check_contrast, drop_alpha, lazy_planes, to_planes
 
 few = settings(max_examples=25, deadline=None)
 dtypes = st.sampled_from(["uint8", "uint16", "int16", "int32", "float32", "float64"])
@@ -469,7 +469,7 @@ def test_drop_alpha_is_a_view_of_the_colours() -> None:
 )
 def test_pixels_nothing_can_be_learnt_from(planes: np.ndarray, message: str) -> None:
     with pytest.raises(InputError, match=message) as error:
-        check_pixels(planes)
+        check_contrast(planes)
     assert_one_sentence(error)
 
 
@@ -477,4 +477,4 @@ def test_pixels_nothing_can_be_learnt_from(planes: np.ndarray, message: str) -> 
 def test_any_real_contrast_passes(dtype: str) -> None:
     planes = np.zeros((2, 10, 4000, 1), dtype)
     planes[1, 0, 0, 0] = 1
-    check_pixels(planes)
+    check_contrast(planes)

@@ -86,6 +86,14 @@ def test_bad_pixels_and_other_channel_counts_are_named(
         run(adapter, backbone, np.random.default_rng(0).random((1, 20, 20, 3)))
 
 
+def test_a_blank_image_is_predicted_like_any_other_of_its_series(
+    adapter: Adapter, backbone: Backbone
+) -> None:
+    labels = run(adapter, backbone, np.full((1, 40, 50, 1), 0.5, np.float32)).labels
+    assert labels.shape == (1, 40, 50)
+    assert labels.min() > 0
+
+
 @pytest.mark.parametrize("share", [0.0, 1.0], ids=["head", "detail branch"])
 def test_tiles_meet_without_a_seam(adapter: Adapter, backbone: Backbone, share: float) -> None:
     """Steps of the logits at tile borders are those inside tiles, on a uniform texture."""

@@ -158,6 +158,27 @@ def test_a_class_of_one_spot_is_in_both_halves() -> None:
     assert data.fold[0][data.target[0] == 2].mean() == 0.5
 
 
+def test_folds_are_large_pieces_of_a_plane() -> None:
+    """Near a pixel of its own fold alone, the embedding cannot tell a pixel by its place."""
+    data = training_set([picture(dense(500, 512))], [1, 2], 0)
+    trained = data.target[0][0] != VOID
+    for top in range(0, 500, 128):
+        for left in range(0, 512, 128):
+            block = np.s_[top : top + 128, left : left + 128]
+            assert len(np.unique(data.fold[0][0][block][trained[block]])) == 1
+
+
+def test_a_class_whose_blocks_others_dealt_is_in_both_halves() -> None:
+    annotations = np.zeros((1, 512, 512), np.int32)
+    for c, blocks in ((1, (0, 1)), (2, (1, 2)), (3, (0, 2))):  # two of three are in one half
+        for block in blocks:
+            annotations[0, 30 * c : 30 * c + 9, 128 * block + 10 : 128 * block + 20] = c
+    for seed in range(10):
+        data = training_set([picture(annotations)], [1, 2, 3], seed)
+        for c in range(3):
+            assert set(data.fold[0][data.target[0] == c]) == {0, 1}
+
+
 def test_images_are_the_folds_where_each_can_be_spared() -> None:
     data = training_set([picture(dense(40, 40)) for _ in range(5)], [1, 2], 0)
     assert [fold.mean() for fold in data.fold] == [0, 1, 2, 3, 0]

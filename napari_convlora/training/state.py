@@ -24,7 +24,7 @@ from napari_convlora.events import RunControl
 from napari_convlora.feature_cache import FeatureCache
 from napari_convlora.losses import class_weights
 from napari_convlora.model import SemanticSAM
-from napari_convlora.planes import check_pixels
+from napari_convlora.planes import check_contrast
 from napari_convlora.sampling import (
     TrainingSet,
     detail_block,
@@ -63,7 +63,7 @@ class RoundState:
         self.control, self.cache, self.config = control, cache, config
         self.backbone = backbone  # without the method, which `model` puts into a copy
         for image in images:
-            check_pixels(image.image)
+            check_contrast(image.image)
         self.pixels = check_annotations(images, classes)
         self.classes = tuple(c for c in classes if self.pixels[c.id])
         self.ids = np.array([c.id for c in self.classes], np.uint8)

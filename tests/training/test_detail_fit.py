@@ -77,6 +77,22 @@ def test_a_few_labels_leave_elsewhere_to_what_a_forest_would_say() -> None:
     assert agreement(elsewhere) > agreement(None) + 0.05
 
 
+def test_the_forest_overrules_the_filters_but_not_the_embedding() -> None:
+    """Labels by the embedding, which the forest lacks: it says half and half, however sure."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(400, 24 + 4, generator=generator)
+    target = torch.arange(400) % 2
+    features[:, 24:] = 4.0 * target[:, None] - 2
+    elsewhere = torch.randn(3000, 24 + 4, generator=generator)
+    elsewhere[:, 24:] = 4.0 * (torch.arange(3000) % 2)[:, None] - 2
+    torch.manual_seed(0)
+    branch = DetailBranch(1, 4, 2)
+    list(fit(branch, features, target, steps=200, surroundings=elsewhere))
+    alone, with_context = (said.softmax(1).amax(1) for said in branch.readings(elsewhere))
+    assert alone.median() < 0.75
+    assert with_context.median() > 0.75
+
+
 def test_the_forest_sees_classes_as_often_as_people_painted_them() -> None:
     features = torch.zeros(2000, 24)  # nothing to tell them by but how often they occur
     target = torch.arange(2000) % 2
