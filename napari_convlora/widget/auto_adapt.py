@@ -69,7 +69,7 @@ class AutoAdapt(QCheckBox):
         self._soon.timeout.connect(self._on_pause)
         self.toggled.connect(self._on_toggled)
         self._images.changed.connect(self._follow)
-        self._images.leaving.connect(self._on_leaving)
+        workflow.interrupted.connect(self._on_interrupted)
         workflow.changed.connect(self._on_workflow)
         workflow.learnt.connect(self._on_learnt)
 
@@ -140,7 +140,7 @@ class AutoAdapt(QCheckBox):
             self._verdict = _STOPPED
         self._before = summary
 
-    def _on_leaving(self, *_: Any) -> None:
+    def _on_interrupted(self) -> None:
         self._ours = False  # a round that ends because of that says nothing
 
     def _on_workflow(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from napari_convlora.project.rounds import ADAPTER
 from napari_convlora.rounds import Correction
 from napari_convlora.widget.jobs import Recipe, Snapshot
 from napari_convlora.widget.keeper import Keeper
+from napari_convlora.widget.kept import Kept
 from napari_convlora.widget.layers import ImageLayers
 from napari_convlora.widget.workflow import Workflow
 
@@ -61,9 +62,10 @@ class History(QObject):
         self._keeper, self._workflow, self._recipe = keeper, workflow, recipe
         self._newest: int | None = None
         self._events: list[Any] = []
+        self._layers: Mapping[str, Kept] = {}  # as they were when the round began
         keeper.wrote.connect(self._on_wrote)
         keeper.switched.connect(self._on_switched)
-        workflow.started.connect(lambda *_: self._events.clear())
+        workflow.started.connect(self._on_started)
         workflow.stepped.connect(self._events.extend)
         workflow.scored.connect(self._events.append)
         workflow.learnt.connect(self._on_learnt)
@@ -94,10 +96,14 @@ class History(QObject):
             "--out adapter.safetensors"
         )
 
+    def _on_started(self, *_: Any) -> None:
+        self._events.clear()
+        self._layers = self._keeper.layers
+
     def _on_learnt(
         self, message: Finished | Failed, snapshots: list[Snapshot], used: Recipe
     ) -> None:
-        by_name = self._keeper.layers
+        by_name = {**self._keeper.layers, **self._layers}
         for snapshot in snapshots:
             if not snapshot.stem:
                 self._keeper.enlist(by_name.get(snapshot.name))

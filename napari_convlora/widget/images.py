@@ -35,7 +35,7 @@ class Images(QObject):
     class_chosen
         The id of the class that the user chose on a layer.
     leaving
-        The `ImageLayers` that are about to change under a run, and why.
+        The `ImageLayers` that are about to be left, or to change under a run, and then why.
     failed
         What went wrong, in one sentence.
     """
@@ -158,7 +158,7 @@ class Images(QObject):
             record = self._records[key]
         if record is self.current:
             return
-        self.leaving.emit(self.current, "another image was chosen")
+        self.leaving.emit(self.current, "")
         self.current = record
         self.look_for_layers()
         self._touch()

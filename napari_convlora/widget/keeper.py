@@ -365,6 +365,7 @@ class Keeper(QObject):
         return self._images.viewer.add_image(pixels, name=entry.name, rgb=entry.rgb, **place)
 
     def _close_layers(self, kept: Kept) -> None:
+        self._workflow.release(kept.record)
         kept.close()
         if kept.dirty:  # corrections have become annotations meanwhile
             self._keep(kept)

@@ -30,6 +30,8 @@ _HOW = {
     "terminated": "was stopped in the middle of a step",
 }
 _LOADED = "The adapter is loaded; press Predict to use it on an image."
+_NEXT = "Paint over mistakes, then press Adapt again; or press Export masks."
+_HERE = "Press Predict to see what it makes of this image."
 _KEPT = "What is painted is kept; try it again."
 _PREDICTED = (
     "The prediction is ready. Paint over its mistakes, then press Adapt; or press Export masks."
@@ -67,6 +69,8 @@ class Workflow(QObject):
         snapshots of images that it learnt from, and its `Recipe`.
     predicted
         The image that was predicted, and what the model said (P, H, W).
+    interrupted
+        The user took away what a job works on, which ends it.
     ready
         Titles of the backbones on this computer, by name.
     """
@@ -83,6 +87,7 @@ class Workflow(QObject):
     kept = Signal(object)
     learnt = Signal(object, list, object)
     predicted = Signal(object, object)
+    interrupted = Signal()
     ready = Signal(dict)
 
     def __init__(
@@ -242,12 +247,20 @@ class Workflow(QObject):
         self.said.emit(what)
         self.changed.emit()
 
+    def release(self, record: ImageLayers) -> None:
+        """Show nothing more on `record`, as its layers are put away; a round on it goes on."""
+        controls = self.runner.controls
+        if self.running and record is self._target and controls is not None:
+            controls.predicting.stop()
+            self._target = None
+
     def _on_leaving(self, record: ImageLayers | None, why: str) -> None:
-        if self.running and record is not None and record is self._target:
+        if why and self.running and record is not None and record is self._target:
             self.runner.stop()
             self._target = None
             self._outcome = f"Stopped because {why}; what was learnt and painted is kept."
             self.said.emit(self._outcome)
+            self.interrupted.emit()
 
     def _on_plane(self, event: Any = None) -> None:
         controls = self.runner.controls
@@ -345,10 +358,8 @@ class Workflow(QObject):
         if message.reason == "terminated" and verdict.better:
             how += "; press Predict to see what it learnt"
         reason = f" {verdict.reason}" if message.adapter.summary.get("compared") else ""
-        self._outcome = (
-            f"Round {number} {how}{self._score}.{reason} Paint over mistakes, then "
-            "press Adapt again; or press Export masks."
-        )
+        here = self._target is not None and self._target is self.images.current
+        self._outcome = f"Round {number} {how}{self._score}.{reason} {_NEXT if here else _HERE}"
 
     def _install(self, message: jobs.Predicted) -> None:
         if message.labels is None:

@@ -298,6 +298,33 @@ def test_the_next_round_goes_on_from_the_installed_one_if_asked(ready, wait, sav
     assert Project.open(tmp_path / "p").manifest.settings.train.start == "installed"
 
 
+def test_the_next_image_is_annotated_while_a_round_goes_on(started, paint, wait, qtbot, saved):
+    viewer, widget = started()
+    widget.settings.max_steps.value = 5000
+    layer = widget.start_annotating()
+    paint(layer, 1, 10)
+    paint(layer, 2, 70)
+    qtbot.waitUntil(lambda: len(widget.images.counts.pixels) == 2)
+    widget.adapt()
+    qtbot.waitUntil(lambda: len(widget.plot.losses) > 1, timeout=20_000)
+    widget.keeper.step(1)
+    steps = len(widget.plot.losses)
+    paint(widget.start_annotating(), 2, 30)
+    qtbot.waitUntil(lambda: len(widget.plot.losses) > steps, timeout=20_000)
+    widget.stop()
+    wait(widget)
+    assert widget.status.endswith("Press Predict to see what it makes of this image.")
+    assert [layer.name for layer in viewer.layers] == ["picture1", "annotations"]
+    saved(widget)
+    (record,) = widget.history.records
+    assert record.images == ("picture0",)
+    assert record.pixels == {1: 150, 2: 150}
+    assert widget.history.installed == 1
+    widget.predict()
+    wait(widget)
+    assert viewer.layers["prediction"].data.all()
+
+
 def test_the_windows_recipe_repeats_its_round_bit_for_bit(
     started, paint, wait, saved, tmp_path, monkeypatch, make_session
 ):

@@ -112,17 +112,21 @@ def test_removing_a_layer_stops_and_loses_nothing_painted(ready, paint, qtbot, w
         assert widget.run_bar.main_button.isEnabled()
 
 
-def test_switching_the_image_stops_and_keeps_both_annotations(ready, paint, qtbot, wait, halves):
+def test_a_round_goes_on_while_another_image_is_annotated(ready, paint, qtbot, wait, halves):
     viewer, widget = ready(max_steps=LONG)
     viewer.add_image(halves + 1, name="other")
     begin(qtbot, widget)
     before = viewer.layers["annotations"].data.copy()
     widget.source.image_combo.value = viewer.layers["other"]
-    wait(widget)
-    assert "another image was chosen" in widget.status
-    assert len(widget.session.rounds) == 1
     paint(widget.start_annotating(), 2, 30)
+    assert widget.running
     assert (viewer.layers["annotations"].data == before).all()
+    widget.stop()
+    wait(widget)
+    assert len(widget.session.rounds) == 1
+    assert widget.status.endswith("Press Predict to see what it makes of this image.")
+    assert viewer.layers["prediction"].data.all(), "the first image was predicted"
+    assert len([layer for layer in viewer.layers if "prediction" in layer.name]) == 1
     assert viewer.layers["annotations of other"].data.sum() == 2 * 150
 
 
