@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -65,6 +66,16 @@ class TrainingSet:
     def holds_out(self) -> bool:
         """Whether any label is kept out of training."""
         return any((held != VOID).any() for held in self.held)
+
+    @cached_property
+    def labelled_share(self) -> float:
+        """Labelled part of the planes on which anything is labelled, in (0, 1]."""
+        labelled = total = 0
+        for target, held in zip(self.target, self.held, strict=True):
+            pixels = (np.maximum(target, held) != VOID).sum((1, 2))
+            labelled += int(pixels.sum())
+            total += int((pixels > 0).sum()) * target[0].size
+        return labelled / total
 
     @property
     def n_folds(self) -> int:

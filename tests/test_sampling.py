@@ -104,6 +104,17 @@ def test_a_rare_class_keeps_its_labels_while_others_are_held_out() -> None:
     assert (data.target[0] == 3).sum() == 16
 
 
+def test_the_labelled_share_is_that_of_planes_with_labels() -> None:
+    whole = training_set([picture(dense())], [1, 2], 0)
+    assert whole.holds_out
+    assert whole.labelled_share == 1
+    strokes = np.zeros((3, 100, 100), np.int32)
+    strokes[1, 10, :50], strokes[1, 20, :50] = 1, 2
+    assert training_set([picture(strokes)], [1, 2], 0).labelled_share == 0.01
+    both = training_set([picture(strokes), picture(dense(100, 100))], [1, 2], 0)
+    assert both.labelled_share == 0.505
+
+
 def test_few_labels_all_train() -> None:
     annotations = np.zeros((1, 200, 200), np.int32)
     annotations[0, 10:60, 10], annotations[0, 100, 50:150] = 1, 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -18,9 +17,6 @@ from napari_convlora.prediction import Returning, plane_logits
 from napari_convlora.sampling import pixel_samples
 from napari_convlora.training.detail_fit import brightness_spread, fit
 from napari_convlora.training.state import RoundState
-
-_LEAST = math.log(1e-3)
-"""What is said of a class counts no less, so that a few odd pixels do not decide."""
 
 
 def fit_detail(run: RoundState, detail: DetailBranch) -> Iterator[Preview]:
@@ -44,6 +40,7 @@ def fit_detail(run: RoundState, detail: DetailBranch) -> Iterator[Preview]:
             surroundings,
             run.data.counts(),
             brightness,
+            run.data.labelled_share,
         )
         for _ in steps:
             if run.control.stopping:
@@ -62,7 +59,7 @@ def fit_detail(run: RoundState, detail: DetailBranch) -> Iterator[Preview]:
 def context_share(
     blind: Sequence[DetailBranch], features: Tensor, target: Tensor, fold: Tensor, counts: Tensor
 ) -> float:
-    """Which of `CONTEXT_SHARES` serves best where labels were not seen, by cross-entropy.
+    """Which of `CONTEXT_SHARES` serves best where labels were not seen, by Brier score.
 
     Few strokes leave few unseen pixels: how sure each of them was tells more than IoU would.
 
@@ -78,15 +75,16 @@ def context_share(
     weights = class_weights(counts.to(target.device), target.bincount(minlength=len(counts)))
 
     @torch.inference_mode()
-    def loss(share: float) -> float:
+    def score(share: float) -> float:
         total = 0.0
         for i, branch in enumerate(blind):
             branch.context_share.fill_(share)
-            said = branch(features[fold == i]).clamp_min(_LEAST)
-            total += float(F.nll_loss(said, target[fold == i], weights, reduction="sum"))
+            truth = target[fold == i]
+            wrong = branch(features[fold == i]).softmax(1) - F.one_hot(truth, len(counts))
+            total += float((weights[truth] * wrong.square().sum(1)).sum())
         return total
 
-    return min(CONTEXT_SHARES, key=loss)
+    return min(CONTEXT_SHARES, key=score)
 
 
 def preview(run: RoundState, stage: str) -> Iterator[Preview]:

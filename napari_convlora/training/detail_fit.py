@@ -27,9 +27,10 @@ _TREE_PIXELS = 8_000
 _EACH_CLASS = 100
 _OPINIONS = 20_000
 _TAUGHT = 512
-_TEACHING = (1.0, 0.1)
-"""Unlabelled pixels per step, and the weight of what the forest says of them, without and with the
-embedding: what objects are, the forest does not know."""
+_TEACHING = 0.1
+_TEACHING_ALONE = 1.0
+"""Unlabelled pixels per step, and the weight of what the forest says of them; and the greater
+weight without the embedding, between few strokes. What objects are, the forest does not know."""
 
 _MIDDLE = 2
 """Of the six scales, that whose intensity tells how bright a place is."""
@@ -44,6 +45,7 @@ def fit(
     surroundings: Tensor | None = None,
     counts: Tensor | None = None,
     brightness: float = 0.0,
+    labelled: float = 1.0,
 ) -> Iterator[float]:
     """Fit `branch` on labelled pixels; yields the loss after every step.
 
@@ -68,6 +70,8 @@ def fit(
         without them thin structures would be painted too thick.
     brightness
         How far pixels are made brighter or darker in training, see `brightness_spread`.
+    labelled
+        Labelled part of the annotated planes, in [0, 1]; the less, the more the forest has to say.
     """
     generator = torch.Generator().manual_seed(seed)
     drawn = target.bincount(minlength=branch.n_classes)
@@ -81,6 +85,7 @@ def fit(
     branch.mean.copy_(known.mean(0))
     branch.std.copy_(known.std(0, unbiased=False).clamp_min(1e-6))
     weights = class_weights(counts, drawn)
+    teachings = (_TEACHING * labelled + _TEACHING_ALONE * (1 - labelled), _TEACHING)
     optimiser = torch.optim.AdamW(branch.parameters(), lr=_LEARNING_RATE, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, _LEARNING_RATE, total_steps=max(2, steps)
@@ -101,7 +106,7 @@ def fit(
                 relight(shown, branch.n_channels, brightness)
                 readings = branch.readings(shown)
             loss = known.new_zeros(())
-            for said, teaching in zip(readings, _TEACHING, strict=False):
+            for said, teaching in zip(readings, teachings, strict=False):
                 loss = loss + F.cross_entropy(
                     said[:n_drawn], truth, weights, label_smoothing=_SMOOTHING
                 )

@@ -87,7 +87,7 @@ def test_the_forest_overrules_the_filters_but_not_the_embedding() -> None:
     elsewhere[:, 24:] = 4.0 * (torch.arange(3000) % 2)[:, None] - 2
     torch.manual_seed(0)
     branch = DetailBranch(1, 4, 2)
-    list(fit(branch, features, target, steps=200, surroundings=elsewhere))
+    list(fit(branch, features, target, steps=200, surroundings=elsewhere, labelled=0.01))
     alone, with_context = (said.softmax(1).amax(1) for said in branch.readings(elsewhere))
     assert alone.median() < 0.75
     assert with_context.median() > 0.75

@@ -61,6 +61,18 @@ def test_every_method_head_and_preset_trains(
     assert set(np.unique(result.labels)) <= {1, 2, 3}
 
 
+def test_between_few_strokes_the_detail_branch_counts_more_than_where_all_is_labelled(
+    backbone: Backbone, scene: Scene
+) -> None:
+    image, truth = scene()
+    whole = LabelledImage(image.image, truth)
+    strokes, labelled = (
+        float(finished(adapt(backbone, [i], CLASSES, config=QUICK)).adapter.state["detail.share"])
+        for i in (image, whole)
+    )
+    assert 0.5 == labelled < strokes <= 0.7
+
+
 def test_the_full_preset_adapts_more_blocks_than_the_fast_one(
     backbone: Backbone, scene: Scene
 ) -> None:
