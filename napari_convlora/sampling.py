@@ -170,8 +170,8 @@ def _folds(
     fold = [np.isin(b, chosen).astype(np.uint8) for b in blocks]
     for c, arrays in enumerate(positions):
         places = [tuple(pixels.T) for pixels in arrays]
-        dealt = np.concatenate([f[at] for f, at in zip(fold, places, strict=True)])
-        if len(np.unique(dealt)) < 2:  # both halves must know the class: every other pixel
+        halves = np.concatenate([f[at] for f, at in zip(fold, places, strict=True)])
+        if len(np.unique(halves)) < 2:  # both halves must know the class: every other pixel
             for f, at in zip(fold, places, strict=True):
                 f[at] = np.arange(len(at[0])) % 2 == c % 2
     return fold

@@ -16,7 +16,7 @@ from napari_convlora import cli, cluster, commands, large
 from napari_convlora.adapter_file import Adapter
 from napari_convlora.backbones import Backbone
 from napari_convlora.blocks import plan
-from napari_convlora.config import ConvLoRAError
+from napari_convlora.config import ConvLoRAError, InputError
 from napari_convlora.events import RunControl
 from napari_convlora.scorer import Progress
 from napari_convlora.stores import open_image
@@ -122,8 +122,11 @@ def test_no_scheduler_and_no_workers_are_one_sentence(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cluster, "_CONNECT_SECONDS", 1)
-    with pytest.raises(ConvLoRAError, match=r"^No dask scheduler answers at tcp://127.0.0.1:1;"):
+    with pytest.raises(
+        ConvLoRAError, match=r"^No dask scheduler answers at tcp://127.0.0.1:1;"
+    ) as e:
         list(predict(folder, "tcp://127.0.0.1:1", "never.tif"))
+    assert not isinstance(e.value, InputError), "that would spare the other images"
     with (
         LocalCluster(n_workers=0, dashboard_address=":0") as empty,
         pytest.raises(ConvLoRAError, match=r"has no workers; start some"),

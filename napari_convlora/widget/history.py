@@ -62,7 +62,7 @@ class History(QObject):
         self._keeper, self._workflow, self._recipe = keeper, workflow, recipe
         self._newest: int | None = None
         self._events: list[Any] = []
-        self._layers: Mapping[str, Kept] = {}  # as they were when the round began
+        self._layers: Mapping[str, Kept] = {}  # of the round that runs, as it began
         keeper.wrote.connect(self._on_wrote)
         keeper.switched.connect(self._on_switched)
         workflow.started.connect(self._on_started)
@@ -103,7 +103,7 @@ class History(QObject):
     def _on_learnt(
         self, message: Finished | Failed, snapshots: list[Snapshot], used: Recipe
     ) -> None:
-        by_name = {**self._keeper.layers, **self._layers}
+        by_name, self._layers = self._layers, {}
         for snapshot in snapshots:
             if not snapshot.stem:
                 self._keeper.enlist(by_name.get(snapshot.name))

@@ -31,7 +31,7 @@ _HOW = {
 }
 _LOADED = "The adapter is loaded; press Predict to use it on an image."
 _NEXT = "Paint over mistakes, then press Adapt again; or press Export masks."
-_HERE = "Press Predict to see what it makes of this image."
+_PREDICT_HERE = "Press Predict to see what it makes of this image."
 _KEPT = "What is painted is kept; try it again."
 _PREDICTED = (
     "The prediction is ready. Paint over its mistakes, then press Adapt; or press Export masks."
@@ -359,7 +359,9 @@ class Workflow(QObject):
             how += "; press Predict to see what it learnt"
         reason = f" {verdict.reason}" if message.adapter.summary.get("compared") else ""
         here = self._target is not None and self._target is self.images.current
-        self._outcome = f"Round {number} {how}{self._score}.{reason} {_NEXT if here else _HERE}"
+        self._outcome = (
+            f"Round {number} {how}{self._score}.{reason} {_NEXT if here else _PREDICT_HERE}"
+        )
 
     def _install(self, message: jobs.Predicted) -> None:
         if message.labels is None:

@@ -310,12 +310,13 @@ def test_looking_at_an_image_that_is_not_there_shows_the_first(
 
 
 def test_time_is_respected(backbone: Backbone, scene: Scene) -> None:
-    config = replace(QUICK, max_steps=100_000, max_minutes=0.08, patience=10**9)
+    config = replace(QUICK, max_steps=100_000, max_minutes=0.05, patience=10**9)
+    finished(adapt(backbone, [scene()[0]], CLASSES, config=QUICK))  # imports take seconds
     start = time.monotonic()
     last = finished(adapt(backbone, [scene()[0]], CLASSES, config=config))
     assert last.reason == "time"
     assert 0 < last.adapter.summary["steps"] < 100_000
-    assert time.monotonic() - start < 15
+    assert time.monotonic() - start < 10
 
 
 @pytest.mark.parametrize("decoder_share", [0, 0.2])

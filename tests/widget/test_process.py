@@ -211,6 +211,18 @@ def test_a_process_killed_between_rounds_is_replaced(begin, make_napari_viewer_p
     assert widget.status.startswith("Round 1 is done")
 
 
+def test_a_round_whose_image_was_put_away_ends_without_predicting_it(training, wait):
+    _, widget = training()
+    (pid,) = processes()
+    widget.workflow.release(widget.images.need())
+    assert widget.running
+    widget.stop()
+    wait(widget, 20_000)
+    assert widget.status.endswith("Press Predict to see what it makes of this image.")
+    assert len(widget.session.rounds) == 1
+    assert processes() == {pid}
+
+
 def test_removing_the_image_stops_the_round_and_keeps_the_process(training, wait):
     viewer, widget = training()
     (pid,) = processes()
