@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from napari_convlora.backbones.attention import MapAttention
 from napari_convlora.backbones.base import Encoder, Layout, SamParts
+from napari_convlora.backbones.decoder_attention import DecoderAttention
 
 _ALIAS = "_napari_convlora_sam_modeling"
 _LOCK = Lock()
@@ -208,4 +209,9 @@ def build_decoder(
             iou_head_depth=3,
             iou_head_hidden_dim=dim,
         )
+    transformer: Any = mask_decoder.transformer
+    for part in [*transformer.layers, transformer]:
+        for name, child in list(part.named_children()):
+            if isinstance(child, sam.transformer.Attention):
+                setattr(part, name, DecoderAttention(child))
     return prompt_encoder, mask_decoder
