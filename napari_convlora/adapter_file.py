@@ -154,7 +154,9 @@ class Adapter:
                 f"{path.name} is damaged: it holds values that are no numbers; export it again."
             )
         try:
-            return cls(state=state, **_from_header(header))
+            adapter = cls(state=state, **_from_header(header))
+            _check_experts(adapter.model, size)
+            return adapter
         except (KeyError, TypeError, ValueError, OverflowError, InputError) as error:
             raise AdapterError(
                 f"The header of {path.name} is damaged ({error}); export the adapter again."
@@ -208,6 +210,15 @@ def _from_header(header: dict[str, Any]) -> dict[str, Any]:
         "summary": dict(header["summary"]),
         "version": str(header["package"]),
     }
+
+
+def _check_experts(model: ModelConfig, size: int) -> None:
+    """Refuse experts that `size` bytes cannot hold, before anything of their size is allocated."""
+    config = model.method_config
+    if model.method in ("conv_lora", "multi_scale"):
+        weights = len(config.scales) * config.rank**2 * 9
+        if 4 * weights > size:
+            raise ValueError(f"its experts have {weights} weights, more than the file holds")
 
 
 def _whole(value: Any, low: int, high: int) -> int:

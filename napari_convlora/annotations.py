@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from napari_convlora.config import MAX_CLASSES, UNLABELLED, ClassInfo, InputError
-from napari_convlora.planes import size_text
+from napari_convlora.planes import check_contrast, check_pixels, has_contrast, size_text
 from napari_convlora.results import atomic_write
 
 DEFAULT_COLOURS: tuple[str, ...] = (
@@ -113,6 +113,22 @@ def find_background(classes: Iterable[ClassInfo]) -> int | None:
     marked = {info.background: info.id for info in classes}
     named = (info.id for info in classes if info.name.casefold() == "background")
     return marked.get(True) or next(named, None)
+
+
+def check_images(images: Sequence[LabelledImage]) -> None:
+    """Raise unless something can be learnt from the images.
+
+    A blank one among others may be an empty place of a large image, or a series' empty field.
+
+    Raises
+    ------
+    InputError
+        One is no image that can be looked at, see `check_pixels`, or all are blank.
+    """
+    for image in images:
+        check_pixels(image.image, f"The image{_of(image.name)}")
+    if images and not any(has_contrast(image.image) for image in images):
+        check_contrast(images[0].image, f"The image{_of(images[0].name)}")
 
 
 def check_annotations(

@@ -204,6 +204,8 @@ def predict(options: argparse.Namespace) -> int:
     _need(options, *(() if options.project else ("adapter", "images", "out")))
     if options.project:
         _refuse(options, "project", "adapter", "images")
+    if options.probabilities and not options.out:
+        options.parser.error("--probabilities needs --out, the folder they are written to")
     if options.project and (options.scheduler or options.format == "zarr"):
         options.parser.error("--scheduler and --format zarr go with --images, not with --project")
     stems = [path.stem for path in options.images or ()]

@@ -162,7 +162,7 @@ class TrainConfig:
     max_steps, max_minutes
         Whichever comes first ends the round; ``None`` for ``max_minutes`` sets no limit.
     seed
-        Of everything random in the round.
+        Of everything random in the round, 0..2147483647.
     device
         Where to train.
     start
@@ -202,3 +202,8 @@ class TrainConfig:
     score_every: int = 10
     patience: int = 40
     preview_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check what not every source of random numbers would take."""
+        if not 0 <= self.seed < 2**31:
+            raise InputError(f"The seed is {self.seed}; choose one between 0 and {2**31 - 1}.")

@@ -90,11 +90,8 @@ def read_labels(
             f"'{path.name}' holds {planes.dtype} values, but labels are whole numbers; "
             "save it as an 8- or 16-bit integer image."
         )
-    depth, height, width, channels = planes.shape
-    if channels > 1 and depth == 1 and shape == (channels, height, width):
-        # Writers that guess from the shape store three label planes as red, green and blue.
-        planes = np.moveaxis(planes, -1, 0)[:, 0, ..., None]
-    elif channels > 1 and not (planes == planes[..., :1]).all():
+    channels = planes.shape[3]
+    if channels > 1 and not (planes == planes[..., :1]).all():
         raise InputError(
             f"'{path.name}' has {channels} channels, but a label image has one; convert its "
             "colours to class ids (1, 2, ...) and save it as a single-channel PNG or TIFF."
@@ -198,6 +195,9 @@ def _read_tiff(path: Path, *, labels: bool) -> np.ndarray:
         array, axes = series.asarray(), series.axes
         colormap = None if labels or tif.is_imagej or page.photometric != 3 else page.colormap
         alpha = "S" in axes and bool(page.extrasamples) and page.extrasamples[-1] in _ALPHA
+    if labels and axes == "SYX":
+        # Writers that guess from the shape store three or four planes as red, green, blue, alpha.
+        return to_planes(array, rgb=False)
     planes = _order_axes(array, axes)
     if colormap is not None:  # ImageJ's colour tables are display settings and stay unused
         table = colormap >> 8 if colormap.max() > 255 else colormap
@@ -228,17 +228,22 @@ def is_whole(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> bool:
         if len(raw) < tif.tiff.offsetsize or any(raw):
             return False
     return all(
-        offset + count <= handle.size
+        offset + count <= page.parent.filehandle.size  # pages of an OME-TIFF may lie in other files
         for page in series.pages
         if page is not None
         for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False)
     )
 
 
+def is_unclear(axes: str) -> bool:
+    """Whether tifffile's letters do not tell what is a plane, a row, a column and a channel."""
+    counted = set(axes) & set("QI") and not set(axes) & set("SC")
+    return bool(counted) or not {"Y", "X"} <= set(axes)
+
+
 def _order_axes(array: np.ndarray, axes: str) -> np.ndarray:
     """Return (P, H, W, C) from an array and tifffile's letter for each of its axes."""
-    unclear = set(axes) & set("QI") and not set(axes) & set("SC")
-    if unclear or not {"Y", "X"} <= set(axes):
+    if is_unclear(axes):
         return to_planes(array)
     # Beside RGB samples, a C axis counts separate pictures.
     channel = next((letter for letter in "SC" if letter in axes), "")
@@ -272,7 +277,11 @@ def _read_pillow(path: Path, head: bytes, *, labels: bool) -> np.ndarray:
             raise InputError(f"'{path.name}' is an animation; save the labels as a TIFF stack.")
         if frames > 1:
             return np.stack([np.asarray(f.convert("RGB")) for f in ImageSequence.Iterator(image)])
-        return _frame(image, labels=labels)[None]
+        frame = _frame(image, labels=labels)[None]
+        depth, colour = head[24:26] if image.format == "PNG" else (8, 0)
+        if labels and colour == 0 and depth in (2, 4):
+            frame = frame // (255 // (2**depth - 1))  # Pillow spreads grey over 0..255
+        return frame
 
 
 def _frame(image: Any, *, labels: bool) -> np.ndarray:

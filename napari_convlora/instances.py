@@ -83,7 +83,7 @@ def _split(classes: np.ndarray) -> np.ndarray:
         if not mask.all():
             distance = ndimage.gaussian_filter(ndimage.distance_transform_edt(mask), 1.0)
             seeds = label(h_maxima(distance, _RISE) * mask)
-            found = watershed(-distance, seeds, mask=mask)
+            found = watershed(-distance, seeds, connectivity=mask.ndim, mask=mask)  # as label
             # What is too small or too thin for a seed of its own is an object nonetheless.
             regions = np.where(found, found, (regions + found.max()) * mask)
         result[mask] = regions[mask] + result.max()

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+
 import numpy as np
 from scipy import ndimage
 
 from napari_convlora.annotations import LabelledImage
 from napari_convlora.blocks import Block, is_large
+from napari_convlora.config import UNLABELLED
 from napari_convlora.planes import Planes
 
 _CELL = 512
 """Pixels around labels that are read at least."""
+_SIDE = 8
+"""Cells that a part measures at most, from edge to edge."""
 
 
 def labelled_parts(
@@ -30,8 +36,8 @@ def labelled_parts(
     Returns
     -------
     list
-        Where every part lies, and the part. The planes of a whole image count as one part that
-        lies in the first plane.
+        Where every part lies, and the part; each label is in one of them. The planes of a whole
+        image count as one part that lies in the first plane.
     """
     n_planes, height, width = image.shape[:3]
     if not is_large(image.shape):
@@ -40,19 +46,45 @@ def labelled_parts(
         return [(Block(0, 0, 0, height, width), LabelledImage(image, annotations, name=name))]
     parts = []
     for p in range(n_planes):
-        near = ndimage.binary_dilation(_labelled_cells(annotations[p]), np.ones((3, 3)))
-        groups, _ = ndimage.label(near, np.ones((3, 3)))
-        for cells in ndimage.find_objects(groups):
-            top, left = (c.start * _CELL for c in cells)
+        cells = _labelled_cells(annotations[p])
+        for own in _together(cells):
+            reach = ndimage.find_objects(_widen(own).astype(np.uint8))[0]
+            top, left = (c.start * _CELL for c in reach)
             bottom, right = (
-                min(c.stop * _CELL, n) for c, n in zip(cells, (height, width), strict=True)
+                min(c.stop * _CELL, n) for c, n in zip(reach, (height, width), strict=True)
             )
             here = np.s_[top:bottom, left:right]
+            mine = own[reach].repeat(_CELL, 0).repeat(_CELL, 1)[: bottom - top, : right - left]
             part = LabelledImage(
-                np.asarray(image[p][here])[None], annotations[p][here][None].copy(), name=name
+                np.asarray(image[p][here])[None],
+                np.where(mine, annotations[p][here], UNLABELLED)[None],
+                name=name,
             )
             parts.append((Block(p, top, left, bottom - top, right - left), part))
     return parts
+
+
+def _together(cells: np.ndarray) -> Iterator[np.ndarray]:
+    """Divide labelled cells into those of a part each, so that none is in two.
+
+    Cells whose surroundings touch belong together, unless they spread further than a part may:
+    strokes in a chain would have the whole image read.
+    """
+    groups, _ = ndimage.label(_widen(cells), np.ones((3, 3)))
+    for g, extent in enumerate(ndimage.find_objects(groups), 1):
+        own = cells & (groups == g)
+        step = _SIDE - 2 if max(c.stop - c.start for c in extent) > _SIDE else _SIDE
+        rows, columns = (range(c.start, c.stop, step) for c in extent)
+        for row, column in itertools.product(rows, columns):
+            some = np.zeros_like(own)
+            here = np.s_[row : row + step, column : column + step]
+            some[here] = own[here]
+            if some.any():
+                yield some
+
+
+def _widen(cells: np.ndarray) -> np.ndarray:
+    return ndimage.binary_dilation(cells, np.ones((3, 3)))
 
 
 def _labelled_cells(annotations: np.ndarray) -> np.ndarray:

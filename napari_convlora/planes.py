@@ -233,15 +233,18 @@ def check_contrast(planes: Planes, name: str = "The image") -> None:
         As `check_pixels`, or all pixels have one value.
     """
     check_pixels(planes, name)
-    if isinstance(planes, LazyPlanes):
-        return
-    value = planes.flat[0]
-    if all((band == value).all() for band in _bands(planes)):
+    if isinstance(planes, np.ndarray) and not has_contrast(planes):
         size = size_text(planes.shape[:3])
         raise InputError(
-            f"{name} ({size}) has the value {value} in every pixel, so nothing can be told "
-            "apart in it; open an image with contrast."
+            f"{name} ({size}) has the value {planes.flat[0]} in every pixel, so nothing can be "
+            "told apart in it; open an image with contrast."
         )
+
+
+def has_contrast(planes: np.ndarray) -> bool:
+    """Whether `planes` (P, H, W, C) hold more than one value."""
+    value = planes.flat[0]
+    return not all((band == value).all() for band in _bands(planes))
 
 
 def _bands(planes: np.ndarray) -> Iterator[np.ndarray]:

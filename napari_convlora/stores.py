@@ -16,7 +16,7 @@ import zarr
 
 from napari_convlora.blocks import BLOCK, Block, is_large
 from napari_convlora.config import ClassInfo, InputError
-from napari_convlora.files import is_whole, read_image
+from napari_convlora.files import is_unclear, is_whole, read_image
 from napari_convlora.planes import LazyPlanes, Planes, lazy_planes
 from napari_convlora.results import atomic_write
 
@@ -125,7 +125,7 @@ def _open_tiff(path: Path) -> LazyPlanes | None:
 
 def _by_letters(source: Any, letters: str, alpha: bool = False) -> LazyPlanes:
     """Planes of an array of which a letter is known for each axis."""
-    if "Y" not in letters or "X" not in letters or set(letters) & set("QI"):
+    if is_unclear(letters):
         return lazy_planes(source)
     channel = next((letters.index(letter) for letter in "SC" if letter in letters), None)
     y, x = letters.index("Y"), letters.index("X")

@@ -123,6 +123,21 @@ def test_a_header_that_lies_is_one_sentence_or_harmless(
     assert not [text for text in refusals if "\n" in text or len(text) > 400]
 
 
+def test_experts_that_the_file_cannot_hold_are_refused(
+    adapter: Adapter, content: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(content)
+    with safetensors.safe_open(path, "pt") as file:
+        header = json.loads(file.metadata()["napari_convlora"])
+    header["model"]["method_config"] |= {"rank": 1024, "scales": [1] * 64}
+    safetensors.torch.save_file(
+        {"x": torch.zeros(9)}, path, {"napari_convlora": json.dumps(header)}
+    )
+    with pytest.raises(AdapterError, match="more than the file holds"):
+        Adapter.load(path)
+
+
 class Evil:
     def __init__(self, marker: Path) -> None:
         self.marker = marker

@@ -155,6 +155,8 @@ def spoil(folder: Path, what: str) -> list[str]:
             tifffile.imwrite(folder / "image0.tif", np.full((96, 96), 7, np.uint8))
         case "NaN":
             tifffile.imwrite(folder / "image0.tif", np.full((96, 96), np.nan, np.float32))
+        case "seed":
+            return ["--seed", "-1"]
         case "cuda":
             return ["--device", "cuda"]
         case "cannot be written":
@@ -166,7 +168,7 @@ def spoil(folder: Path, what: str) -> list[str]:
     "what",
     [
         *("damaged", "empty", "one class", "another size", "float", "class table"),
-        *("pixel", "NaN", "cannot be written"),
+        *("pixel", "NaN", "cannot be written", "seed"),
         pytest.param("cuda", marks=NO_CUDA),
     ],
 )
@@ -380,6 +382,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         ["adapt", "--images", "a", "--labels", "c", "--out", "d", "--max-steps", "0"],
         ["adapt", "--images", "a", "--labels", "c", "--out", "d", "--max-minutes", "nan"],
         ["predict", "a", "--images", "x/same.tif", "y/same.png", "--out", "d"],
+        ["predict", "--project", "p", "--probabilities"],
         ["evaluate", "--predictions", "a", "--labels", "b", "--ignore", "-1"],
         ["weights"],
     ],

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import struct
 import subprocess
 import sys
+import uuid
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -352,12 +355,61 @@ def test_0_255_masks_and_grey_in_rgb_are_ids(tmp_path: Path) -> None:
         assert sorted(np.unique(labels)) == [0, 255]
 
 
-def test_three_label_planes_saved_as_colours_are_recovered_by_shape(tmp_path: Path) -> None:
-    labels = noise(3, 20, 30) % 4
-    tifffile.imwrite(tmp_path / "a.tif", labels, photometric="rgb", planarconfig="separate")
-    np.testing.assert_array_equal(read_labels(tmp_path / "a.tif", (3, 20, 30)), labels)
-    with pytest.raises(InputError, match="channels"):
-        read_labels(tmp_path / "a.tif")
+@pytest.mark.parametrize("n_planes", [3, 4])
+def test_label_planes_saved_as_colours_are_planes(tmp_path: Path, n_planes: int) -> None:
+    labels = noise(n_planes, 20, 30) % 4
+    colours: Any = {"photometric": "rgb", "planarconfig": "separate"}  # as tifffile guesses
+    tifffile.imwrite(tmp_path / "a.tif", labels, **colours)
+    np.testing.assert_array_equal(read_labels(tmp_path / "a.tif"), labels)
+    tifffile.imwrite(tmp_path / "b.tif", np.stack([labels[0]] * n_planes), **colours)
+    assert read_labels(tmp_path / "b.tif").shape == labels.shape
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_ids_in_a_png_of_few_bits_are_not_spread(tmp_path: Path, depth: int) -> None:
+    ids = noise(7, 11) % 2**depth
+    bits = np.unpackbits(ids[..., None], axis=2)[..., 8 - depth :].reshape(7, -1)
+    lines = b"".join(b"\0" + row.tobytes() for row in np.packbits(bits, axis=1))
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    head = struct.pack(">IIBBBBB", 11, 7, depth, 0, 0, 0, 0)
+    (tmp_path / "a.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(lines))
+        + chunk(b"IEND", b"")
+    )
+    np.testing.assert_array_equal(read_labels(tmp_path / "a.png")[0], ids)
+
+
+def test_an_ome_tiff_may_lie_in_several_files(tmp_path: Path) -> None:
+    planes = [np.zeros((40, 40), np.uint8), noise(40, 40)]  # the second file is the larger
+    ids = [f"urn:uuid:{uuid.uuid4()}" for _ in planes]
+    parts = "".join(
+        f'<TiffData FirstZ="{z}" FirstC="0" FirstT="0" IFD="0" PlaneCount="1">'
+        f'<UUID FileName="z{z}.ome.tif">{own}</UUID></TiffData>'
+        for z, own in enumerate(ids)
+    )
+    for z, (plane, own) in enumerate(zip(planes, ids, strict=True)):
+        xml = (
+            '<?xml version="1.0" encoding="UTF-8"?>'
+            f'<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="{own}">'
+            '<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint8" '
+            'SizeX="40" SizeY="40" SizeZ="2" SizeC="1" SizeT="1">'
+            f'<Channel ID="Channel:0:0" SamplesPerPixel="1"/>{parts}</Pixels></Image></OME>'
+        )
+        path = tmp_path / f"z{z}.ome.tif"
+        tifffile.imwrite(path, plane, description=xml, metadata=None, compression="zlib")
+    for z in (0, 1):
+        np.testing.assert_array_equal(read_image(tmp_path / f"z{z}.ome.tif")[..., 0], planes)
+    whole = (tmp_path / "z1.ome.tif").read_bytes()
+    (tmp_path / "z1.ome.tif").write_bytes(whole[:-800])
+    with pytest.raises(InputError, match="damaged"):
+        read_image(tmp_path / "z0.ome.tif")
 
 
 @pytest.mark.parametrize(

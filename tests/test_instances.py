@@ -76,6 +76,18 @@ def test_watershed_parts_touching_objects_and_components_do_not() -> None:
     assert 450 < (parted == parted[0, 30, 20]).sum() < 560
 
 
+def test_what_touches_at_a_corner_is_one_object_for_both_methods() -> None:
+    labels = np.zeros((1, 60, 60), int)
+    labels[0][disk((30, 30), 11)] = 1
+    for corner in ((22, 22), (38, 38)):
+        labels[0][corner] = 0
+    rows, columns = np.nonzero(labels[0])
+    labels[0, rows.min() - 1, columns[rows == rows.min()].max() + 1] = 1
+    labels[0, rows.max() + 1, columns[rows == rows.max()].min() - 1] = 1
+    for method in ("components", "watershed"):
+        assert find_instances(labels, [1], method=method).max() == 1, method
+
+
 def test_watershed_leaves_a_bar_whole_and_a_full_image_too() -> None:
     labels = np.zeros((1, 60, 60), int)
     labels[0, 10:20, 5:55] = 1  # of one width

@@ -29,6 +29,29 @@ def test_of_a_large_image_only_what_lies_around_labels_is_read(
     assert sum((part.annotations > 0).sum() for _, part in parts) == 12
 
 
+def test_strokes_in_a_chain_or_a_ring_read_little_and_are_learnt_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(blocks, "LARGE", 10**6)
+    image = np.broadcast_to(np.uint8(0), (12000, 12000))
+    labels = np.zeros((1, 12000, 12000), np.uint8)
+    for i in range(500, 11900, 1400):
+        labels[0, i : i + 10, i : i + 10] = 1  # a chain from corner to corner
+    for i in range(2000, 6000, 500):
+        for row, column in ((2000, i), (6000, i), (i, 2000), (i, 6000)):
+            labels[0, row, column] = 2  # a ring
+    labels[0, 3000:3004, 5000] = 3  # in the ring
+    parts = labelled_parts(lazy_planes(image), labels)
+    seen = np.zeros_like(labels)
+    for where, part in parts:
+        here = seen[0, where.rows, where.columns]
+        assert not (here * part.annotations[0]).any()  # no label twice
+        here += part.annotations[0]
+        assert max(part.image.shape[1:3]) <= 4096
+    np.testing.assert_array_equal(seen, labels)
+    assert sum(part.image.size for _, part in parts) < 0.6 * image.size
+
+
 def test_of_a_small_lazy_image_everything_is_read() -> None:
     image = np.random.default_rng(0).random((2, 30, 40))
     ((where, part),) = labelled_parts(lazy_planes(image), np.zeros((2, 30, 40), int))

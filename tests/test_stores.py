@@ -124,6 +124,17 @@ def test_a_large_tiff_reads_as_a_small_one(
 
 
 @pytest.mark.usefixtures("everything_is_large")
+def test_alpha_is_no_channel_of_a_large_stack_of_pages(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tif:
+        for page in noise(3, 100, 120, 4):
+            tif.write(page, photometric="rgb", extrasamples=["unassalpha"], metadata=None)
+    image, expected = open_image(tmp_path / "a.tif"), read_image(tmp_path / "a.tif")
+    assert isinstance(image, LazyPlanes)
+    assert image.shape == expected.shape == (3, 100, 120, 3)
+    np.testing.assert_array_equal(whole(image), expected)
+
+
+@pytest.mark.usefixtures("everything_is_large")
 def test_full_resolution_of_a_pyramid_and_npy(tmp_path: Path) -> None:
     array = noise(256, 256)
     with tifffile.TiffWriter(tmp_path / "a.tif") as tif:

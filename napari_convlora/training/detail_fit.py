@@ -102,7 +102,7 @@ def fit(
                 pick = torch.cat([pick, len(target) + taught])
             with torch.random.fork_rng():  # dropout and light draw from the global state
                 torch.manual_seed(seed * steps + step)
-                torch.index_select(known, 0, pick, out=shown)
+                torch.index_select(known, 0, pick.to(known.device), out=shown)
                 relight(shown, branch.n_channels, brightness)
                 readings = branch.readings(shown)
             loss = known.new_zeros(())

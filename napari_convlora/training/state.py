@@ -14,7 +14,7 @@ from torch import Tensor
 
 from napari_convlora import __version__
 from napari_convlora.adapter_file import Adapter
-from napari_convlora.annotations import LabelledImage, check_annotations
+from napari_convlora.annotations import LabelledImage, check_annotations, check_images
 from napari_convlora.backbones import Backbone
 from napari_convlora.config import AdapterError, ClassInfo, ModelConfig, TrainConfig
 from napari_convlora.data import Normalizer, View, auto_pixel_scale
@@ -24,7 +24,6 @@ from napari_convlora.events import RunControl
 from napari_convlora.feature_cache import FeatureCache
 from napari_convlora.losses import class_weights
 from napari_convlora.model import SemanticSAM
-from napari_convlora.planes import check_contrast
 from napari_convlora.sampling import (
     TrainingSet,
     detail_block,
@@ -62,8 +61,7 @@ class RoundState:
         self.team = team
         self.control, self.cache, self.config = control, cache, config
         self.backbone = backbone  # without the method, which `model` puts into a copy
-        for image in images:
-            check_contrast(image.image)
+        check_images(images)
         self.pixels = check_annotations(images, classes)
         self.classes = tuple(c for c in classes if self.pixels[c.id])
         self.ids = np.array([c.id for c in self.classes], np.uint8)

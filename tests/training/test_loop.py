@@ -361,6 +361,19 @@ def test_bad_input_fails_with_one_sentence(backbone: Backbone, scene: Scene) -> 
         assert word in message, name
 
 
+def test_an_empty_field_among_others_may_be_background(backbone: Backbone, scene: Scene) -> None:
+    image, _ = scene()
+    empty = LabelledImage(image.image * 0, np.full_like(image.annotations, 1), name="empty")
+    *_, last = adapt(backbone, [image, empty], CLASSES, config=QUICK)
+    assert isinstance(last, Finished)
+
+
+def test_an_image_that_cannot_be_learnt_from_is_named(backbone: Backbone, scene: Scene) -> None:
+    image, _ = scene()
+    nan = LabelledImage(image.image * np.float32(np.nan), image.annotations, name="second.tif")
+    assert "second.tif" in the_failure(adapt(backbone, [image, nan], CLASSES, config=QUICK))
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_an_absent_device_fails_with_one_sentence(backbone: Backbone, scene: Scene) -> None:
     config = replace(QUICK, device="cuda")
