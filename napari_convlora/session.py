@@ -194,6 +194,10 @@ class Session:
         self.installed, self._learnt = adapter, learnt or {}
         self.state = State.READY
 
+    def uninstall(self) -> None:
+        """Let no adapter predict."""
+        self.installed, self._learnt, self.state = None, {}, State.EMPTY
+
     def reinstall(self, adapter: Adapter, labels: Sequence[tuple[str, np.ndarray]]) -> None:
         """Install the adapter of an earlier round.
 

@@ -249,6 +249,19 @@ class Project:
             found = dict(zip(ids.tolist(), counts.tolist(), strict=True))
             self._replace_entry(replace(self.entry(stem), counts=found, regions=len(regions)))
 
+    def relabel(self, stem: str, class_id: int, to: int) -> None:
+        """Give a class's annotated pixels of an image to another; 0 erases them.
+
+        Raises
+        ------
+        InputError
+            The annotations cannot be read or written.
+        """
+        with self.lock:
+            if class_id in self.entry(stem).counts:
+                labels, regions = self.annotated(stem)
+                self.keep_annotations(stem, np.where(labels == class_id, to, labels), regions)
+
     def prediction(self, stem: str) -> np.ndarray | None:
         """Return the model's last prediction (P, H, W) int32 of an image; None if there is none."""
         path = self.own(PREDICTIONS, f"{stem}.tif")

@@ -177,6 +177,9 @@ class Manifest:
         Number of the round whose adapter predicts, or None.
     automatic
         Whether rounds begin by themselves when strokes change.
+    merged
+        For classes that were merged, the one that has taken their pixels: adapters of earlier
+        rounds still tell them apart.
     """
 
     classes: tuple[ClassInfo, ...] = ()
@@ -185,6 +188,7 @@ class Manifest:
     current: str | None = None
     installed: int | None = None
     automatic: bool = False
+    merged: dict[int, int] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
         """Write the manifest, atomically."""

@@ -82,8 +82,8 @@ def leftovers() -> list[Leftover]:
 
 
 def discard(folder: Path) -> None:
-    """Remove an unsaved session."""
-    if folder.resolve().parent == root().resolve():
+    """Remove an unsaved session, unless another window has recovered it meanwhile."""
+    if folder.resolve().parent == root().resolve() and not owner.is_open(folder):
         shutil.rmtree(folder, ignore_errors=True)
 
 

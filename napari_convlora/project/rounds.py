@@ -92,6 +92,10 @@ def read_record(folder: Path) -> RoundRecord:
         raise InputError(f"'{folder / RECORD}' is damaged ({error}); restore a copy.") from error
 
 
+def _origin(number: int | None) -> str:
+    return "a loaded adapter" if number is None else f"round {number}"
+
+
 def _copy(source: Path, target: Path) -> None:
     with atomic_write(target) as file:
         file.write(source.read_bytes())
@@ -148,6 +152,7 @@ class Rounds:
         annotations: Mapping[str, tuple[np.ndarray, Outlines]],
         settings: Settings,
         events: Iterable[Event] = (),
+        start: tuple[int | None, Adapter | None] = (None, None),
     ) -> RoundRecord:
         """Write a finished round and install it if it is better than the installed one.
 
@@ -161,11 +166,16 @@ class Rounds:
             It was run with.
         events
             Of the round, for the history of losses and scores.
+        start
+            Number and adapter that it went on from, if it did; the number is None for an adapter
+            that is of no round here. Without either the installed round is meant.
         """
         summary = adapter.summary
         verdict = decide(summary)
-        installed = self._project.manifest.installed
         warm = summary.get("start") == "installed"
+        before, begun = start
+        if begun is None and before is None:
+            before = self._project.manifest.installed
         with self._project.lock:
             number = max(numbers(self._project.folder / ROUNDS), default=0) + 1
             record = RoundRecord(
@@ -177,7 +187,7 @@ class Rounds:
                 ended_by=str(summary.get("ended_by", "")),
                 pixels={int(i): n for i, n in summary.get("labelled_pixels", {}).items() if n},
                 images=tuple(annotations),
-                started_from=f"round {installed}" if warm else "base",
+                started_from=_origin(before) if warm else "base",
                 better=verdict.better,
                 reason=verdict.reason,
             )
@@ -198,8 +208,10 @@ class Rounds:
             recipe.write_annotations(aside, [*annotations.values()])
             adapter.save(aside / ADAPTER)
             write_history(aside / HISTORY, events)
-            if warm and installed is not None:
-                _copy(self.folder(installed) / ADAPTER, aside / START)
+            if warm and begun is not None:
+                begun.save(aside / START)
+            elif warm and before is not None:
+                _copy(self.folder(before) / ADAPTER, aside / START)
             final = self.folder(number)
             recipe.write(aside / RECIPE)
             write_record(aside, record)

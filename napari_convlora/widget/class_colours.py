@@ -89,8 +89,8 @@ def known_only(
     table = np.zeros(MAX_CLASSES + 1, np.uint8)
     for class_id in range(1, MAX_CLASSES + 1):
         now = class_id
-        while now not in known and now in merged:
-            now = merged[now]
+        for _ in merged:  # as often as there are steps; a file may lead in a circle
+            now = now if now in known else merged.get(now, now)
         table[class_id] = now if now in known else 0
     return table[labels]
 

@@ -205,9 +205,9 @@ class ClassTable(QWidget):
         """Add those of `classes` whose id has no row; a removed class gets its old row back."""
         taken = {info.id for info in self._classes}
         missing = [self._removed.pop(i.id, i) for i in classes if i.id not in taken]
+        for info in missing:  # one by one, as two of them may share a name
+            self.set_classes([*self._classes, replace(info, name=self._unique(info.name))])
         if missing:
-            rows = [replace(info, name=self._unique(info.name)) for info in missing]
-            self.set_classes([*self._classes, *rows])
             self.changed.emit()
 
     def select(self, class_id: int) -> None:

@@ -88,8 +88,8 @@ def with_new_classes(parent: QWidget, action: Action) -> None:
 def may_remove(parent: QWidget, name: str, painted: int) -> bool:
     """Whether to remove a class of `painted` pixels; not asked if there are none."""
     question = (
-        f"Remove '{name}' and erase its {painted:,} painted pixels in this image, and those in "
-        "others? Undo (Ctrl-Z on the annotations layer) brings them back."
+        f"Remove '{name}' and erase its {painted:,} painted pixels in all images? Undo (Ctrl-Z on "
+        "the annotations layer) brings back those of the images that are open."
     )
     yes = QMessageBox.StandardButton.Yes
     return not painted or QMessageBox.question(parent, "Remove class", question) == yes

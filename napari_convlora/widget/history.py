@@ -12,7 +12,7 @@ from qtpy.QtCore import QObject, Signal
 from napari_convlora.config import ConvLoRAError, InputError
 from napari_convlora.project import RoundRecord, Settings
 from napari_convlora.project.rounds import ADAPTER
-from napari_convlora.rounds import Correction
+from napari_convlora.rounds import Correction, decide
 from napari_convlora.widget.jobs import Recipe, Snapshot
 from napari_convlora.widget.keeper import Keeper
 from napari_convlora.widget.kept import Kept
@@ -20,6 +20,7 @@ from napari_convlora.widget.layers import ImageLayers
 from napari_convlora.widget.workflow import Workflow
 
 if TYPE_CHECKING:
+    from napari_convlora.adapter_file import Adapter
     from napari_convlora.events import Failed, Finished
 
 
@@ -60,9 +61,10 @@ class History(QObject):
         self.records: list[RoundRecord] = []
         self.curve: dict[int, Correction] = {}
         self._keeper, self._workflow, self._recipe = keeper, workflow, recipe
-        self._newest: int | None = None
+        self._foreign = False
+        self._start: tuple[int | None, Adapter | None] = None, None  # of the round that runs
         self._events: list[Any] = []
-        self._layers: Mapping[str, Kept] = {}  # of the round that runs, as it began
+        self._layers: Mapping[tuple[str, int | None], Kept] = {}  # as the round began
         keeper.wrote.connect(self._on_wrote)
         keeper.switched.connect(self._on_switched)
         workflow.started.connect(self._on_started)
@@ -70,12 +72,13 @@ class History(QObject):
         workflow.scored.connect(self._events.append)
         workflow.learnt.connect(self._on_learnt)
         workflow.predicted.connect(self._on_predicted)
+        workflow.loaded.connect(self._on_loaded)
 
     @property
     def installed(self) -> int | None:
-        """Number of the round that predicts."""
+        """Number of the round that predicts; None if there is none, or an adapter from a file."""
         project = self._keeper.project
-        return None if project is None else project.manifest.installed
+        return None if project is None or self._foreign else project.manifest.installed
 
     def install(self, number: int) -> None:
         """Roll back or forward: let a round's adapter predict from now on."""
@@ -84,7 +87,7 @@ class History(QObject):
             raise InputError("A round is running; wait for it or press Stop, then install.")
         self._keeper.writer.flush()
         project.install(number)
-        self._install_adapter(show=True)
+        self._install_adapter(number, show=True)
         self.changed.emit()
 
     def export_recipe(self, number: int, path: Path) -> None:
@@ -99,41 +102,49 @@ class History(QObject):
     def _on_started(self, *_: Any) -> None:
         self._events.clear()
         self._layers = self._keeper.layers
+        session = self._workflow.runner.session
+        self._start = self.installed, None if session is None else session.installed
 
     def _on_learnt(
         self, message: Finished | Failed, snapshots: list[Snapshot], used: Recipe
     ) -> None:
-        by_name, self._layers = self._layers, {}
+        layers, self._layers = self._layers, {}
+
+        def layer_of(snapshot: Snapshot) -> Kept | None:
+            return layers.get((snapshot.name, snapshot.channel_axis))
+
         for snapshot in snapshots:
             if not snapshot.stem:
-                self._keeper.enlist(by_name.get(snapshot.name))
+                self._keeper.enlist(layer_of(snapshot))
         self._keeper.save()
         project = self._keeper.need_project()
         settings = Settings(used.backbone, used.model, used.train)
-        history, adapter = list(self._events), message.adapter
+        history, adapter, start = list(self._events), message.adapter, self._start
         assert adapter is not None
+        if decide(adapter.summary).better:
+            self._foreign = False
 
         def write() -> None:
             annotations = {}
             for snapshot in snapshots:
-                kept = None if snapshot.stem else by_name.get(snapshot.name)
+                kept = None if snapshot.stem else layer_of(snapshot)
                 stem = snapshot.stem if kept is None else kept.stem
                 if stem:
                     annotations[stem] = snapshot.annotations, snapshot.reviewed
-            record = project.rounds.add(adapter, annotations, settings, history)
-            self._newest = record.number if record.better else None
+            project.rounds.add(adapter, annotations, settings, history, start)
 
         self._keeper.writer.put(write)
         self._count_corrections()
 
     def _on_predicted(self, record: ImageLayers, labels: np.ndarray) -> None:
         kept, project = self._keeper.find(record), self._keeper.project
-        if kept is None or project is None:
+        if kept is None or project is None or self._foreign:
             return
 
         def write() -> None:
-            if kept.stem is not None and self._newest is not None:
-                project.rounds.keep_prediction(self._newest, kept.stem, labels)
+            number = project.manifest.installed  # a round that has just ended is written by now
+            if kept.stem is not None and number is not None:
+                project.rounds.keep_prediction(number, kept.stem, labels)
 
         self._keeper.writer.put(write)
         self._keeper.writer.put(self._keeper.wrote.emit)
@@ -149,16 +160,20 @@ class History(QObject):
         self._keeper.writer.put(count)
         self._keeper.writer.put(self._keeper.wrote.emit)
 
-    def _install_adapter(self, *, show: bool) -> None:
-        project, number = self._keeper.need_project(), self.installed
-        if number is None:
-            return
+    def _install_adapter(self, number: int, *, show: bool) -> None:
+        project = self._keeper.need_project()
         try:
             labels = [(entry.name, array) for entry, array in project.rounds.labels(number)]
+            if not project.manifest.classes:
+                self._workflow.found.emit(project.rounds.recipe(number).classes)
             path = project.rounds.folder(number) / ADAPTER
-            self._workflow.load_adapter(path, self._recipe(), labels, show=show)
+            self._workflow.load_adapter(path, self._recipe(), labels, show=show, ours=True)
         except ConvLoRAError as error:
             self._keeper.failed.emit(str(error))
+
+    def _on_loaded(self, ours: bool) -> None:
+        self._foreign = not ours
+        self.changed.emit()
 
     def _on_wrote(self) -> None:
         project = self._keeper.project
@@ -166,8 +181,14 @@ class History(QObject):
         self.changed.emit()
 
     def _on_switched(self) -> None:
-        self.curve, self._newest = {}, None
+        self.curve, self._foreign = {}, False
         self._on_wrote()
-        self._workflow.earlier = max((r.number for r in self.records), default=0)
-        self._install_adapter(show=False)
+        session, number = self._workflow.runner.session, self.installed
+        n_rounds = 0 if session is None else len(session.rounds)
+        self._workflow.earlier = max((r.number for r in self.records), default=0) - n_rounds
+        if number is not None:
+            self._install_adapter(number, show=False)
+        elif session is not None:
+            session.uninstall()
+            self._workflow.changed.emit()
         self._count_corrections()

@@ -36,11 +36,14 @@ class Images(QObject):
         The id of the class that the user chose on a layer.
     leaving
         The `ImageLayers` that are about to be left, or to change under a run, and then why.
+    relabelled
+        A class whose pixels were given to another in every image, and that other (0: erased).
     failed
         What went wrong, in one sentence.
     """
 
     changed = Signal()
+    relabelled = Signal(int, int)
     counted = Signal(object)
     found = Signal(object)
     class_chosen = Signal(int)
@@ -54,7 +57,8 @@ class Images(QObject):
         self.current: ImageLayers | None = None
         self.counts = Counts()
         self._class_id = 1
-        self._merged: dict[int, int] = {}
+        self.merged: dict[int, int] = {}
+        """For classes that were merged, the one that has taken their pixels."""
         self._active: Layer | None = None
         self._records: dict[tuple[Image, int | None], ImageLayers] = {}
         self._counter = Counter(self._annotated, self)
@@ -154,19 +158,21 @@ class Images(QObject):
             if key not in self._records:
                 self._records[key] = ImageLayers(self.viewer, image, self.classes, key[1])
                 self._records[key].on_label = self._on_label
-                self._records[key].merged = self._merged
+                self._records[key].merged = self.merged
             record = self._records[key]
         if record is self.current:
             return
         self.leaving.emit(self.current, "")
         self.current = record
         self.look_for_layers()
+        self.select_class(self._class_id)
         self._touch()
 
     def look_for_layers(self) -> None:
         """Take up layers of the current image that the sample data or a reader brought."""
         record = self.current
-        if record is not None and record.find_layers():
+        others = [o for o in self._records.values() if o is not record]
+        if record is not None and record.find_layers({id(x) for o in others for x in o.layers}):
             for layer in (record.annotations, record.prediction):
                 self._learn_classes(layer)
             record.show_classes(self.classes)
@@ -206,8 +212,8 @@ class Images(QObject):
         self._touch()
         return layer
 
-    def use_annotations(self, layer: Labels) -> None:
-        """Take the user's own Labels layer for annotations of the current image.
+    def use_annotations(self, layer: Labels | None) -> None:
+        """Take the user's own Labels layer for annotations of the current image; None: a new one.
 
         Raises
         ------
@@ -216,6 +222,11 @@ class Images(QObject):
         """
         record = self.need()
         if layer is record.annotations:
+            return
+        if layer is None:
+            self.leaving.emit(record, "new annotations were begun")
+            record.part_with_annotations()
+            self.start_annotating(self._class_id)
             return
         record.check_fits(layer)
         largest = int(np.max(layer.data, initial=0))
@@ -236,8 +247,8 @@ class Images(QObject):
 
     def merge_class(self, class_id: int, into: int) -> int:
         """Give a class's pixels to another in every image; Ctrl-Z brings its strokes back."""
-        self._merged[class_id] = into
-        self._merged.pop(into, None)  # it is in use again, so that no chain runs in a circle
+        self.merged[class_id] = into
+        self.merged.pop(into, None)  # it is in use again, so that no chain runs in a circle
         return self._relabel(class_id, into)
 
     def used_classes(self) -> set[int]:
@@ -250,7 +261,13 @@ class Images(QObject):
     def _relabel(self, class_id: int, to: int) -> int:
         count = sum(record.relabel(class_id, to) for record in self._records.values())
         self._counter.touch()
+        self.relabelled.emit(class_id, to)
         return count
+
+    def painted_with(self, class_id: int) -> int:
+        """Return how many pixels of all open images are annotated with a class."""
+        painted = (record.painted() for record in self._records.values())
+        return sum(int(np.count_nonzero(labels == class_id)) for labels in painted)
 
     def accept(self, mask: np.ndarray, first: int) -> int:
         """Annotate predicted pixels of the current image; see `ImageLayers.accept`."""

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from qtpy.QtCore import QObject, QTimer, Signal
 
-from napari_convlora.annotations import find_background
 from napari_convlora.config import ClassInfo, ConvLoRAError, InputError
 from napari_convlora.project import ImageEntry, Manifest, Project, Settings, recovery
 from napari_convlora.project.writer import Writer
 from napari_convlora.widget.jobs import Recipe, Snapshot
-from napari_convlora.widget.kept import Kept, stored_snapshot
+from napari_convlora.widget.kept import Kept
 from napari_convlora.widget.layers import ImageLayers
+from napari_convlora.widget.stored import StoredImages
 from napari_convlora.widget.workflow import Workflow
 
 if TYPE_CHECKING:
@@ -51,6 +51,8 @@ class Keeper(QObject):
         Whether everything is written and the folder is let go of.
     writer
         Writes in the background, in order.
+    stored
+        The images of the project that are not open.
 
     Signals
     -------
@@ -96,6 +98,8 @@ class Keeper(QObject):
         self.wrote.connect(self._on_wrote)
         self._images.changed.connect(self._follow)
         self._images.leaving.connect(self._on_leaving)
+        self._images.relabelled.connect(self._on_relabelled)
+        self.stored = StoredImages(lambda: self.project, self._opened, self._images, self.writer)
         workflow.elsewhere = self._elsewhere
         workflow.predicted.connect(self._on_predicted)
 
@@ -116,9 +120,9 @@ class Keeper(QObject):
         return None if kept is None else kept.stem
 
     @property
-    def layers(self) -> dict[str, Kept]:
-        """The images that were opened, by the name of their layer."""
-        return {kept.record.image.name: kept for kept in self._kept}
+    def layers(self) -> dict[tuple[str, int | None], Kept]:
+        """The images that were opened, by the name and the channel axis of their layer."""
+        return {(k.record.image.name, k.record.channel_axis): k for k in self._kept}
 
     def create(self, folder: Path) -> None:
         """Save everything so far as a project in a new or empty folder, and go on there.
@@ -154,6 +158,8 @@ class Keeper(QObject):
         project = Project.open(folder)
         self._leave_project()
         self.project, self.named = project, named
+        self._images.merged.clear()
+        self._images.merged.update(project.manifest.merged)
         self.loaded.emit(project.manifest)
         self.changed.emit()
         stems = [e.stem for e in project.manifest.images]
@@ -327,7 +333,8 @@ class Keeper(QObject):
         """Return classes and settings as they are chosen now."""
         chosen = self._recipe()
         settings = Settings(chosen.backbone, chosen.model, chosen.train)
-        return Manifest(self._images.classes, settings, automatic=self.automatic())
+        merged = dict(self._images.merged)
+        return Manifest(self._images.classes, settings, automatic=self.automatic(), merged=merged)
 
     def _on_wrote(self) -> None:
         while self.writer.failures:
@@ -347,18 +354,23 @@ class Keeper(QObject):
             self.writer.put(self.wrote.emit)
 
     def _elsewhere(self) -> list[Snapshot]:
-        """Annotated images of the project that are not in the viewer, as many channels."""
+        """Annotated images that are not in the viewer, to learn from as well."""
         if self.project is None:
             return []
         self.save()
         self.writer.flush()
-        current = self._images.need()
-        here = {k.stem for k in self._kept if k.record in self._images.records}
-        return [
-            stored_snapshot(self.project, entry, find_background(self.classes))
-            for entry in self.entries
-            if entry.annotated and entry.stem not in here and entry.shape[3] == current.n_channels
-        ]
+        return self.stored.snapshots()
+
+    def _opened(self) -> set[str | None]:
+        return {k.stem for k in self._kept if k.record in self._images.records}
+
+    def _on_relabelled(self, class_id: int, to: int) -> None:
+        for kept in self._kept:  # strokes of images that were taken out of the viewer
+            layer = kept.record.annotations
+            if layer is not None and kept.record not in self._images.records:
+                layer.data[layer.data == class_id] = to
+        self.stored.relabel(class_id, to)
+        self.writer.put(self.wrote.emit)
 
     def _add_layer(self, entry: ImageEntry, pixels: np.ndarray) -> Image:
         place = {n: getattr(entry, n) for n in ("scale", "translate") if getattr(entry, n)}

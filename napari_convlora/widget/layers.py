@@ -5,11 +5,11 @@ Everything here runs in the main thread; what travels to the worker is a `Snapsh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from napari.layers import Image, Labels, Shapes
+from napari.layers import Image, Labels, Layer, Shapes
 
 from napari_convlora.annotations import find_background, protect
 from napari_convlora.blocks import Block
@@ -75,6 +75,7 @@ class ImageLayers(ImageFrame):
         self._late: list[tuple[Block, np.ndarray]] = []
         self.on_label: Callable[[int], None] = lambda class_id: None
         self.merged: Mapping[int, int] = {}
+        image.events.name.connect(self._on_renamed)
 
     @property
     def prediction(self) -> Labels | None:
@@ -126,12 +127,28 @@ class ImageLayers(ImageFrame):
         self.annotations = layer
         self.show_classes(self.classes)
 
-    def find_layers(self) -> bool:
-        """Take up layers that an earlier session or the sample data made; True if there were."""
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers that belong to the image."""
+        found = self.annotations, self.prediction, self.reviewed
+        return tuple(layer for layer in found if layer is not None)
+
+    def part_with_annotations(self) -> None:
+        """Leave the annotations layer to the user; the next one will be new."""
+        self.collect_corrections()
+        if self.annotations is not None:
+            self.annotations.metadata.pop(class_colours.KEY, None)
+        self.annotations = None
+
+    def find_layers(self, taken: Collection[int] = ()) -> bool:
+        """Take up layers that an earlier session or the sample data made; True if there were.
+
+        Those whose `id` is `taken` are another image's.
+        """
         before = self.annotations, self.prediction, self.reviewed
         for layer in self.viewer.layers:
             known = layer.metadata.get(class_colours.KEY, {})
-            if known.get("image") != self.image.name:
+            if known.get("image") != self.image.name or id(layer) in taken:
                 continue
             if isinstance(layer, Shapes) and known.get("role") == "reviewed":
                 self.reviewed = self.reviewed or layer
@@ -153,6 +170,9 @@ class ImageLayers(ImageFrame):
                 layer.colormap = class_colours.colormap(classes)
                 layer.features = class_colours.features(classes)
                 layer.metadata.update(class_colours.metadata(classes, role, self.image.name))
+
+    def _on_renamed(self, event: Any) -> None:
+        self.show_classes(self.classes)  # the layers' metadata tell whose they are
 
     def painted(self) -> np.ndarray:
         """Annotations as a view (P, H, W); all 0 if there is no layer in the viewer."""

@@ -147,8 +147,8 @@ class ConvLoRAWidget(QWidget):
         """Create the annotations layer of the chosen image and take up the brush."""
         return self._try(lambda: self.images.start_annotating(self.table.current or 1))
 
-    def use_annotations(self, layer: "napari.layers.Labels") -> None:
-        """Use a Labels layer of the user's own as annotations."""
+    def use_annotations(self, layer: "napari.layers.Labels | None") -> None:
+        """Use a Labels layer of the user's own as annotations, or a new one."""
         self._try(lambda: self.images.use_annotations(layer))
 
     def adapt(self) -> None:
@@ -196,8 +196,8 @@ class ConvLoRAWidget(QWidget):
     def merge_class(self, class_id: int, into: int) -> None:
         """Merge a class into another; Ctrl-Z on the annotations brings strokes and row back."""
         self._try(lambda: self.images.merge_class(class_id, into))
-        self.table.remove(class_id)
         self.table.select(into)
+        self.table.remove(class_id)
 
     def load_classes(self, path: str | Path) -> None:
         """Take over a class table; classes in use that it lacks are kept."""
@@ -336,6 +336,7 @@ class ConvLoRAWidget(QWidget):
     def _on_classes(self) -> None:
         self._untouched = False
         self.images.show_classes(self.table.classes)
+        self.images.select_class(self.table.current)
         self._refresh()
         if self._hint and self.status == self._hint:
             self._suggest()
@@ -353,14 +354,13 @@ class ConvLoRAWidget(QWidget):
     def _on_found(self, classes: tuple[ClassInfo, ...]) -> None:
         """Take up classes that come with a layer or an adapter."""
         if self._untouched and classes:
-            self.table.set_classes(classes)
-            self._on_classes()
-        else:
-            self.table.ensure(classes)
+            self.table.set_classes(())
+        self.table.ensure(classes)
 
     def _on_removal(self, class_id: int) -> None:
         name = next(info.name for info in self.classes if info.id == class_id)
-        if dialogs.may_remove(self, name, self.images.counts.pixels.get(class_id, 0)):
+        painted = self.images.painted_with(class_id) + self.keeper.stored.painted_with(class_id)
+        if dialogs.may_remove(self, name, painted):
             self.remove_class(class_id)
 
     def _on_counted(self, counts: Counts) -> None:

@@ -240,6 +240,8 @@ class ReviewSection(QWidget):
 
     def _take_under_mouse(self, accept: bool) -> None:
         record = self._images.need()
+        if self._viewer.dims.ndisplay != 2:
+            raise InputError("Regions are marked on planes; press Ctrl+Y to leave the 3-D view.")
         plane, row, column = record.locate(self._viewer.cursor.position)
         at = plane, round(row), round(column)
         if not all(0 <= i < n for i, n in zip(at, record.planes_shape, strict=True)):

@@ -13,7 +13,10 @@ from napari_convlora.widget.form import Form
 
 # No `from __future__ import annotations` here: magicgui reads annotations at run time.
 
-_FILE = "\0file"
+_FILE, _PLANES, _NEW = "\0file", "\0planes", "\0new"
+# None cannot be chosen: magicgui takes it for no choice at all, and says nothing.
+_MOST_CHANNELS = 64
+"""Of an axis that may be chosen; a longer one is more likely a side of the image."""
 _DEFAULT = {"litemedsam": "LiteMedSAM (TinyViT, 256 px)"}
 
 
@@ -32,7 +35,7 @@ class SourceForm(QObject):
     image_chosen
         Another image or channel axis.
     annotations_chosen
-        A Labels layer to use as annotations.
+        A Labels layer to use as annotations; None asks for a new one.
     file_asked
         The user wants to choose a checkpoint file.
     """
@@ -50,6 +53,7 @@ class SourceForm(QObject):
         self._files: dict[str, str] = {}
         self._last_backbone = "litemedsam"
         self._quiet = False
+        self._axis_of_project: int | None = None
         self.image_combo = ComboBox(
             label="Image", choices=self._images, tooltip="The image to annotate and to predict."
         )
@@ -95,7 +99,8 @@ class SourceForm(QObject):
     @property
     def channel_axis(self) -> int | None:
         """The chosen channel axis; None if there are only planes."""
-        return self.channels_combo.value
+        axis = self.channels_combo.value
+        return axis if isinstance(axis, int) else None
 
     @property
     def backbone(self) -> str:
@@ -111,8 +116,8 @@ class SourceForm(QObject):
             self.channels_combo.reset_choices()
             self._show_axes()
             self.annotations_combo.reset_choices()
-            if annotations in self.annotations_combo.choices:
-                self.annotations_combo.value = annotations
+            known = annotations in self.annotations_combo.choices
+            self.annotations_combo.value = annotations if known else _NEW
         finally:
             self._quiet = False
         if before != (self.image, self.channel_axis):
@@ -120,9 +125,10 @@ class SourceForm(QObject):
 
     def choose(self, image: Image, channel_axis: int | None) -> None:
         """Choose an image of the viewer."""
+        self._axis_of_project = channel_axis
         self.refresh()
         self.image_combo.value = image
-        self.channels_combo.value = channel_axis
+        self.channels_combo.value = _PLANES if channel_axis is None else channel_axis
 
     def set_backbones(self, titles: dict[str, str]) -> None:
         """Offer these backbones, by name, and files."""
@@ -156,16 +162,20 @@ class SourceForm(QObject):
             if isinstance(layer, Image) and not is_derived(layer)
         ]
 
-    def _axes(self, _: Any = None) -> list[tuple[str, int | None]]:
+    def _axes(self, _: Any = None) -> list[tuple[str, int | str]]:
         image = self.image
-        choices: list[tuple[str, int | None]] = [("none, only planes", None)]
+        choices: list[tuple[str, int | str]] = [("none, only planes", _PLANES)]
         if image is None or image.rgb or image.ndim < 3:
             return choices
         shape = (image.data[0] if image.multiscale else image.data).shape
-        return choices + [(f"axis {a} ({n} channels)", a) for a, n in enumerate(shape) if n <= 64]
+        return choices + [
+            (f"axis {a} ({n} channels)", a)
+            for a, n in enumerate(shape)
+            if n <= _MOST_CHANNELS or a == self._axis_of_project
+        ]
 
-    def _labels(self, _: Any = None) -> list[tuple[str, Labels | None]]:
-        choices: list[tuple[str, Labels | None]] = [("new layer", None)]
+    def _labels(self, _: Any = None) -> list[tuple[str, Labels | str]]:
+        choices: list[tuple[str, Labels | str]] = [("new layer", _NEW)]
         if self.image is None:
             return choices
         return choices + [
@@ -192,7 +202,7 @@ class SourceForm(QObject):
 
     def _on_annotations(self, layer: Any) -> None:
         if not self._quiet and layer is not None:
-            self.annotations_chosen.emit(layer)
+            self.annotations_chosen.emit(None if layer == _NEW else layer)
 
     def _on_backbone(self, name: Any) -> None:
         if self._quiet or name is None:

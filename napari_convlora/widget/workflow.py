@@ -69,6 +69,8 @@ class Workflow(QObject):
         snapshots of images that it learnt from, and its `Recipe`.
     predicted
         The image that was predicted, and what the model said (P, H, W).
+    loaded
+        An adapter was loaded; whether it is of a round of ours.
     interrupted
         The user took away what a job works on, which ends it.
     ready
@@ -87,6 +89,7 @@ class Workflow(QObject):
     kept = Signal(object)
     learnt = Signal(object, list, object)
     predicted = Signal(object, object)
+    loaded = Signal(bool)
     interrupted = Signal()
     ready = Signal(dict)
 
@@ -102,7 +105,7 @@ class Workflow(QObject):
         self._learning: tuple[list[jobs.Snapshot], jobs.Recipe | None] = [], None
         self._outcome = ""
         self._score = ""
-        self._keep_labels = False
+        self._keep_labels = self._ours = False
         self.runner = Runner(session)
         self.runner.on_messages = self._on_messages
         self.runner.on_error = self._on_error
@@ -180,6 +183,7 @@ class Workflow(QObject):
         labels: Sequence[tuple[str, np.ndarray]] = (),
         *,
         show: bool = True,
+        ours: bool = False,
     ) -> None:
         """Install the adapter in a file, and predict the current image if there is one.
 
@@ -193,12 +197,15 @@ class Workflow(QObject):
             What it learnt from, if that is known: names and annotations (P, H, W).
         show
             Whether to predict.
+        ours
+            Whether it is of a round of ours: classes that have left the table since stay away.
         """
         record = self.images.current if show else None
         snapshot = None if record is None else record.snapshot()
         if record is not None:
             record.derived.keep_previous()
         self._start(jobs.load(path, snapshot, recipe, labels), record, f"Loading {path.name}…")
+        self._ours = ours
 
     def empty_cache(self) -> None:
         """Let the process forget the frozen features that it keeps."""
@@ -319,7 +326,9 @@ class Workflow(QObject):
                 if not self._stopping:
                     self.failed.emit(self._outcome, False)
             case jobs.Loaded():
-                self.found.emit(message.adapter.classes)
+                if not self._ours:
+                    self.found.emit(message.adapter.classes)
+                self.loaded.emit(self._ours)
                 self._outcome = _LOADED
             case jobs.Kept():
                 self.kept.emit(message)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tifffile
 
 _NO_DISPLAY = sys.platform.startswith("linux") and not (
     os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
@@ -152,6 +153,43 @@ def ready(make_napari_viewer_proxy, make_widget, halves, paint, qtbot):
         paint(layer, 1, 10)
         paint(layer, 2, 70)
         qtbot.waitUntil(lambda: len(widget.images.counts.pixels) == 2)
+        return viewer, widget
+
+    return make
+
+
+@pytest.fixture
+def pictures(tmp_path, halves):
+    """Three image files that differ."""
+    paths = [tmp_path / f"picture{i}.tif" for i in range(3)]
+    for i, path in enumerate(paths):
+        tifffile.imwrite(path, np.roll(halves, 10 * i, 0) + i)
+    return paths
+
+
+@pytest.fixture
+def saved(qtbot):
+    """Wait until everything painted is on disk."""
+
+    def wait(widget):
+        widget.keeper.save()
+        widget.keeper.writer.flush()
+        qtbot.wait(20)
+
+    return wait
+
+
+@pytest.fixture
+def started(make_napari_viewer_proxy, make_widget, pictures, saved, tmp_path):
+    """A window with a project of three images, the first of them open."""
+
+    def make():
+        viewer = make_napari_viewer_proxy()
+        widget = make_widget(viewer)
+        widget.keeper.create(tmp_path / "p")
+        widget.keeper.add_files(pictures)
+        saved(widget)
+        widget.keeper.step(1)
         return viewer, widget
 
     return make

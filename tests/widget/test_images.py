@@ -92,8 +92,8 @@ def test_the_users_own_labels_layer_serves_as_annotations(
     layer = viewer.add_labels(own.copy(), name="mine")
     viewer.add_labels(np.zeros((7, 7), int), name="too small")
     widget = make_widget(viewer)
-    names = [c.name for c in widget.source.annotations_combo.choices if c is not None]
-    assert names == ["mine"]
+    combo = widget.source.annotations_combo.native
+    assert [combo.itemText(i) for i in range(combo.count())] == ["new layer", "mine"]
     widget.source.annotations_combo.value = layer
     assert (layer.data == own).all()
     qtbot.waitUntil(lambda: [info.id for info in widget.classes] == [1, 2, 4])

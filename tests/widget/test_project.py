@@ -19,43 +19,6 @@ from napari_convlora.project import Project
 from napari_convlora.reviewed import inside_outlines
 
 
-@pytest.fixture
-def pictures(tmp_path, halves):
-    """Three image files that differ."""
-    paths = [tmp_path / f"picture{i}.tif" for i in range(3)]
-    for i, path in enumerate(paths):
-        tifffile.imwrite(path, np.roll(halves, 10 * i, 0) + i)
-    return paths
-
-
-@pytest.fixture
-def saved(qtbot):
-    """Wait until everything painted is on disk."""
-
-    def wait(widget):
-        widget.keeper.save()
-        widget.keeper.writer.flush()
-        qtbot.wait(20)
-
-    return wait
-
-
-@pytest.fixture
-def started(make_napari_viewer_proxy, make_widget, pictures, saved, tmp_path):
-    """A window with a project of three images, the first of them open."""
-
-    def make():
-        viewer = make_napari_viewer_proxy()
-        widget = make_widget(viewer)
-        widget.keeper.create(tmp_path / "p")
-        widget.keeper.add_files(pictures)
-        saved(widget)
-        widget.keeper.step(1)
-        return viewer, widget
-
-    return make
-
-
 def test_images_of_a_project_remember_strokes_and_prediction(
     started, paint, wait, qtbot, saved, tmp_path, make_napari_viewer_proxy, make_widget
 ):
@@ -229,6 +192,25 @@ def test_unsaved_strokes_are_offered_after_a_clean_close_until_discarded(
     assert again.offer.isHidden()
     again.keeper.close()  # its layers are still open, so that it has kept them anew
     assert len(list(recovery_folder.iterdir())) == 1
+
+
+def test_what_another_window_has_recovered_is_not_discarded(ready, make_widget, recovery_folder):
+    viewer, widget = ready()
+    widget.keeper.close()
+    again = make_widget(viewer)
+    (folder,) = recovery_folder.iterdir()
+    code = "import sys, pathlib, napari_convlora.project as p\n"
+    code += "p.Project.open(pathlib.Path(sys.argv[1])); print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, folder],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        again.offer.discard_button.click()
+        assert folder.exists()
+        other.communicate(b"\n")
 
 
 def test_saving_as_a_project_leaves_no_recovery_behind(ready, saved, tmp_path, recovery_folder):

@@ -291,6 +291,16 @@ def test_other_kinds_of_images(make_napari_viewer_proxy, make_widget, halves, mo
     assert (painted == np.where(labels == 2, 2, 0)).all()
 
 
+def test_a_key_in_the_3d_view_takes_nothing(predicted, press):
+    viewer, widget = predicted()
+    painted = widget.images.current.painted().copy()
+    viewer.dims.ndisplay = 3
+    viewer.cursor.position = (0, 20, 20)
+    press(viewer, "A")
+    assert "3-D" in widget.status
+    np.testing.assert_array_equal(widget.images.current.painted(), painted)
+
+
 def test_next_finds_the_uncertainty_and_tours_the_planes(
     make_napari_viewer_proxy, make_widget, halves, paint, wait, keys, qtbot
 ):

@@ -1,0 +1,201 @@
+"""What one image says must neither be lost nor be taken for what another says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+from qtpy.QtWidgets import QMessageBox
+
+from napari_convlora.project import Project
+
+
+@pytest.fixture
+def two(make_napari_viewer_proxy, make_widget, halves):
+    """A viewer with the images a and b, and its widget."""
+    viewer = make_napari_viewer_proxy()
+    images = [viewer.add_image(halves + i, name=name) for i, name in enumerate("ab")]
+    return viewer, make_widget(viewer), *images
+
+
+def choose(combo, text):
+    """Choose a row as a user does."""
+    native = combo.native
+    assert native.findText(text) >= 0
+    native.setCurrentIndex(native.findText(text))
+
+
+def test_a_layer_of_the_users_own_is_saved_without_another_stroke(
+    ready, halves, saved, tmp_path, qtbot
+):
+    viewer, widget = ready()
+    widget.keeper.create(tmp_path / "p")
+    saved(widget)
+    own = np.zeros(halves.shape, np.int32)
+    own[:3], own[-3:] = 1, 2
+    viewer.add_labels(own, name="mine")
+    choose(widget.source.annotations_combo, "mine")
+    saved(widget)
+    (entry,) = widget.keeper.entries
+    assert entry.counts == {1: 270, 2: 270}
+
+
+def test_a_renamed_image_keeps_its_strokes_to_itself(ready, halves, qtbot, saved, tmp_path):
+    viewer, widget = ready()
+    layer, image = widget.images.current.annotations, viewer.layers["halves"]
+    image.name = "control"
+    viewer.add_image(halves[:, ::-1].copy(), name="halves")
+    choose(widget.source.image_combo, "halves")
+    assert widget.images.current.annotations is None
+    choose(widget.source.image_combo, "control")
+    assert widget.images.current.annotations is layer
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_merging_and_removing_reach_images_that_are_not_open(
+    started, paint, wait, saved, qtbot, merge
+):
+    _, widget = started()
+    widget.table.add("third")
+    layer = widget.start_annotating()
+    for class_id, column in ((1, 10), (2, 70), (3, 40)):
+        paint(layer, class_id, column)
+    widget.keeper.step(1)
+    layer = widget.start_annotating()
+    paint(layer, 1, 10)
+    paint(layer, 2, 70)
+    if merge:
+        widget.merge_class(3, 2)
+    else:
+        widget.remove_class(3)
+    saved(widget)
+    assert widget.keeper.entries[0].counts == ({1: 150, 2: 300} if merge else {1: 150, 2: 150})
+    qtbot.waitUntil(lambda: len(widget.images.counts.pixels) == 2)
+    widget.adapt()
+    wait(widget)
+    assert widget.status.startswith("Round 1 is done")
+    widget.keeper.step(-1)
+    qtbot.waitUntil(lambda: len(widget.images.counts.pixels) == 2)
+    assert [info.id for info in widget.classes] == [1, 2]
+
+
+@pytest.mark.parametrize("opened", [True, False])
+def test_removing_asks_for_what_is_painted_on_other_images(
+    started, paint, saved, monkeypatch, opened, halves
+):
+    viewer, widget = started()
+    paint(widget.start_annotating(), 2, 70)
+    if opened:
+        viewer.add_image(halves, name="another")
+        choose(widget.source.image_combo, "another")
+    else:
+        widget.keeper.step(1)
+    asked = []
+    monkeypatch.setattr(
+        QMessageBox, "question", lambda *a: asked.append(a) or QMessageBox.StandardButton.No
+    )
+    widget.table.select(2)
+    widget.table._remove.click()
+    assert "150 painted pixels" in asked[0][2]
+    assert [info.id for info in widget.classes] == [1, 2]
+
+
+def test_what_was_tried_can_be_taken_back(make_napari_viewer_proxy, make_widget, halves):
+    viewer = make_napari_viewer_proxy()
+    viewer.add_image(np.stack([halves, halves + 1, halves + 2]), name="stack")
+    widget = make_widget(viewer)
+    choose(widget.source.channels_combo, "axis 0 (3 channels)")
+    assert widget.images.current.channel_axis == 0
+    choose(widget.source.channels_combo, "none, only planes")
+    assert widget.images.current.channel_axis is None
+    assert widget.start_annotating().data.shape == (3, 80, 90)
+
+
+def test_a_new_layer_of_annotations_begins_where_it_is_chosen(ready, paint, qtbot):
+    viewer, widget = ready()
+    before = widget.images.current.annotations
+    choose(widget.source.annotations_combo, "new layer")
+    layer = widget.images.current.annotations
+    assert layer is not before
+    assert layer in viewer.layers
+    assert widget.source.annotations_combo.value is layer
+    paint(layer, 2, 30)
+    qtbot.waitUntil(lambda: widget.images.counts.pixels == {2: 150})
+    assert (before.data > 0).sum() == 300  # it is the user's now
+
+
+def test_the_brush_paints_what_the_table_shows_on_every_image(two, drag):
+    viewer, widget, *_ = two
+    choose(widget.source.image_combo, "a")
+    widget.start_annotating()
+    widget.table._table.setCurrentCell(1, 2)
+    choose(widget.source.image_combo, "b")
+    layer = widget.start_annotating()
+    choose(widget.source.image_combo, "a")
+    widget.table._table.setCurrentCell(0, 2)
+    choose(widget.source.image_combo, "b")
+    viewer.layers.selection.active = layer
+    drag(layer, (20, 20), (40, 20))
+    assert set(np.unique(layer.data)) == {0, widget.table.current} == {0, 1}
+
+
+def test_the_brush_follows_a_table_that_is_loaded_or_merged(ready, tmp_path):
+    _, widget = ready()
+    layer = widget.images.current.annotations
+    widget.save_classes(tmp_path / "two.json")
+    for _ in range(2):
+        widget.table.add()
+    widget.load_classes(tmp_path / "two.json")
+    assert layer.selected_label == widget.table.current
+    widget.table.add("third")
+    widget.merge_class(3, 1)
+    assert layer.selected_label == widget.table.current == 1
+
+
+def test_a_round_is_of_the_reading_it_learnt_from(
+    make_napari_viewer_proxy, make_widget, halves, paint, wait, saved, tmp_path, qtbot
+):
+    viewer = make_napari_viewer_proxy()
+    viewer.add_image(np.stack([halves, halves + 1, halves + 2]), name="a")
+    viewer.add_image(halves, name="b")
+    widget = make_widget(viewer)
+    choose(widget.source.image_combo, "a")
+    choose(widget.source.channels_combo, "axis 0 (3 channels)")
+    choose(widget.source.channels_combo, "none, only planes")
+    layer = widget.start_annotating()
+    paint(layer, 1, 10, plane=(0,))
+    paint(layer, 2, 70, plane=(0,))
+    qtbot.waitUntil(lambda: len(widget.images.counts.pixels) == 2)
+    widget.keeper.create(tmp_path / "p")
+    widget.adapt()
+    wait(widget)
+    saved(widget)
+    assert [(e.stem, e.shape) for e in widget.keeper.entries] == [("a", (3, 80, 90, 1))]
+    assert widget.history.records[-1].images == ("a",)
+    assert [labels.shape for _, labels in widget.keeper.project.rounds.labels(1)] == [(3, 80, 90)]
+
+
+def test_a_layer_that_repeats_a_name_makes_no_project_unreadable(two, halves, tmp_path, saved):
+    viewer, widget, *_ = two
+    data = np.zeros(halves.shape, int)
+    data[5:9], data[20:24], data[40:44] = 1, 2, 3
+    names = pd.DataFrame({"index": [1, 2, 3], "name": ["background", "nucleus", "nucleus"]})
+    widget.use_annotations(viewer.add_labels(data, name="mine", features=names))
+    widget.keeper.create(tmp_path / "p")
+    saved(widget)
+    widget.keeper.close()
+    project = Project.open(tmp_path / "p")
+    assert [c.name for c in project.manifest.classes] == ["background", "nucleus", "nucleus (2)"]
+    project.close()
+
+
+def test_an_image_of_many_channels_is_shown(started, halves, tmp_path, saved):
+    _, widget = started()
+    path = tmp_path / "hyper.tif"
+    many = np.stack([halves + i for i in range(70)])
+    tifffile.imwrite(path, many, metadata={"axes": "CYX"})
+    widget.keeper.add_files([path])
+    saved(widget)
+    widget.keeper.show_image("hyper")
+    assert widget.images.current.n_channels == 70
