@@ -210,12 +210,13 @@ class ClassTable(QWidget):
         if missing:
             self.changed.emit()
 
-    def select(self, class_id: int) -> None:
-        """Select a row without a word to anyone."""
+    def select(self, class_id: int) -> int:
+        """Select a row, if there is one, without a word to anyone; returns the selected class."""
         row = self._row(class_id)
         if row >= 0 and row != self._table.currentRow():
             with signals_blocked(self._table):
                 self._table.setCurrentCell(row, _NAME)
+        return self.current
 
     def set_counts(self, pixels: Mapping[int, int], strokes: Mapping[int, int]) -> None:
         """Show how many pixels of each class are painted, and in how many strokes."""

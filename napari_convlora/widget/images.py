@@ -56,7 +56,8 @@ class Images(QObject):
         self.classes: tuple[ClassInfo, ...] = ()
         self.current: ImageLayers | None = None
         self.counts = Counts()
-        self._class_id = 1
+        self.class_id = 1
+        """What the brush paints."""
         self.merged: dict[int, int] = {}
         """For classes that were merged, the one that has taken their pixels."""
         self._active: Layer | None = None
@@ -100,7 +101,7 @@ class Images(QObject):
         self._listen(record)
         if predicted is not None and not record.predicted:
             record.show(predicted)
-        self.select_class(self._class_id)
+        self.select_class(self.class_id)
         self._touch()
 
     def need(self) -> ImageLayers:
@@ -165,7 +166,7 @@ class Images(QObject):
         self.leaving.emit(self.current, "")
         self.current = record
         self.look_for_layers()
-        self.select_class(self._class_id)
+        self.select_class(self.class_id)
         self._touch()
 
     def look_for_layers(self) -> None:
@@ -187,7 +188,7 @@ class Images(QObject):
 
     def select_class(self, class_id: int) -> None:
         """Paint with this class from now on."""
-        self._class_id = class_id
+        self.class_id = class_id
         if self.current is not None:
             for layer in (self.current.annotations, self.current.prediction):
                 if layer is not None:
@@ -226,7 +227,7 @@ class Images(QObject):
         if layer is None:
             self.leaving.emit(record, "new annotations were begun")
             record.part_with_annotations()
-            self.start_annotating(self._class_id)
+            self.start_annotating(self.class_id)
             return
         record.check_fits(layer)
         largest = int(np.max(layer.data, initial=0))
@@ -266,8 +267,8 @@ class Images(QObject):
 
     def painted_with(self, class_id: int) -> int:
         """Return how many pixels of all open images are annotated with a class."""
-        painted = (record.painted() for record in self._records.values())
-        return sum(int(np.count_nonzero(labels == class_id)) for labels in painted)
+        work = (record.work() for record in self._records.values())
+        return sum(int(np.count_nonzero(w == class_id)) for w in work if w is not None)
 
     def accept(self, mask: np.ndarray, first: int) -> int:
         """Annotate predicted pixels of the current image; see `ImageLayers.accept`."""

@@ -336,7 +336,7 @@ class ConvLoRAWidget(QWidget):
     def _on_classes(self) -> None:
         self._untouched = False
         self.images.show_classes(self.table.classes)
-        self.images.select_class(self.table.current)
+        self.images.select_class(self.table.select(self.images.class_id))
         self._refresh()
         if self._hint and self.status == self._hint:
             self._suggest()

@@ -153,6 +153,15 @@ def test_the_brush_follows_a_table_that_is_loaded_or_merged(ready, tmp_path):
     assert layer.selected_label == widget.table.current == 1
 
 
+def test_an_id_that_is_painted_without_a_row_stays_on_the_brush(ready, paint, qtbot):
+    _, widget = ready()
+    layer = widget.images.current.annotations
+    layer.selected_label = 7
+    paint(layer, 7, 30)
+    qtbot.waitUntil(lambda: 7 in [info.id for info in widget.classes])
+    assert layer.selected_label == widget.table.current == 7
+
+
 def test_a_round_is_of_the_reading_it_learnt_from(
     make_napari_viewer_proxy, make_widget, halves, paint, wait, saved, tmp_path, qtbot
 ):
