@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -116,6 +116,12 @@ class Adapter:
         with atomic_write(path) as file:
             file.write(content)
         return path
+
+    def detail_alone(self) -> Adapter | None:
+        """Return a small adapter of the detail branch only, to teach another; None without one."""
+        state = {n: tensor for n, tensor in self.state.items() if n.startswith("detail.")}
+        model = replace(self.model, method="decoder_only")  # of the encoder there is nothing in it
+        return replace(self, model=model, state=state) if state else None
 
     @classmethod
     def load(cls, path: str | Path) -> Adapter:

@@ -96,6 +96,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--start", choices=get_args(StartName), help="base, or go on from a project's")
     sub.add_argument(
+        "--keep-uncorrected",
+        action=argparse.BooleanOptionalAction,
+        help="learn as well from what a project's installed round said; yes",
+    )
+    sub.add_argument(
         "--max-steps",
         type=_positive(int),
         metavar="N",

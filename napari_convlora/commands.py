@@ -57,12 +57,13 @@ def adapt(options: argparse.Namespace) -> int:
     if options.recipe:
         kept = ("backbone", "method", "preset", "start", "max_steps", "max_minutes", "seed")
         _refuse(options, "recipe", "project", "images", "labels", "classes", *kept)
-        _refuse(options, "recipe", "device", "devices")
+        _refuse(options, "recipe", "device", "devices", "keep_uncorrected")
     elif options.project:
         _refuse(options, "project", "images", "labels", "classes", "devices")
-    elif options.start == "installed":
+    elif options.start == "installed" or options.keep_uncorrected is not None:
         options.parser.error(
-            "--start installed goes with --project, whose installed round it means"
+            "--start installed and --keep-uncorrected go with --project, whose installed round "
+            "they mean"
         )
     written = [path for path in (options.out, options.history) if path is not None]
     sources = [*(options.images or ()), *(options.labels or ()), options.classes, options.recipe]

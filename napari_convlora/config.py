@@ -168,6 +168,8 @@ class TrainConfig:
     start
         ``base`` learns all labels afresh from the backbone; ``installed`` goes on from the adapter
         that is installed.
+    keep_uncorrected
+        Whether what the adapter before said, and was not corrected, teaches the new one.
     batch, views
         Views per step, and how many are drawn for the round (their frozen features are kept).
     adapter_lr, decoder_lr, warmup
@@ -191,6 +193,7 @@ class TrainConfig:
     seed: int = 0
     device: DeviceName = "auto"
     start: StartName = "base"
+    keep_uncorrected: bool = True
     batch: int = 1
     views: int = 24
     decoder_share: float = 0.4

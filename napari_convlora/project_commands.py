@@ -52,7 +52,9 @@ def settings(options: argparse.Namespace, base: Settings | None = None) -> Setti
         found = {name: getattr(options, name) for name in names}
         return {name: value for name, value in found.items() if value is not None}
 
-    train = given("preset", "max_steps", "max_minutes", "seed", "device", "start")
+    train = given(
+        "preset", "max_steps", "max_minutes", "seed", "device", "start", "keep_uncorrected"
+    )
     return replace(
         base,
         model=replace(base.model, **given("method")),

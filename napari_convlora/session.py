@@ -153,6 +153,7 @@ class Session:
                 cache=self.cache,
                 start=self.installed if self.train_config.start == "installed" else None,
                 rival=None if self.installed is None else Rival(self.installed, self._learnt),
+                before=self.installed,
                 team=self.team,
             )
             for event in events:

@@ -128,10 +128,19 @@ def test_a_second_round_is_compared_with_the_first_and_may_go_on_from_it(
     assert [r.started_from for r in opened(folder).rounds.records()] == ["base", "round 1"]
 
 
-@pytest.mark.parametrize("start", ["base", "installed"])
-def test_a_recipe_repeats_its_round_bit_for_bit(folder: Path, start: str) -> None:
-    for option in ("base", start):
-        assert cli.main(["adapt", "--project", str(folder), "--start", option]) == commands.DONE
+@pytest.mark.parametrize(
+    ("options", "same"),
+    [
+        (["--start", "base", "--no-keep-uncorrected"], True),
+        (["--start", "base"], False),
+        (["--start", "installed"], False),
+    ],
+)
+def test_a_recipe_repeats_its_round_bit_for_bit(
+    folder: Path, options: list[str], same: bool
+) -> None:
+    for more in ([], options):
+        assert cli.main(["adapt", "--project", str(folder), *more]) == commands.DONE
     recipe = folder.parent / "mine.json"
     opened(folder).rounds.export_recipe(2, recipe)
     torch.rand(3)  # whatever else the process did with random numbers
@@ -139,7 +148,7 @@ def test_a_recipe_repeats_its_round_bit_for_bit(folder: Path, start: str) -> Non
     assert cli.main(["adapt", "--recipe", str(recipe), "--out", str(out)]) == commands.DONE
     assert same_state(Adapter.load(out), opened(folder).rounds.adapter(2))
     first, second = (opened(folder).rounds.adapter(n) for n in (1, 2))
-    assert same_state(first, second) == (start == "base")
+    assert same_state(first, second) == same
 
 
 def test_reviewed_regions_are_learnt_exported_and_repeated(folder: Path) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from napari_convlora import __version__
+from napari_convlora.adapter_file import Adapter
 from napari_convlora.annotations import LabelledImage, default_classes, protect
 from napari_convlora.backbones import Backbone, load_backbone
 from napari_convlora.benchmark.annotator import correct, first_strokes
@@ -242,17 +243,22 @@ def _learner(job: Job, n_classes: int, load: Callable[[str], Backbone]) -> Learn
         model_config = replace(model_config, detail=False, plain_start=True)
         config = replace(config, decoder_share=0.0)
 
+    before: Adapter | None = None
+
     def adapt_round(
         images: Sequence[LabelledImage], number: int
     ) -> Generator[Preview, None, Predict]:
+        nonlocal before
         classes = default_classes(n_classes)
-        for event in adapt(backbone, images, classes, model_config, config, cache=cache):
+        for event in adapt(
+            backbone, images, classes, model_config, config, cache=cache, before=before
+        ):
             if isinstance(event, Preview):
                 yield event
         if isinstance(event, Failed):
             raise ConvLoRAError(event.message)
         assert isinstance(event, Finished)
-        adapter = event.adapter
+        adapter = before = event.adapter
 
         def labels(image: np.ndarray) -> np.ndarray:
             steps = Returning(predict(adapter, backbone, image, device=config.device, cache=cache))

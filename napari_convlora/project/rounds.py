@@ -167,15 +167,18 @@ class Rounds:
         events
             Of the round, for the history of losses and scores.
         start
-            Number and adapter that it went on from, if it did; the number is None for an adapter
-            that is of no round here. Without either the installed round is meant.
+            Number and adapter of what was installed when it began; the number is None for an
+            adapter that is of no round here. Without either the installed round is meant.
         """
         summary = adapter.summary
         verdict = decide(summary)
         warm = summary.get("start") == "installed"
         before, begun = start
-        if begun is None and before is None:
-            before = self._project.manifest.installed
+        if begun is None:
+            before = before or self._project.manifest.installed
+            begun = None if before is None else self.adapter(before)
+        if begun is not None and not warm:  # of what only taught, the recipe needs no more
+            begun = begun.detail_alone() if settings.train.keep_uncorrected else None
         with self._project.lock:
             number = max(numbers(self._project.folder / ROUNDS), default=0) + 1
             record = RoundRecord(
@@ -201,17 +204,15 @@ class Rounds:
                     self._project.entry(stem).rebased(self._project.folder, aside)
                     for stem in annotations
                 ),
-                start=START if warm else None,
+                start=None if begun is None else START,
                 stop_after=record.steps if record.ended_by == "stopped" else None,
                 threads=int(summary.get("threads", 1)),
             )
             recipe.write_annotations(aside, [*annotations.values()])
             adapter.save(aside / ADAPTER)
             write_history(aside / HISTORY, events)
-            if warm and begun is not None:
+            if begun is not None:
                 begun.save(aside / START)
-            elif warm and before is not None:
-                _copy(self.folder(before) / ADAPTER, aside / START)
             final = self.folder(number)
             recipe.write(aside / RECIPE)
             write_record(aside, record)

@@ -41,6 +41,8 @@ def fit_detail(run: RoundState, detail: DetailBranch) -> Iterator[Preview]:
             run.data.counts(),
             brightness,
             run.data.labelled_share,
+            # It has seen the labels that the others must not have seen.
+            run.before if branch is detail else None,
         )
         for _ in steps:
             if run.control.stopping:

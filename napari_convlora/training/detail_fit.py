@@ -3,6 +3,9 @@
 From a stroke or two a perceptron guesses wildly elsewhere, where a random forest stays sober. So a
 forest on the same pixels teaches it on unlabelled ones; the perceptron is what is kept, being
 smaller, smoother, and safe to load from a file.
+
+A stroke that corrects one place may say too much elsewhere. What the branch of the round before
+said was seen and, where it stood out as wrong, corrected: so that branch is a teacher as well.
 """
 
 from __future__ import annotations
@@ -32,6 +35,11 @@ _TEACHING_ALONE = 1.0
 """Unlabelled pixels per step, and the weight of what the forest says of them; and the greater
 weight without the embedding, between few strokes. What objects are, the forest does not know."""
 
+_TRUST = 0.5
+_TEACHING_TRUSTED = 0.3
+"""With a branch of the round before: its part in what is taught, and the weight of that where the
+embedding is read."""
+
 _MIDDLE = 2
 """Of the six scales, that whose intensity tells how bright a place is."""
 
@@ -46,6 +54,7 @@ def fit(
     counts: Tensor | None = None,
     brightness: float = 0.0,
     labelled: float = 1.0,
+    before: DetailBranch | None = None,
 ) -> Iterator[float]:
     """Fit `branch` on labelled pixels; yields the loss after every step.
 
@@ -71,7 +80,9 @@ def fit(
     brightness
         How far pixels are made brighter or darker in training, see `brightness_spread`.
     labelled
-        Labelled part of the annotated planes, in [0, 1]; the less, the more the forest has to say.
+        Labelled part of the annotated planes, in [0, 1]; the less, the more there is to be taught.
+    before
+        The branch whose prediction was corrected, of the same features and classes.
     """
     generator = torch.Generator().manual_seed(seed)
     drawn = target.bincount(minlength=branch.n_classes)
@@ -81,11 +92,16 @@ def fit(
         rows = torch.randperm(len(surroundings), generator=generator)[:_OPINIONS]
         n = n_features(branch.n_channels)  # by the embedding it would know strokes by their place
         opinion = forest_opinion(features[:, :n], target, counts, surroundings[rows, :n], seed)
+        if before is not None:
+            with torch.no_grad():
+                earlier = before(surroundings[rows]).softmax(1)
+            opinion = opinion.lerp(earlier, _TRUST * (1 - labelled))
         known = torch.cat([features, surroundings[rows]])
     branch.mean.copy_(known.mean(0))
     branch.std.copy_(known.std(0, unbiased=False).clamp_min(1e-6))
     weights = class_weights(counts, drawn)
-    teachings = (_TEACHING * labelled + _TEACHING_ALONE * (1 - labelled), _TEACHING)
+    few = _TEACHING_ALONE, _TEACHING if before is None else _TEACHING_TRUSTED
+    teachings = [_TEACHING * labelled + weight * (1 - labelled) for weight in few]
     optimiser = torch.optim.AdamW(branch.parameters(), lr=_LEARNING_RATE, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, _LEARNING_RATE, total_steps=max(2, steps)

@@ -55,6 +55,7 @@ def adapt(
     cache: FeatureCache | None = None,
     start: Adapter | None = None,
     rival: Rival | None = None,
+    before: Adapter | None = None,
     team: Team = ALONE,
 ) -> Generator[Event, None, None]:
     """Adapt `backbone` to annotated images.
@@ -77,6 +78,10 @@ def adapt(
         Go on from this adapter, of the same backbone, method and classes, instead of the base.
     rival
         The installed adapter; the summary of the new one then says how both compare.
+    before
+        The adapter whose prediction was corrected: where few pixels are labelled, its detail branch
+        teaches that of the new one, as what was left uncorrected is more often right than wrong.
+        One of other classes, channels, contrast, scale or backbone is left out.
     team
         The processes that train together; each of them calls this with the same arguments.
 
@@ -96,6 +101,7 @@ def adapt(
             FeatureCache() if cache is None else cache,  # an empty one is falsy
             start,
             team,
+            before if (config or TrainConfig()).keep_uncorrected else None,
         )
         yield from _adapt(run, rival)
     except ConvLoRAError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Sequence
@@ -39,6 +40,9 @@ from napari_convlora.training.team import ALONE, Team
 _DETAIL_BYTES = 1024**3
 """Detail logits kept, beyond which those of large images are computed again."""
 
+_ALIKE = 0.05
+"""Contrast and scale that differ by no more than this part are the same to the detail branch."""
+
 _PREVIEW_REST = 6.0
 """After a preview, train at least this many times as long as it took."""
 
@@ -57,6 +61,7 @@ class RoundState:
         cache: FeatureCache,
         start: Adapter | None = None,
         team: Team = ALONE,
+        before: Adapter | None = None,
     ) -> None:
         self.team = team
         self.control, self.cache, self.config = control, cache, config
@@ -90,11 +95,36 @@ class RoundState:
                 self.model = SemanticSAM(
                     backbone, model_config, len(self.classes), len(self.normalizer.low)
                 ).to(self.device)
+        self.before = None if before is None else self._detail_of(before)
         self.views = view_pool(self.data, self.side, config.views, config.seed)
         self.details, self.blind = FeatureCache(_DETAIL_BYTES), list[DetailBranch]()
         self.plan = Plan(self.device, config.batch, config.decoder_batch)
         self.peak_memory = 0
         self.start = time.monotonic()
+
+    def _detail_of(self, adapter: Adapter) -> DetailBranch | None:
+        """Return an adapter's detail branch; None if it was fitted to something else."""
+        own, new = adapter.normalizer, self.normalizer
+        detail = self.model.detail
+        if (
+            detail is None
+            or adapter.backbone_sha256 != self.model.backbone.checkpoint_sha256
+            or [c.id for c in adapter.classes] != self.ids.tolist()
+            or len(own.low) != len(new.low)
+            or not math.isclose(adapter.pixel_scale, self.pixel_scale, rel_tol=_ALIKE)
+        ):
+            return None
+        ends = np.array([own.low, own.high]) - np.array([new.low, new.high])
+        if (abs(ends) > _ALIKE * np.subtract(new.high, new.low)).any():
+            return None
+        branch, prefix = copy.deepcopy(detail).eval(), "detail."
+        state = {n[len(prefix) :]: t for n, t in adapter.state.items() if n.startswith(prefix)}
+        if {n: t.shape for n, t in state.items()} != {
+            n: t.shape for n, t in branch.state_dict().items()
+        }:
+            return None
+        branch.load_state_dict(state)
+        return branch
 
     def set_annotations(self, images: Sequence[LabelledImage]) -> None:
         """Learn from these annotations of the images from now on."""
@@ -108,7 +138,7 @@ class RoundState:
         """Go on elsewhere."""
         self.device = device
         self.weights = self.weights.to(device)
-        for module in (self.model, *self.blind):
+        for module in (self.model, *self.blind, *filter(None, [self.before])):
             module.to(device)
 
     def elapsed(self) -> float:

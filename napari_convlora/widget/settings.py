@@ -62,6 +62,13 @@ class SettingsForm:
             "and the first preview.",
         )
         self.detail.text = "at full resolution"  # magicgui warns if given along with a label
+        self.keep_uncorrected = CheckBox(
+            label="Left uncorrected",
+            value=train.keep_uncorrected,
+            tooltip="Where little is painted, a round learns as well from what the installed one "
+            "said and you left as it was. Off: from what is painted alone.",
+        )
+        self.keep_uncorrected.text = "counts as a hint"
         self.max_steps = SpinBox(
             label="Steps, at most",
             min=1,
@@ -105,6 +112,7 @@ class SettingsForm:
             self.preset,
             self.head,
             self.detail,
+            self.keep_uncorrected,
             self.max_steps,
             self.max_minutes,
             self.preview_seconds,
@@ -118,7 +126,7 @@ class SettingsForm:
         self.model, self.train = model, train
         for name in ("method", "head", "detail"):
             getattr(self, name).value = getattr(model, name)
-        for name in ("preset", "device"):
+        for name in ("preset", "device", "keep_uncorrected"):
             getattr(self, name).value = getattr(train, name)
         for name in ("max_steps", "seed"):
             box = getattr(self, name)
@@ -142,6 +150,7 @@ class SettingsForm:
         return replace(
             self.train,
             preset=self.preset.value,
+            keep_uncorrected=self.keep_uncorrected.value,
             max_steps=self.max_steps.value,
             max_minutes=self.max_minutes.value or None,
             seed=self.seed.value,

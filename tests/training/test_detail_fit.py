@@ -77,6 +77,30 @@ def test_a_few_labels_leave_elsewhere_to_what_a_forest_would_say() -> None:
     assert agreement(elsewhere) > agreement(None) + 0.05
 
 
+def test_what_the_branch_before_said_holds_between_few_labels() -> None:
+    """Labels differ in one feature; the branch before went by another, which they do not vary."""
+    generator = torch.Generator().manual_seed(0)
+    elsewhere = torch.randn(3000, 24 + 4, generator=generator)
+    features = 0.1 * torch.randn(60, 24 + 4, generator=generator)
+    target = torch.arange(60) % 2
+    features[:, 0] += 2.0 * target - 1
+    torch.manual_seed(0)
+    before = DetailBranch(1, 4, 2)
+    list(fit(before, 4 * elsewhere, (elsewhere[:, 1] > 0).long(), steps=150))
+    earlier = before(elsewhere).argmax(1)
+
+    def agreement(before: DetailBranch | None, labelled: float) -> float:
+        torch.manual_seed(0)
+        branch = DetailBranch(1, 4, 2)
+        steps = fit(branch, features, target, 150, 0, elsewhere, None, 0.0, labelled, before)
+        list(steps)
+        assert (branch(features).argmax(1) == target).float().mean() > 0.95  # labels come first
+        return float((branch(elsewhere).argmax(1) == earlier).float().mean())
+
+    assert agreement(before, 0.01) > agreement(None, 0.01) + 0.1
+    assert agreement(before, 1.0) == agreement(None, 1.0)  # everything is labelled
+
+
 def test_the_forest_overrules_the_filters_but_not_the_embedding() -> None:
     """Labels by the embedding, which the forest lacks: it says half and half, however sure."""
     generator = torch.Generator().manual_seed(0)

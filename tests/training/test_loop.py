@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from napari_convlora.adapter_file import Adapter
 from napari_convlora.annotations import LabelledImage
 from napari_convlora.backbones import Backbone
+from napari_convlora.data import Normalizer
 from napari_convlora.events import (
     Event,
     Failed,
@@ -359,6 +361,33 @@ def test_bad_input_fails_with_one_sentence(backbone: Backbone, scene: Scene) -> 
     for name, (images, word) in cases.items():
         message = the_failure(adapt(backbone, images, CLASSES, config=QUICK))
         assert word in message, name
+
+
+def test_an_adapter_before_teaches_where_it_speaks_of_the_same(
+    backbone: Backbone, scene: Scene
+) -> None:
+    image, _ = scene()
+    other = LabelledImage(image.image[:, ::-1].copy(), image.annotations)
+    before = finished(adapt(backbone, [other], CLASSES, config=QUICK)).adapter
+
+    def learnt(before: Adapter | None, **options: bool) -> Tensor:
+        config = replace(QUICK, **options)
+        last = finished(adapt(backbone, [image], CLASSES, config=config, before=before))
+        return last.adapter.state["detail.filters.weight"]
+
+    alone = learnt(None)
+    assert not torch.equal(learnt(before), alone)
+    assert torch.equal(learnt(before), learnt(before.detail_alone()))
+    assert torch.equal(learnt(before, keep_uncorrected=False), alone)
+    low, high = (np.array(end) for end in (before.normalizer.low, before.normalizer.high))
+    brighter = Normalizer(tuple(low + 0.2 * (high - low)), tuple(high + 0.2 * (high - low)))
+    assert torch.equal(learnt(replace(before, normalizer=brighter)), alone)
+    fewer = replace(before, classes=before.classes[:-1])
+    assert torch.equal(learnt(fewer), alone)
+    assert torch.equal(learnt(replace(before, pixel_scale=before.pixel_scale / 2)), alone)
+    assert torch.equal(learnt(replace(before, backbone_sha256="0" * 64)), alone)
+    damaged = replace(before, state={n: t[:1] for n, t in before.state.items() if t.ndim})
+    assert torch.equal(learnt(damaged), alone)
 
 
 def test_an_empty_field_among_others_may_be_background(backbone: Backbone, scene: Scene) -> None:
