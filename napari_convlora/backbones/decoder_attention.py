@@ -8,7 +8,6 @@ rounding, with a fraction of the operations when there are few tokens.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ class DecoderAttention(nn.Module):
     def __init__(self, base: Any) -> None:
         super().__init__()
         self.num_heads = base.num_heads
+        self.scale = (base.internal_dim // base.num_heads) ** -0.5
         self.q_proj, self.k_proj = base.q_proj, base.k_proj
         self.v_proj, self.out_proj = base.v_proj, base.out_proj
 
@@ -53,9 +53,9 @@ class DecoderAttention(nn.Module):
 
         The bias of the keys changes all scores of a query alike, so softmax does not see it.
         """
-        queries, width = self._heads(self.q_proj(q)), self.q_proj.out_features // self.num_heads
+        queries = self._heads(self.q_proj(q))
         queries = torch.einsum("bnhd,hdc->bhnc", queries, self._rows(self.k_proj))
-        scores = queries.flatten(1, 2) @ k.transpose(1, 2) / math.sqrt(width)
+        scores = queries.flatten(1, 2) @ k.transpose(1, 2) * self.scale
         read = (scores.softmax(-1) @ v).unflatten(1, (self.num_heads, -1))
         read = torch.einsum("bhnc,hdc->bnhd", read, self._rows(self.v_proj)).flatten(2)
         out: Tensor = self.out_proj(read + self.v_proj.bias)
@@ -63,10 +63,10 @@ class DecoderAttention(nn.Module):
 
     def _to_tokens(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Few keys: they go through the query projection, and their values to the output."""
-        keys, width = self._heads(self.k_proj(k)), self.q_proj.out_features // self.num_heads
+        keys = self._heads(self.k_proj(k))
         constant = torch.einsum("bmhd,hd->bhm", keys, self._heads(self.q_proj.bias)).flatten(1)
         keys = torch.einsum("bmhd,hdc->bhmc", keys, self._rows(self.q_proj)).flatten(1, 2)
-        scores = (q @ keys.transpose(1, 2) + constant[:, None]) / math.sqrt(width)
+        scores = (q @ keys.transpose(1, 2) + constant[:, None]) * self.scale
         weights = scores.unflatten(-1, (self.num_heads, -1)).softmax(-1).flatten(2)
         columns = self.out_proj.weight.unflatten(1, (self.num_heads, -1))
         values = torch.einsum("bmhd,chd->bhmc", self._heads(self.v_proj(v)), columns).flatten(1, 2)

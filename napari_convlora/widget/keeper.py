@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from qtpy.QtCore import QObject, QTimer, Signal
 
+from napari_convlora.annotations import find_background
 from napari_convlora.config import ClassInfo, ConvLoRAError, InputError
 from napari_convlora.project import ImageEntry, Manifest, Project, Settings, recovery
 from napari_convlora.project.writer import Writer
 from napari_convlora.widget.jobs import Recipe, Snapshot
-from napari_convlora.widget.kept import Kept
+from napari_convlora.widget.kept import Kept, stored_snapshot
 from napari_convlora.widget.layers import ImageLayers
-from napari_convlora.widget.stored import StoredImages
 from napari_convlora.widget.workflow import Workflow
 
 if TYPE_CHECKING:
@@ -51,8 +51,6 @@ class Keeper(QObject):
         Whether everything is written and the folder is let go of.
     writer
         Writes in the background, in order.
-    stored
-        The images of the project that are not open.
 
     Signals
     -------
@@ -99,7 +97,6 @@ class Keeper(QObject):
         self._images.changed.connect(self._follow)
         self._images.leaving.connect(self._on_leaving)
         self._images.relabelled.connect(self._on_relabelled)
-        self.stored = StoredImages(lambda: self.project, self._opened, self._images, self.writer)
         workflow.elsewhere = self._elsewhere
         workflow.predicted.connect(self._on_predicted)
 
@@ -107,6 +104,12 @@ class Keeper(QObject):
     def entries(self) -> tuple[ImageEntry, ...]:
         """The images of the project."""
         return () if self.project is None else self.project.manifest.images
+
+    @property
+    def stored(self) -> list[ImageEntry]:
+        """The images of the project that are not open."""
+        here = {k.stem for k in self._kept if k.record in self._images.records}
+        return [entry for entry in self.entries if entry.stem not in here]
 
     @property
     def classes(self) -> tuple[ClassInfo, ...]:
@@ -354,23 +357,27 @@ class Keeper(QObject):
             self.writer.put(self.wrote.emit)
 
     def _elsewhere(self) -> list[Snapshot]:
-        """Annotated images that are not in the viewer, to learn from as well."""
+        """Annotated images of the project that are not in the viewer, as many channels."""
         if self.project is None:
             return []
         self.save()
         self.writer.flush()
-        return self.stored.snapshots()
-
-    def _opened(self) -> set[str | None]:
-        return {k.stem for k in self._kept if k.record in self._images.records}
+        current = self._images.need()
+        return [
+            stored_snapshot(self.project, entry, find_background(self.classes))
+            for entry in self.stored
+            if entry.annotated and entry.shape[3] == current.n_channels
+        ]
 
     def _on_relabelled(self, class_id: int, to: int) -> None:
         for kept in self._kept:  # strokes of images that were taken out of the viewer
             layer = kept.record.annotations
             if layer is not None and kept.record not in self._images.records:
                 layer.data[layer.data == class_id] = to
-        self.stored.relabel(class_id, to)
-        self.writer.put(self.wrote.emit)
+        if self.project is not None:
+            for entry in self.stored:
+                self.writer.put(partial(self.project.relabel, entry.stem, class_id, to))
+            self.writer.put(self.wrote.emit)
 
     def _add_layer(self, entry: ImageEntry, pixels: np.ndarray) -> Image:
         place = {n: getattr(entry, n) for n in ("scale", "translate") if getattr(entry, n)}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,27 @@ from qtpy.QtCore import QTimer
 from napari_convlora.config import ConvLoRAError
 from napari_convlora.project import ImageEntry, Project
 from napari_convlora.reviewed import Outlines
+from napari_convlora.widget.jobs import Snapshot
 from napari_convlora.widget.layers import ImageLayers
+
+
+@dataclass(frozen=True, eq=False)
+class OnDisk:
+    """Pixels of a project's image that is not open; read by whoever makes an array of it."""
+
+    entry: ImageEntry
+    folder: Path
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        """Return the pixels as a layer would hold them."""
+        return np.asarray(self.entry.as_layer(self.entry.read(self.folder)), dtype)
+
+
+def stored_snapshot(project: Project, entry: ImageEntry, background_id: int | None) -> Snapshot:
+    """Return an image of a project that is not open, to learn from."""
+    painted, regions = project.annotated(entry.stem)
+    how = OnDisk(entry, project.folder), entry.rgb, entry.channel_axis
+    return Snapshot(entry.name, *how, painted, None, regions, background_id, entry.stem)
 
 
 class Kept:

@@ -359,7 +359,8 @@ class ConvLoRAWidget(QWidget):
 
     def _on_removal(self, class_id: int) -> None:
         name = next(info.name for info in self.classes if info.id == class_id)
-        painted = self.images.painted_with(class_id) + self.keeper.stored.painted_with(class_id)
+        stored = sum(entry.counts.get(class_id, 0) for entry in self.keeper.stored)
+        painted = self.images.painted_with(class_id) + stored
         if dialogs.may_remove(self, name, painted):
             self.remove_class(class_id)
 
