@@ -62,7 +62,7 @@ def test_what_would_be_ignored_is_refused(
 ) -> None:
     assert cli.main(arguments) == cli.BAD_USAGE
     said = capsys.readouterr().err
-    assert "does not go with" in said or "--start installed goes with" in said
+    assert "does not go with" in said or "go with --project" in said
 
 
 def test_masks_of_a_project_do_not_replace_its_images(

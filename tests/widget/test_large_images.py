@@ -105,8 +105,8 @@ def test_what_is_seen_is_predicted_first_and_shown_at_once(
     widget.adapt()
     wait(widget, 60_000)
     record = widget.images.current
-    viewer.camera.center = (540, 620)
-    viewer.camera.zoom = 30
+    viewer.scene.camera.center = (540, 620)
+    viewer.scene.camera.zoom = 30
     viewer.screenshot(flash=False)  # napari finds out what is seen when it draws
     seen = record.seen(record.prediction)
     assert seen.top > 400
