@@ -84,9 +84,10 @@ def adapt(options: argparse.Namespace, run: RunRound) -> tuple[Finished, list[Ev
         stems, images = project.labelled()
         session = _session(chosen)
         restore(project, session)
+        start = project.manifest.installed, session.installed
         last, history = run(session, images, project.manifest.classes)
         painted = {stem: project.annotated(stem) for stem in stems}
-        record = project.rounds.add(last.adapter, painted, chosen, history)
+        record = project.rounds.add(last.adapter, painted, chosen, history, start)
         return last, history, f"{record.reason}\nRound {record.number}"
 
 

@@ -436,6 +436,15 @@ def test_a_damaged_record_does_not_close_the_project(with_rounds: Project) -> No
     assert [r.number for r in with_rounds.rounds.records()] == [2, 3]
 
 
+def test_a_round_is_kept_although_the_installed_adapter_cannot_be_read(
+    with_rounds: Project, adapter: Adapter
+) -> None:
+    (with_rounds.rounds.folder(1) / "adapter.safetensors").write_bytes(b"damaged")
+    record = with_rounds.rounds.add(adapter, {"cells": (strokes(), ())}, Settings(), (), (1, None))
+    recipe = with_rounds.rounds.recipe(record.number)
+    assert (recipe.start, recipe.settings.train.keep_uncorrected) == (None, False)
+
+
 def test_the_correction_score_is_that_of_later_strokes(with_rounds: Project) -> None:
     assert with_rounds.rounds.corrections(1).pixels == 0
     with_rounds.rounds.keep_prediction(1, "cells", np.ones(SHAPE[:3], np.uint8))

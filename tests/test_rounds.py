@@ -43,6 +43,7 @@ def test_only_a_clearly_worse_round_is_not_installed(
         ({"compared": {"new": 0.7, "installed": 0.7}, "score": 0.9}, {"score": 0.1}, False),
         ({"compared": {"why": "too few"}, "score": 0.8}, {"score": 0.7}, True),
         ({"compared": {"why": "too few"}, "score": 0.702}, {"score": 0.7}, False),
+        ({"compared": {"why": "too few"}, "score": 1.0}, {"score": 1.0}, True),
         ({"score": 0.5, "held_out": True}, {"score": 0.9, "held_out": False}, True),
         ({"score": 0.5}, None, True),
         ({"score": None}, {"score": 0.9}, True),

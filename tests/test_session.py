@@ -38,6 +38,22 @@ def test_rounds_follow_each_other_and_the_last_adapter_predicts(session: Session
     assert steps.value.labels.shape == truth.shape
 
 
+def test_what_was_learnt_from_erased_labels_is_no_hint(session: Session) -> None:
+    image, _ = make_scene()
+    at = np.argwhere(image.annotations != 0)
+
+    def hinted(n_erased: int) -> bool:
+        list(session.run_round([image], CLASSES))
+        left = image.annotations.copy()
+        left[tuple(at[:n_erased].T)] = 0
+        *_, last = session.run_round([replace(image, annotations=left)], CLASSES)
+        assert isinstance(last, Finished)
+        return last.adapter.summary["hint"]
+
+    assert hinted(1)  # retouched
+    assert not hinted(len(at) // 3)
+
+
 def test_only_the_last_and_the_installed_adapter_stay_in_memory(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,7 +37,8 @@ class Recipe:
     labels
         Name of that folder.
     start
-        Adapter file, beside the recipe, that the round went on from; None for the base.
+        Adapter file, beside the recipe, that the round went on from or, from the base, whose detail
+        branch taught as well; None for neither.
     stop_after
         Step after which somebody stopped it; None if it ended by itself.
     threads

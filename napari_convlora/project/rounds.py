@@ -168,17 +168,16 @@ class Rounds:
             Of the round, for the history of losses and scores.
         start
             Number and adapter of what was installed when it began; the number is None for an
-            adapter that is of no round here. Without either the installed round is meant.
+            adapter that is of no round here, and the adapter if nothing was installed.
         """
         summary = adapter.summary
         verdict = decide(summary)
         warm = summary.get("start") == "installed"
         before, begun = start
-        if begun is None:
-            before = before or self._project.manifest.installed
-            begun = None if before is None else self.adapter(before)
         if begun is not None and not warm:  # of what only taught, the recipe needs no more
-            begun = begun.detail_alone() if settings.train.keep_uncorrected else None
+            begun = begun.detail_alone() if summary.get("hint") else None
+        if not summary.get("hint"):  # whatever the reason, it is repeated without
+            settings = replace(settings, train=replace(settings.train, keep_uncorrected=False))
         with self._project.lock:
             number = max(numbers(self._project.folder / ROUNDS), default=0) + 1
             record = RoundRecord(

@@ -95,7 +95,8 @@ def fit(
         if before is not None:
             with torch.no_grad():
                 earlier = before(surroundings[rows]).softmax(1)
-            opinion = opinion.lerp(earlier, _TRUST * (1 - labelled))
+            if earlier.isfinite().all():  # an adapter from elsewhere may hold any number
+                opinion = opinion.lerp(earlier, _TRUST * (1 - labelled))
         known = torch.cat([features, surroundings[rows]])
     branch.mean.copy_(known.mean(0))
     branch.std.copy_(known.std(0, unbiased=False).clamp_min(1e-6))

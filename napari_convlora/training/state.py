@@ -109,7 +109,8 @@ class RoundState:
         if (
             detail is None
             or adapter.backbone_sha256 != self.model.backbone.checkpoint_sha256
-            or [c.id for c in adapter.classes] != self.ids.tolist()
+            # An id may have been given away and taken again; a name tells.
+            or [(c.id, c.name) for c in adapter.classes] != [(c.id, c.name) for c in self.classes]
             or len(own.low) != len(new.low)
             or not math.isclose(adapter.pixel_scale, self.pixel_scale, rel_tol=_ALIKE)
         ):
@@ -236,6 +237,7 @@ class RoundState:
                 "labelled_pixels": {str(k): v for k, v in self.pixels.items()},
                 "seed": self.config.seed,
                 "start": "installed" if self.warm else "base",
+                "hint": self.before is not None,
                 "peak_memory": self.peak_memory,
                 "cache": {"memory": self.cache.nbytes, "disk": self.cache.disk_bytes},
                 "threads": torch.get_num_threads(),

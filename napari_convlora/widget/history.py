@@ -186,9 +186,9 @@ class History(QObject):
         session, number = self._workflow.runner.session, self.installed
         n_rounds = 0 if session is None else len(session.rounds)
         self._workflow.earlier = max((r.number for r in self.records), default=0) - n_rounds
-        if number is not None:
-            self._install_adapter(number, show=False)
-        elif session is not None:
+        if session is not None:  # nor may another project's adapter stay where this one's is lost
             session.uninstall()
             self._workflow.changed.emit()
+        if number is not None:
+            self._install_adapter(number, show=False)
         self._count_corrections()

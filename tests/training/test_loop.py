@@ -384,8 +384,12 @@ def test_an_adapter_before_teaches_where_it_speaks_of_the_same(
     assert torch.equal(learnt(replace(before, normalizer=brighter)), alone)
     fewer = replace(before, classes=before.classes[:-1])
     assert torch.equal(learnt(fewer), alone)
+    others = tuple(replace(info, name=f"{info.name}, another one") for info in before.classes)
+    assert torch.equal(learnt(replace(before, classes=others)), alone)
     assert torch.equal(learnt(replace(before, pixel_scale=before.pixel_scale / 2)), alone)
     assert torch.equal(learnt(replace(before, backbone_sha256="0" * 64)), alone)
+    broken = before.state | {"detail.std": torch.zeros_like(before.state["detail.std"])}
+    assert torch.equal(learnt(replace(before, state=broken)), alone)
     damaged = replace(before, state={n: t[:1] for n, t in before.state.items() if t.ndim})
     assert torch.equal(learnt(damaged), alone)
 
