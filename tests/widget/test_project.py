@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
@@ -243,6 +244,23 @@ def test_rolling_back_installs_the_chosen_round(ready, wait, saved):
     assert [rounds.item(row, 0).text() for row in range(2)] == ["2", "1 ✓"]
     assert all((widget.session.installed.state[k] == v).all() for k, v in first.items())
     assert widget.status.startswith("The prediction is ready")
+
+
+def test_another_projects_adapter_does_not_stay_where_this_ones_is_damaged(
+    ready, wait, saved, tmp_path
+):
+    _, widget = ready()
+    widget.adapt()
+    wait(widget)
+    saved(widget)
+    other = tmp_path / "other"
+    shutil.copytree(widget.keeper.project.folder, other)
+    (other / "rounds" / "001" / "adapter.safetensors").write_bytes(b"damaged")
+    widget.keeper.open(other)
+    wait(widget)
+    assert "export the adapter again" in widget.status
+    assert widget.session.installed is None
+    assert not widget.workflow.has_adapter
 
 
 def test_a_worse_round_is_not_installed_and_says_so(ready, wait, saved, monkeypatch):
