@@ -6,7 +6,7 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,6 +167,30 @@ def check_annotations(
         (only,) = used
         raise InputError(f"Only class {only} ({names[only]}) is annotated: {_TWO_CLASSES}.")
     return {info.id: used.get(info.id, 0) for info in classes}
+
+
+def known_only(
+    labels: np.ndarray, classes: Sequence[ClassInfo], merged: Mapping[int, int]
+) -> np.ndarray:
+    """Return class ids without those that have left the table since a model learnt them.
+
+    Parameters
+    ----------
+    labels
+        Class ids, 0..255.
+    classes
+        The class table.
+    merged
+        For classes that were merged, the one that has taken their pixels.
+    """
+    known = {info.id for info in classes}
+    table = np.zeros(MAX_CLASSES + 1, np.uint8)
+    for class_id in range(1, MAX_CLASSES + 1):
+        now = class_id
+        for _ in merged:  # as often as there are steps; a file may lead in a circle
+            now = now if now in known else merged.get(now, now)
+        table[class_id] = now if now in known else 0
+    return table[labels]
 
 
 def merge_corrections(

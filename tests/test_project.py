@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from napari_convlora.adapter_file import Adapter
-from napari_convlora.annotations import default_classes
+from napari_convlora.annotations import default_classes, known_only
 from napari_convlora.config import InputError, TrainConfig
 from napari_convlora.project import ImageEntry, Manifest, Project, Settings, labels, owner
 
@@ -443,6 +443,22 @@ def test_a_round_is_kept_although_the_installed_adapter_cannot_be_read(
     record = with_rounds.rounds.add(adapter, {"cells": (strokes(), ())}, Settings(), (), (1, None))
     recipe = with_rounds.rounds.recipe(record.number)
     assert (recipe.start, recipe.settings.train.keep_uncorrected) == (None, False)
+
+
+def test_merged_classes_that_lead_in_a_circle_are_survived(tmp_path):
+    Manifest(merged={3: 4, 4: 3, 5: 6, 6: 1}).write(tmp_path / "project.json")
+    merged = Manifest.read(tmp_path / "project.json").merged
+    found = known_only(np.array([1, 3, 4, 5]), default_classes(2), merged)
+    np.testing.assert_array_equal(found, [1, 0, 0, 1])
+
+
+def test_merged_classes_count_as_the_one_that_took_them(with_rounds: Project) -> None:
+    with_rounds.rounds.keep_prediction(1, "cells", np.full(SHAPE[:3], 3, np.uint8))
+    with_rounds.update(lambda m: replace(m, classes=m.classes[:2], merged={3: 2}))
+    later = strokes()
+    later[0, 30:34, :4] = 2
+    with_rounds.keep_annotations("cells", later)
+    assert with_rounds.rounds.corrections(1).accuracy == 1
 
 
 def test_the_correction_score_is_that_of_later_strokes(with_rounds: Project) -> None:

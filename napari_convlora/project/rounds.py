@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from napari_convlora.annotations import known_only
 from napari_convlora.config import InputError
 from napari_convlora.export import write_history
 from napari_convlora.files import read_labels
@@ -270,12 +271,10 @@ class Rounds:
             if today is not None:
                 learnt = folder / ANNOTATIONS / path.name
                 old = read_labels(learnt, shape) if learnt.is_file() else np.zeros_like(today)
-                for parts, array in (
-                    (predicted, read_labels(path, shape)),
-                    (before, old),
-                    (now, today),
-                ):
-                    parts.append(array.ravel())
+                classes, merged = self._project.manifest.classes, self._project.manifest.merged
+                for parts, array in ((predicted, read_labels(path, shape)), (before, old)):
+                    parts.append(known_only(array, classes, merged).ravel())
+                now.append(today.ravel())
         if not now:
             return Correction(0, float("nan"), float("nan"))
         return correction(*map(np.concatenate, (predicted, before, now)))

@@ -71,30 +71,6 @@ def known_classes(meta: Mapping[str, Any]) -> tuple[ClassInfo, ...]:
     )
 
 
-def known_only(
-    labels: np.ndarray, classes: Sequence[ClassInfo], merged: Mapping[int, int]
-) -> np.ndarray:
-    """Return class ids without those that have left the table since a model learnt them.
-
-    Parameters
-    ----------
-    labels
-        Class ids, 0..255.
-    classes
-        The class table.
-    merged
-        For classes that were merged, the one that has taken their pixels.
-    """
-    known = {info.id for info in classes}
-    table = np.zeros(MAX_CLASSES + 1, np.uint8)
-    for class_id in range(1, MAX_CLASSES + 1):
-        now = class_id
-        for _ in merged:  # as often as there are steps; a file may lead in a circle
-            now = now if now in known else merged.get(now, now)
-        table[class_id] = now if now in known else 0
-    return table[labels]
-
-
 def complete(classes: Iterable[ClassInfo], ids: Iterable[int]) -> tuple[ClassInfo, ...]:
     """Return `classes` with a default row for every one of `ids` that lacks one."""
     table = {info.id: info for info in classes}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from napari.layers import Image, Labels, Layer, Shapes
 
-from napari_convlora.annotations import find_background, protect
+from napari_convlora.annotations import find_background, known_only, protect
 from napari_convlora.blocks import Block
 from napari_convlora.config import UNLABELLED, ClassInfo, InputError
 from napari_convlora.reviewed import Outlines, fill_outlines
@@ -387,7 +387,7 @@ class ImageLayers(ImageFrame):
 
     def _of_today(self, labels: np.ndarray) -> np.ndarray:
         """Return class ids that a model learnt in those of the class table."""
-        return class_colours.known_only(labels, self.classes, self.merged)
+        return known_only(labels, self.classes, self.merged)
 
     def _annotated(self, part: slice) -> np.ndarray:
         """Return annotations of some planes, the background of reviewed regions included."""

@@ -8,8 +8,6 @@ from qtpy.QtWidgets import QMessageBox
 
 from napari_convlora.annotations import default_classes, read_classes, write_classes
 from napari_convlora.config import ClassInfo, InputError
-from napari_convlora.project import Manifest
-from napari_convlora.widget.class_colours import known_only
 from napari_convlora.widget.class_table import ClassTable
 
 
@@ -261,10 +259,3 @@ def test_painting_an_id_outside_the_table_adds_it(ready, paint, qtbot):
     qtbot.waitUntil(lambda: widget.images.counts.pixels.get(5) == 150)
     assert [info.id for info in widget.classes] == [1, 2, 5]
     assert widget.table._table.item(2, 4).text() == "150"
-
-
-def test_merged_classes_that_lead_in_a_circle_are_survived(tmp_path):
-    Manifest(merged={3: 4, 4: 3, 5: 6, 6: 1}).write(tmp_path / "project.json")
-    merged = Manifest.read(tmp_path / "project.json").merged
-    found = known_only(np.array([1, 3, 4, 5]), default_classes(2), merged)
-    np.testing.assert_array_equal(found, [1, 0, 0, 1])
