@@ -85,6 +85,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backbone", default=Settings().backbone, metavar="NAME|PATH")
     parser.add_argument("--preset", choices=get_args(PresetName), default=Settings().train.preset)
     parser.add_argument("--max-steps", type=int, metavar="N", help="of a round")
+    parser.add_argument(
+        "--keep-uncorrected",
+        action=argparse.BooleanOptionalAction,
+        default=Settings().train.keep_uncorrected,
+        help="what a round said is a hint for the next one",
+    )
     parser.add_argument("--device", choices=get_args(DeviceName), default="auto")
     parser.add_argument(
         "--quick",
@@ -184,7 +190,11 @@ def _settings(options: argparse.Namespace) -> Settings:
         crop=_QUICK_CROP if options.quick else None,
     )
     train = replace(
-        settings.train, preset=options.preset, max_steps=options.max_steps, device=options.device
+        settings.train,
+        preset=options.preset,
+        max_steps=options.max_steps,
+        device=options.device,
+        keep_uncorrected=options.keep_uncorrected,
     )
     if options.quick:
         train = replace(train, views=_QUICK_VIEWS, detail_steps=_QUICK_DETAIL_STEPS)

@@ -57,6 +57,8 @@ def test_a_quick_run_leaves_tables_curves_and_a_file_to_resume_from(
     assert main(["--out", str(out), "--redraw"]) == 0
     assert main([*arguments, "forest", "--rounds", "3"]) == 1
     assert "rounds 2 against 3" in said(capsys)
+    assert main([*arguments, "forest", "--no-keep-uncorrected"]) == 1
+    assert "keep_uncorrected True against False" in said(capsys)
 
 
 def test_a_failed_run_is_reported_and_the_rest_is_done(
