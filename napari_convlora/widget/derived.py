@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from napari.layers import Image, Labels, Layer
 
 from napari_convlora.blocks import Block
 from napari_convlora.review import Guide, Place
+from napari_convlora.reviewed import inside_outlines
 from napari_convlora.widget import class_colours
 from napari_convlora.widget.new_layer import placement
 
@@ -71,6 +73,17 @@ class DerivedLayers:
             self._guide = Guide(uncertainty, self.spacing)
             self._guide.visited.extend(self._visited)
         return self._guide if uncertainty is not None else None
+
+    def next_place(self, guide: Guide) -> Place | None:
+        """Return the next place that is neither painted nor reviewed; None if there is none."""
+        record, outlines = self._record, self._record.outlines()
+
+        @cache  # a plane of which no place is looked at is not drawn
+        def reviewed(plane: int) -> np.ndarray:
+            here = [(0, vertices) for p, vertices in outlines if p == plane]
+            return inside_outlines((1, *record.planes_shape[1:]), here)[0]
+
+        return guide.next(lambda part: record.labelled(part) | reviewed(part[0])[part[1:]])
 
     def show_uncertainty(self, uncertainty: np.ndarray | None) -> None:
         """Show (P, H, W) uint8 per cent as an image, hidden at first; None takes it away.

@@ -13,6 +13,7 @@ from qtpy.QtWidgets import QCheckBox, QGridLayout, QLabel, QPushButton, QSlider,
 
 from napari_convlora.config import ConvLoRAError, InputError
 from napari_convlora.review import component
+from napari_convlora.reviewed import fill_outlines
 from napari_convlora.widget.camera import show_place
 from napari_convlora.widget.derived import NOTHING_PREDICTED, is_derived
 from napari_convlora.widget.region_tool import Kind, RegionTool
@@ -88,7 +89,7 @@ class ReviewSection(QWidget):
         self.by_confidence = {accept: QPushButton() for accept in (True, False)}
         self.next_button = QPushButton(f"Next ({NEXT_KEY})")
         self.next_button.setToolTip(
-            "Go to the most uncertain place that is not labelled and was not shown yet."
+            "Go to the most uncertain place that is not painted or reviewed and was not shown yet."
         )
         self.compare_button = QPushButton(f"Previous ({COMPARE_KEY})")
         self.compare_button.setCheckable(True)
@@ -131,7 +132,8 @@ class ReviewSection(QWidget):
         record = self._images.need()
         count = self._images.accept(mask, first) if accept else record.reject(mask, first)
         if not count:
-            self._say("Nothing was changed: there is no prediction, or it is painted already.")
+            known = "painted" if accept else "painted or reviewed"
+            self._say(f"Nothing was changed: there is no prediction, or it is {known} already.")
             return
         self._changed = record.annotations if accept else record.prediction
         if not self.tool.active:  # so that Ctrl-Z reaches it
@@ -303,13 +305,14 @@ class ReviewSection(QWidget):
         record = self._images.need()
         guide = record.derived.guide
         assert guide is not None
-        place = guide.next(record.labelled)
+        place = record.derived.next_place(guide)
         if place is None:
+            done = f"Nothing else in '{record.image.name}' is uncertain. "
+            if fill_outlines(record.labelled(), record.outlines(), True).all():
+                done = f"All of '{record.image.name}' is painted or reviewed. "
+            again = f"Press {NEXT_KEY} to see its places again." if guide.visited else ""
+            self._say(done + self._another(record.image) + again)
             guide.restart()
-            self._say(
-                f"Nothing else in '{record.image.name}' is uncertain. {self._another(record.image)}"
-                f"Press {NEXT_KEY} to see its places again."
-            )
             return
         show_place(record, place, _PLACES_WIDE * record.derived.spacing)
         planes = record.planes_shape[0]

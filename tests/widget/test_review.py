@@ -350,6 +350,35 @@ def test_next_finds_the_uncertainty_and_tours_the_planes(
     assert widget.images.current.derived.uncertainty is not None
 
 
+def test_what_is_reviewed_is_neither_visited_nor_rejected(
+    make_napari_viewer_proxy, make_widget, halves
+):
+    viewer = make_napari_viewer_proxy()
+    viewer.add_image(np.stack([halves] * 2), name="stack")
+    widget = make_widget(viewer)
+    record, review = widget.images.current, widget.review
+    record.show(np.ones((2, 80, 90), np.uint8))
+    record.derived.show_uncertainty(np.full((2, 80, 90), 50, np.uint8))
+    review.refresh()
+    viewer.dims.set_current_step(0, 1)
+    widget.reviewed.complete_plane()
+    review.next_place()
+    while widget.status.startswith("Place"):
+        assert "plane 1 of 2" in widget.status
+        review.next_place()
+    assert widget.status.startswith("Nothing else in 'stack' is uncertain.")
+    viewer.dims.set_current_step(0, 1)
+    widget.table.select(1)
+    review.by_class[False].click()
+    assert (viewer.layers["prediction"].data == 1).all()  # as it is exported
+    assert "reviewed already" in widget.status
+    viewer.dims.set_current_step(0, 0)
+    widget.reviewed.complete_plane()
+    review.next_place()
+    assert widget.status.startswith("All of 'stack' is painted or reviewed.")
+    assert "again" not in widget.status
+
+
 def test_the_previous_round_is_shown_while_its_key_is_held(predicted, wait, keys):
     viewer, widget = predicted()
     prediction = viewer.layers["prediction"]
