@@ -90,6 +90,7 @@ class ConvLoRAWidget(QWidget):
         self.rounds.layout().addWidget(self.automatic)
         self.keeper.automatic = self.automatic.isChecked
         self.review.following = self.project.following
+        self.review.step = lambda: self.keeper.step(1)
         self.memory = MemorySection(self.workflow)
         self._untouched = True
         self._counts = Counts()

@@ -379,6 +379,46 @@ def test_what_is_reviewed_is_neither_visited_nor_rejected(
     assert "again" not in widget.status
 
 
+def test_next_goes_on_through_the_images_of_the_project(started, paint, wait, saved, keys, qtbot):
+    viewer, widget = started()
+    layer = widget.start_annotating()
+    paint(layer, 1, 10)
+    paint(layer, 2, 70)
+    qtbot.waitUntil(lambda: len(widget.images.counts.pixels) == 2)
+    widget.adapt()
+    wait(widget)
+    widget.keeper.step(1)
+    widget.predict()
+    wait(widget)
+    widget.keeper.step(-1)
+    layer = widget.start_annotating()
+
+    def skip_places():
+        widget.images.current.derived.show_uncertainty(np.zeros((1, 80, 90), np.uint8))
+        keys.click(Qt.Key.Key_N)
+
+    skip_places()
+    assert widget.status.endswith(
+        "Press N again to open 'picture1', the next image of the project."
+    )
+    paint(layer, 2, 30)
+    keys.click(Qt.Key.Key_N)
+    assert "picture1" in viewer.layers
+    qtbot.waitUntil(lambda: widget.status.startswith("Place 1:"), timeout=20_000)
+    skip_places()
+    keys.click(Qt.Key.Key_N)
+    assert widget.status.startswith("'picture2' is open. Press N to predict it")
+    keys.click(Qt.Key.Key_N)
+    qtbot.waitUntil(lambda: widget.status.startswith("Place 1:"), timeout=20_000)
+    assert viewer.layers["prediction"].data.any()
+    skip_places()  # it is the last one
+    assert "open" not in widget.status
+    keys.click(Qt.Key.Key_N)
+    assert "picture2" in viewer.layers
+    saved(widget)
+    assert widget.keeper.entries[0].counts == {1: 150, 2: 300}
+
+
 def test_the_previous_round_is_shown_while_its_key_is_held(predicted, wait, keys):
     viewer, widget = predicted()
     prediction = viewer.layers["prediction"]
