@@ -269,7 +269,7 @@ class ConvLoRAWidget(QWidget):
         table.selected.connect(self.images.select_class)
         table.removal_asked.connect(self._on_removal)
         table.refused.connect(self._say)
-        table.merge_asked.connect(self.merge_class)
+        table.merge_asked.connect(self._on_merging)
         table.load_asked.connect(lambda: dialogs.with_classes(self, self.load_classes))
         table.save_asked.connect(lambda: dialogs.with_new_classes(self, self.save_classes))
         self.images.class_chosen.connect(table.select)
@@ -359,11 +359,18 @@ class ConvLoRAWidget(QWidget):
         self.table.ensure(classes)
 
     def _on_removal(self, class_id: int) -> None:
-        name = next(info.name for info in self.classes if info.id == class_id)
-        stored = sum(entry.counts.get(class_id, 0) for entry in self.keeper.stored)
-        painted = self.images.painted_with(class_id) + stored
-        if dialogs.may_remove(self, name, painted):
+        painted = self.images.painted_with(class_id) + self._stored(class_id)
+        if dialogs.may_remove(self, self.table.name(class_id), painted):
             self.remove_class(class_id)
+
+    def _on_merging(self, class_id: int, into: int) -> None:
+        names = self.table.name(class_id), self.table.name(into)
+        if dialogs.may_merge(self, *names, self._stored(class_id)):
+            self.merge_class(class_id, into)
+
+    def _stored(self, class_id: int) -> int:
+        """Return how many pixels of images that are not open are annotated with a class."""
+        return sum(entry.counts.get(class_id, 0) for entry in self.keeper.stored)
 
     def _on_counted(self, counts: Counts) -> None:
         self.table.ensure(default_classes(counts.pixels))
