@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from napari_convlora.widget.layers import ImageLayers
 
 NOTHING_PREDICTED = "Nothing is predicted yet: press Adapt first, or load an adapter."
+_MENDED = f"{class_colours.KEY} mended"
 _LEAST_DISTANCE, _MOST_DISTANCE = 16, 64
 
 
@@ -152,19 +153,30 @@ class DerivedLayers:
         if prediction is not None:
             prediction.visible = not shown or previous is None
 
-    def show_instances(self, instances: np.ndarray, table: dict[str, np.ndarray]) -> None:
-        """Show instances (P, H, W) and their table as features of the layer."""
-        record = self._record
+    def show_instances(self, instances: np.ndarray, table: dict[str, np.ndarray]) -> str:
+        """Show instances (P, H, W) and their table as features of the layer.
+
+        Returns
+        -------
+        str
+            Name of the layer there was before if the user has mended it: it is only hidden.
+        """
+        record, mended = self._record, ""
         # Instances are numbered anew, so the undo history of the old ones must not survive.
         layer = self._get("instances")
-        if layer is not None:
+        if layer is not None and layer.metadata.get(_MENDED):
+            layer.visible, mended = False, layer.name
+        elif layer is not None:
             record.viewer.layers.remove(layer)
         layer = Labels(
             instances.reshape(record.shape),
             features=table,
             **self._attributes("instances"),
         )
+        for event in (layer.events.paint, layer.events.data):
+            event.connect(_on_mended)
         self._add("instances", layer, above=record.prediction or record.image)
+        return mended
 
     def put_away(self) -> None:
         """Take the layers away as another image takes this one's place.
@@ -175,8 +187,9 @@ class DerivedLayers:
             layer = self._get(role)
             if layer is not None:
                 self._record.viewer.layers.remove(layer)
-        if self.instances is not None:
-            self.instances.visible = False
+        for layer in self._record.viewer.layers:
+            if layer.metadata.get(class_colours.KEY) == self._tag("instances"):
+                layer.visible = False
 
     def _get(self, role: str) -> Any:
         layers, shape = self._record.viewer.layers, self._record.shape
@@ -206,3 +219,7 @@ class DerivedLayers:
         self._layers[role] = layer
         layers.insert(layers.index(above) + 1, layer)
         layers.selection.active = active  # the user may be painting on another layer
+
+
+def _on_mended(event: Any) -> None:
+    event.source.metadata[_MENDED] = True  # where another panel finds it
