@@ -261,7 +261,7 @@ class ClassTable(QWidget):
         for column, counts in ((_STROKES, self._strokes), (_PIXELS, self._pixels)):
             item, n = self._table.item(row, column), counts.get(info.id, 0)
             item.setText(f"{n:,}" if n else "–")
-            item.setToolTip("" if n else f"No labels yet for {info.name}")
+            item.setToolTip("" if n else f"No labels yet for {info.name} in this image")
             item.setTextAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
 
     def _menu(self) -> QMenu:

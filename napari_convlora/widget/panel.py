@@ -103,6 +103,7 @@ class ConvLoRAWidget(QWidget):
         self.images.show_classes(self.table.classes)
         # Captures what can do without Qt, as this widget is half gone when `destroyed` comes.
         workflow, prompts, keeper, automatic = flow, self.prompts, self.keeper, self.automatic
+        self.images.elsewhere = lambda: [e for e in keeper.entries if e.stem != keeper.current]
         self.destroyed.connect(lambda *_: workflow.close())
         self.destroyed.connect(lambda *_: prompts.close_down())
         self.destroyed.connect(lambda *_: keeper.close())
@@ -336,10 +337,14 @@ class ConvLoRAWidget(QWidget):
 
     def _on_classes(self) -> None:
         self._untouched = False
+        known = {info.id for info in self.images.classes} | {*self.images.learnable_pixels()}
         self.images.show_classes(self.table.classes)
         self.images.select_class(self.table.select(self.images.class_id))
         self._refresh()
-        if self._hint and self.status == self._hint:
+        # A new class without labels is worth a word after a round, too; what went wrong stays.
+        new = any(info.id not in known for info in self.classes)
+        worth = new and not self.running and not self.run_bar.status.wrong
+        if worth or (self._hint and self.status == self._hint):
             self._suggest()
 
     def _on_project(self, manifest: Manifest) -> None:

@@ -129,6 +129,21 @@ def test_merging_asks_where_it_cannot_be_undone(started, paint, saved, monkeypat
     assert len(asked) == len(widget.classes) == 2
 
 
+def test_what_to_do_next_considers_every_image_of_the_project(started, paint, saved, qtbot):
+    _, widget = started()
+    layer = widget.start_annotating()
+    paint(layer, 1, 10)
+    paint(layer, 2, 70)
+    widget.keeper.step(1)
+    assert widget.status == "Press Start annotating, then paint a few strokes."
+    layer = widget.start_annotating()
+    paint(layer, 2, 30)
+    learn = "Press Adapt to learn from 450 annotated pixels of all images"
+    qtbot.waitUntil(lambda: widget.status == f"{learn}.")
+    widget.table.add("third")
+    assert widget.status == f"{learn}; no labels yet for third."
+
+
 def test_what_was_tried_can_be_taken_back(make_napari_viewer_proxy, make_widget, halves):
     viewer = make_napari_viewer_proxy()
     viewer.add_image(np.stack([halves, halves + 1, halves + 2]), name="stack")
