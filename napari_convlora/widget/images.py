@@ -15,6 +15,7 @@ from napari_convlora.config import MAX_CLASSES, ClassInfo, ConvLoRAError, InputE
 from napari_convlora.reviewed import Outlines
 from napari_convlora.widget.class_colours import known_classes
 from napari_convlora.widget.counting import Counter, Counts
+from napari_convlora.widget.form import listed
 from napari_convlora.widget.layers import ImageLayers
 
 if TYPE_CHECKING:
@@ -146,11 +147,11 @@ class Images(QObject):
         missing = [info.name for info in self.classes if info.id not in learnable]
         if enough:
             where = " of all images" if self._others() else ""
-            but = f"; no labels yet for {_listed(missing)}" if missing else ""
+            but = f"; no labels yet for {listed(missing)}" if missing else ""
             n_pixels = sum(learnable.values())
             return f"Press Adapt to learn from {n_pixels:,} annotated pixels{where}{but}."
         if learnable and missing:
-            return f"No labels yet for {_listed(missing)}: select a class and paint a stroke."
+            return f"No labels yet for {listed(missing)}: select a class and paint a stroke."
         return "Select a class in the table and paint a stroke; do so for two classes or more."
 
     def learnable_pixels(self) -> dict[int, int]:
@@ -369,8 +370,3 @@ class Images(QObject):
                 if record is self.current:
                     self.current = None
         self._touch()
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

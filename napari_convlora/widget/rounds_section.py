@@ -107,7 +107,7 @@ class RoundsSection(QWidget):
         for row, record in enumerate(self._shown):
             for column, text in enumerate(self._texts(record)):
                 item = QTableWidgetItem(text)
-                item.setToolTip(record.reason)
+                item.setToolTip(f"{record.reason}\n{self._history.learnt_from(record)}")
                 self.table.setItem(row, column, item)
         if self.chosen != chosen:  # Qt keeps the row selected, in which another round is now
             self.table.clearSelection()

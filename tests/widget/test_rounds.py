@@ -36,7 +36,7 @@ def test_a_prediction_is_kept_for_the_round_that_made_it(ready, paint, wait, sav
     assert (prediction(tmp_path / "p", 2) == before).all()
 
 
-def test_the_selection_stays_on_its_round_when_another_arrives(
+def test_a_round_says_what_it_learnt_from_and_stays_selected_when_another_arrives(
     ready, paint, wait, saved, tmp_path, qtbot
 ):
     viewer, widget = ready()
@@ -45,6 +45,8 @@ def test_the_selection_stays_on_its_round_when_another_arrives(
     wait(widget)
     saved(widget)
     table = widget.rounds.table
+    learnt = "Learnt from halves: background 150 px, class 2 150 px."
+    assert table.item(0, 0).toolTip().endswith(learnt)
     table.selectRow(0)
     paint(viewer.layers["annotations"], 2, 10, rows=(60, 79), width=20)
     widget.adapt()
