@@ -47,7 +47,8 @@ class ClassTable(QWidget):
         The id of a class that the user wants to remove; whoever knows the painted pixels
         decides, and calls `remove`.
     merge_asked
-        The ids of a class and of the one that is to take its pixels.
+        The ids of a class and of the one that is to take its pixels; as with removal, whoever knows
+        the painted pixels decides.
     load_asked, save_asked
         The user wants to read or write a file of classes.
     refused
@@ -125,6 +126,10 @@ class ClassTable(QWidget):
         """Id of the selected class; 0 if there is none."""
         row = self._table.currentRow()
         return self._classes[row].id if 0 <= row < len(self._classes) else 0
+
+    def name(self, class_id: int) -> str:
+        """Return the name of a class of the table."""
+        return self._classes[self._row(class_id)].name
 
     def set_classes(self, classes: Sequence[ClassInfo]) -> None:
         """Replace the table without a word to anyone."""
@@ -256,7 +261,7 @@ class ClassTable(QWidget):
         for column, counts in ((_STROKES, self._strokes), (_PIXELS, self._pixels)):
             item, n = self._table.item(row, column), counts.get(info.id, 0)
             item.setText(f"{n:,}" if n else "–")
-            item.setToolTip("" if n else f"No labels yet for {info.name}")
+            item.setToolTip("" if n else f"No labels yet for {info.name} in this image")
             item.setTextAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
 
     def _menu(self) -> QMenu:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from napari.layers import Image, Labels, Layer
 
 from napari_convlora.blocks import Block
 from napari_convlora.review import Guide, Place
+from napari_convlora.reviewed import inside_outlines
 from napari_convlora.widget import class_colours
 from napari_convlora.widget.new_layer import placement
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from napari_convlora.widget.layers import ImageLayers
 
 NOTHING_PREDICTED = "Nothing is predicted yet: press Adapt first, or load an adapter."
+_MENDED = f"{class_colours.KEY} mended"
 _LEAST_DISTANCE, _MOST_DISTANCE = 16, 64
 
 
@@ -71,6 +74,17 @@ class DerivedLayers:
             self._guide = Guide(uncertainty, self.spacing)
             self._guide.visited.extend(self._visited)
         return self._guide if uncertainty is not None else None
+
+    def next_place(self, guide: Guide) -> Place | None:
+        """Return the next place that is neither painted nor reviewed; None if there is none."""
+        record, outlines = self._record, self._record.outlines()
+
+        @cache  # a plane of which no place is looked at is not drawn
+        def reviewed(plane: int) -> np.ndarray:
+            here = [(0, vertices) for p, vertices in outlines if p == plane]
+            return inside_outlines((1, *record.planes_shape[1:]), here)[0]
+
+        return guide.next(lambda part: record.labelled(part) | reviewed(part[0])[part[1:]])
 
     def show_uncertainty(self, uncertainty: np.ndarray | None) -> None:
         """Show (P, H, W) uint8 per cent as an image, hidden at first; None takes it away.
@@ -139,19 +153,30 @@ class DerivedLayers:
         if prediction is not None:
             prediction.visible = not shown or previous is None
 
-    def show_instances(self, instances: np.ndarray, table: dict[str, np.ndarray]) -> None:
-        """Show instances (P, H, W) and their table as features of the layer."""
-        record = self._record
+    def show_instances(self, instances: np.ndarray, table: dict[str, np.ndarray]) -> str:
+        """Show instances (P, H, W) and their table as features of the layer.
+
+        Returns
+        -------
+        str
+            Name of the layer there was before if the user has mended it: it is only hidden.
+        """
+        record, mended = self._record, ""
         # Instances are numbered anew, so the undo history of the old ones must not survive.
         layer = self._get("instances")
-        if layer is not None:
+        if layer is not None and layer.metadata.get(_MENDED):
+            layer.visible, mended = False, layer.name
+        elif layer is not None:
             record.viewer.layers.remove(layer)
         layer = Labels(
             instances.reshape(record.shape),
             features=table,
             **self._attributes("instances"),
         )
+        for event in (layer.events.paint, layer.events.data):
+            event.connect(_on_mended)
         self._add("instances", layer, above=record.prediction or record.image)
+        return mended
 
     def put_away(self) -> None:
         """Take the layers away as another image takes this one's place.
@@ -162,8 +187,9 @@ class DerivedLayers:
             layer = self._get(role)
             if layer is not None:
                 self._record.viewer.layers.remove(layer)
-        if self.instances is not None:
-            self.instances.visible = False
+        for layer in self._record.viewer.layers:
+            if layer.metadata.get(class_colours.KEY) == self._tag("instances"):
+                layer.visible = False
 
     def _get(self, role: str) -> Any:
         layers, shape = self._record.viewer.layers, self._record.shape
@@ -193,3 +219,7 @@ class DerivedLayers:
         self._layers[role] = layer
         layers.insert(layers.index(above) + 1, layer)
         layers.selection.active = active  # the user may be painting on another layer
+
+
+def _on_mended(event: Any) -> None:
+    event.source.metadata[_MENDED] = True  # where another panel finds it

@@ -1,4 +1,4 @@
-"""Questions to the user: file names, and whether to remove a class."""
+"""Questions to the user: file names, and whether to remove or merge a class."""
 
 from __future__ import annotations
 
@@ -93,6 +93,16 @@ def may_remove(parent: QWidget, name: str, painted: int) -> bool:
     )
     yes = QMessageBox.StandardButton.Yes
     return not painted or QMessageBox.question(parent, "Remove class", question) == yes
+
+
+def may_merge(parent: QWidget, name: str, into: str, stored: int) -> bool:
+    """Whether to merge a class of `stored` pixels in closed images; not asked if there are none."""
+    question = (
+        f"Merge '{name}' into '{into}'? Its {stored:,} painted pixels in images that are not open "
+        "are merged for good, as undo does not reach them."
+    )
+    yes = QMessageBox.StandardButton.Yes
+    return not stored or QMessageBox.question(parent, "Merge classes", question) == yes
 
 
 def _save(parent: QWidget, action: Action, title: str, name: str, kinds: str) -> None:

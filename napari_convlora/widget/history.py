@@ -13,6 +13,7 @@ from napari_convlora.config import ConvLoRAError, InputError
 from napari_convlora.project import RoundRecord, Settings
 from napari_convlora.project.rounds import ADAPTER
 from napari_convlora.rounds import Correction, decide
+from napari_convlora.widget.form import listed
 from napari_convlora.widget.jobs import Recipe, Snapshot
 from napari_convlora.widget.keeper import Keeper
 from napari_convlora.widget.kept import Kept
@@ -79,6 +80,13 @@ class History(QObject):
         """Number of the round that predicts; None if there is none, or an adapter from a file."""
         project = self._keeper.project
         return None if project is None or self._foreign else project.manifest.installed
+
+    def learnt_from(self, record: RoundRecord) -> str:
+        """Say from which images, and how many pixels of each class, a round has learnt."""
+        images = {entry.stem: entry.name for entry in self._keeper.entries}
+        classes = {info.id: info.name for info in self._keeper.classes}
+        pixels = ", ".join(f"{classes.get(i, i)} {n:,} px" for i, n in record.pixels.items())
+        return f"Learnt from {listed([images.get(s, s) for s in record.images])}: {pixels}."
 
     def install(self, number: int) -> None:
         """Roll back or forward: let a round's adapter predict from now on."""

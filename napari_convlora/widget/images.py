@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,10 +15,13 @@ from napari_convlora.config import MAX_CLASSES, ClassInfo, ConvLoRAError, InputE
 from napari_convlora.reviewed import Outlines
 from napari_convlora.widget.class_colours import known_classes
 from napari_convlora.widget.counting import Counter, Counts
+from napari_convlora.widget.form import listed
 from napari_convlora.widget.layers import ImageLayers
 
 if TYPE_CHECKING:
     from napari.viewer import Viewer
+
+    from napari_convlora.project import ImageEntry
 
 
 class Images(QObject):
@@ -60,6 +63,8 @@ class Images(QObject):
         """What the brush paints."""
         self.merged: dict[int, int] = {}
         """For classes that were merged, the one that has taken their pixels."""
+        self.elsewhere: Callable[[], Sequence[ImageEntry]] = tuple
+        """Returns the images of the project but the current one."""
         self._active: Layer | None = None
         self._records: dict[tuple[Image, int | None], ImageLayers] = {}
         self._counter = Counter(self._annotated, self)
@@ -131,25 +136,45 @@ class Images(QObject):
         ]
 
     def next_step(self) -> str:
-        """Say what the user should do next, before the first round."""
+        """Say what the user should do next, unless there is news."""
         if self.current is None:
             return "Open an image to begin, or try File > Open Sample > Conv-LoRA."
-        if not self.current.annotating:
-            return "Press Start annotating, then paint a few strokes of each class in the table."
         learnable = self.learnable_pixels()
-        if len(learnable) >= 2:
-            return f"Press Adapt to learn from {sum(learnable.values()):,} annotated pixels."
+        enough = len(learnable) >= 2
+        if not self.current.annotating:
+            each = "" if enough else " of each class in the table"
+            return f"Press Start annotating, then paint a few strokes{each}."
         missing = [info.name for info in self.classes if info.id not in learnable]
+        if enough:
+            where = " of all images" if self._others() else ""
+            but = f"; no labels yet for {listed(missing)}" if missing else ""
+            n_pixels = sum(learnable.values())
+            return f"Press Adapt to learn from {n_pixels:,} annotated pixels{where}{but}."
         if learnable and missing:
-            return f"No labels yet for {_listed(missing)}: select a class and paint a stroke."
+            return f"No labels yet for {listed(missing)}: select a class and paint a stroke."
         return "Select a class in the table and paint a stroke; do so for two classes or more."
 
     def learnable_pixels(self) -> dict[int, int]:
-        """Return annotated pixels of the current image per class id, reviewed ones included."""
+        """Return annotated pixels per class id that a round would learn from.
+
+        Those that remain unpainted in reviewed regions are background; in other images than the
+        current one they are not counted, but their class is known to be there.
+        """
         pixels, background = dict(self.counts.pixels), find_background(self.classes)
-        if background is not None and self.counts.remaining:
-            pixels[background] = pixels.get(background, 0) + self.counts.remaining
+        regions, remaining = 0, self.counts.remaining
+        for entry in self._others():
+            regions += entry.regions
+            for class_id, n in entry.counts.items():
+                pixels[class_id] = pixels.get(class_id, 0) + n
+        if background is not None and (regions or remaining):
+            pixels[background] = pixels.get(background, 0) + remaining
         return pixels
+
+    def _others(self) -> list[ImageEntry]:
+        if self.current is None:
+            return []
+        n = self.current.n_channels
+        return [entry for entry in self.elsewhere() if entry.annotated and entry.shape[3] == n]
 
     def choose(self, image: Image | None, channel_axis: int | None = None) -> None:
         """Work on `image` from now on; the layers of other images stay as they are."""
@@ -345,8 +370,3 @@ class Images(QObject):
                 if record is self.current:
                     self.current = None
         self._touch()
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

@@ -9,6 +9,7 @@ import numpy as np
 from magicgui.widgets import CheckBox, ComboBox, SpinBox
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QPushButton, QVBoxLayout, QWidget
 
+from napari_convlora.annotations import find_background
 from napari_convlora.config import ConvLoRAError, InputError
 from napari_convlora.instances import Splitting, find_instances, region_table, save_instances
 from napari_convlora.widget import dialogs
@@ -48,7 +49,7 @@ class InstancesSection(QWidget):
         self.classes = ComboBox(
             label="Of",
             choices=[_ALL, _SELECTED],
-            tooltip="Which classes consist of objects. Background is the class of that name.",
+            tooltip="Which classes consist of objects. Background is the class in italics.",
         )
         self.method = ComboBox(
             label="Method",
@@ -108,7 +109,8 @@ class InstancesSection(QWidget):
         images = self._flow.images
         record = images.need()
         labels = record.predicted_labels()
-        chosen = [c.id for c in images.classes if c.name.casefold() != "background"]
+        background = find_background(images.classes)
+        chosen = [info.id for info in images.classes if info.id != background]
         if self.classes.value == _SELECTED:
             chosen = [self._selected_class()]
         find = partial(
@@ -148,8 +150,9 @@ class InstancesSection(QWidget):
             sentence = "There is no object of this size; lower the minimum size."
             self._flow.failed.emit(sentence, False)
         elif record is not None and record.predicted:  # not removed meanwhile
-            record.derived.show_instances(*made)
-            self._flow.said.emit(f"{count:,} instances; hover over one to see its row.")
+            mended = record.derived.show_instances(*made)
+            stay = f" Those you have mended stay in '{mended}'." if mended else ""
+            self._flow.said.emit(f"{count:,} instances; hover over one to see its row.{stay}")
         self._flow.changed.emit()
 
     def _complain(self, error: Exception) -> None:

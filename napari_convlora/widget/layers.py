@@ -301,12 +301,12 @@ class ImageLayers(ImageFrame):
     def reject(self, mask: np.ndarray, first: int = 0) -> int:
         """Clear predicted pixels until the next prediction; returns how many.
 
-        One item of the prediction's undo history. What the user painted, on either layer, stays.
-        A cleared pixel is no annotation: it says nothing.
+        One item of its undo history. What is painted or reviewed stays; cleared pixels say nothing.
         """
         part = np.s_[first : first + len(mask)]
         predicted = self.predicted_view()[part]
-        at = np.flatnonzero(mask & (predicted != UNLABELLED) & ~self.labelled(part))
+        own = self._model.corrected(part) | (self._annotated(part) != UNLABELLED)
+        at = np.flatnonzero(mask & (predicted != UNLABELLED) & ~own)
         if len(at):
             self._set(self._model.layer, at + first * predicted[0].size, np.zeros_like(at))
         return len(at)

@@ -90,6 +90,7 @@ class ConvLoRAWidget(QWidget):
         self.rounds.layout().addWidget(self.automatic)
         self.keeper.automatic = self.automatic.isChecked
         self.review.following = self.project.following
+        self.review.step = lambda: self.keeper.step(1)
         self.memory = MemorySection(self.workflow)
         self._untouched = True
         self._counts = Counts()
@@ -102,6 +103,7 @@ class ConvLoRAWidget(QWidget):
         self.images.show_classes(self.table.classes)
         # Captures what can do without Qt, as this widget is half gone when `destroyed` comes.
         workflow, prompts, keeper, automatic = flow, self.prompts, self.keeper, self.automatic
+        self.images.elsewhere = lambda: [e for e in keeper.entries if e.stem != keeper.current]
         self.destroyed.connect(lambda *_: workflow.close())
         self.destroyed.connect(lambda *_: prompts.close_down())
         self.destroyed.connect(lambda *_: keeper.close())
@@ -268,7 +270,7 @@ class ConvLoRAWidget(QWidget):
         table.selected.connect(self.images.select_class)
         table.removal_asked.connect(self._on_removal)
         table.refused.connect(self._say)
-        table.merge_asked.connect(self.merge_class)
+        table.merge_asked.connect(self._on_merging)
         table.load_asked.connect(lambda: dialogs.with_classes(self, self.load_classes))
         table.save_asked.connect(lambda: dialogs.with_new_classes(self, self.save_classes))
         self.images.class_chosen.connect(table.select)
@@ -335,10 +337,14 @@ class ConvLoRAWidget(QWidget):
 
     def _on_classes(self) -> None:
         self._untouched = False
+        known = {info.id for info in self.images.classes} | {*self.images.learnable_pixels()}
         self.images.show_classes(self.table.classes)
         self.images.select_class(self.table.select(self.images.class_id))
         self._refresh()
-        if self._hint and self.status == self._hint:
+        # A new class without labels is worth a word after a round, too; what went wrong stays.
+        new = any(info.id not in known for info in self.classes)
+        worth = new and not self.running and not self.run_bar.status.wrong
+        if worth or (self._hint and self.status == self._hint):
             self._suggest()
 
     def _on_project(self, manifest: Manifest) -> None:
@@ -358,11 +364,18 @@ class ConvLoRAWidget(QWidget):
         self.table.ensure(classes)
 
     def _on_removal(self, class_id: int) -> None:
-        name = next(info.name for info in self.classes if info.id == class_id)
-        stored = sum(entry.counts.get(class_id, 0) for entry in self.keeper.stored)
-        painted = self.images.painted_with(class_id) + stored
-        if dialogs.may_remove(self, name, painted):
+        painted = self.images.painted_with(class_id) + self._stored(class_id)
+        if dialogs.may_remove(self, self.table.name(class_id), painted):
             self.remove_class(class_id)
+
+    def _on_merging(self, class_id: int, into: int) -> None:
+        names = self.table.name(class_id), self.table.name(into)
+        if dialogs.may_merge(self, *names, self._stored(class_id)):
+            self.merge_class(class_id, into)
+
+    def _stored(self, class_id: int) -> int:
+        """Return how many pixels of images that are not open are annotated with a class."""
+        return sum(entry.counts.get(class_id, 0) for entry in self.keeper.stored)
 
     def _on_counted(self, counts: Counts) -> None:
         self.table.ensure(default_classes(counts.pixels))

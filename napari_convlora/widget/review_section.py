@@ -12,7 +12,8 @@ from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QCheckBox, QGridLayout, QLabel, QPushButton, QSlider, QWidget
 
 from napari_convlora.config import ConvLoRAError, InputError
-from napari_convlora.review import component
+from napari_convlora.review import Guide, component
+from napari_convlora.reviewed import fill_outlines
 from napari_convlora.widget.camera import show_place
 from napari_convlora.widget.derived import NOTHING_PREDICTED, is_derived
 from napari_convlora.widget.region_tool import Kind, RegionTool
@@ -57,6 +58,8 @@ class ReviewSection(QWidget):
     ----------
     following
         Returns the name of the next image of the project; "" if there is none.
+    step
+        Opens that image.
     """
 
     def __init__(
@@ -71,6 +74,8 @@ class ReviewSection(QWidget):
         self._viewer, self._flow, self._images = viewer, workflow, workflow.images
         self._selected_class, self._recipe = selected_class, recipe
         self.following: Callable[[], str] = str
+        self.step: Callable[[], None] = lambda: None
+        self._seen: Guide | None = None  # which has no other place
         self._pending: Callable[[], None] | None = None
         self._changed: Labels | None = None
         self._accepting = True
@@ -88,7 +93,7 @@ class ReviewSection(QWidget):
         self.by_confidence = {accept: QPushButton() for accept in (True, False)}
         self.next_button = QPushButton(f"Next ({NEXT_KEY})")
         self.next_button.setToolTip(
-            "Go to the most uncertain place that is not labelled and was not shown yet."
+            "Go to the most uncertain place that is not painted or reviewed and was not shown yet."
         )
         self.compare_button = QPushButton(f"Previous ({COMPARE_KEY})")
         self.compare_button.setCheckable(True)
@@ -131,7 +136,8 @@ class ReviewSection(QWidget):
         record = self._images.need()
         count = self._images.accept(mask, first) if accept else record.reject(mask, first)
         if not count:
-            self._say("Nothing was changed: there is no prediction, or it is painted already.")
+            known = "painted" if accept else "painted or reviewed"
+            self._say(f"Nothing was changed: there is no prediction, or it is {known} already.")
             return
         self._changed = record.annotations if accept else record.prediction
         if not self.tool.active:  # so that Ctrl-Z reaches it
@@ -303,13 +309,17 @@ class ReviewSection(QWidget):
         record = self._images.need()
         guide = record.derived.guide
         assert guide is not None
-        place = guide.next(record.labelled)
+        if guide is self._seen and self.following():
+            self._go_to_following()
+            return
+        place = record.derived.next_place(guide)
         if place is None:
+            done = f"Nothing else in '{record.image.name}' is uncertain. "
+            if fill_outlines(record.labelled(), record.outlines(), True).all():
+                done = f"All of '{record.image.name}' is painted or reviewed. "
+            self._say(done + self._what_now(record.image, bool(guide.visited)))
             guide.restart()
-            self._say(
-                f"Nothing else in '{record.image.name}' is uncertain. {self._another(record.image)}"
-                f"Press {NEXT_KEY} to see its places again."
-            )
+            self._seen = guide
             return
         show_place(record, place, _PLACES_WIDE * record.derived.spacing)
         planes = record.planes_shape[0]
@@ -319,10 +329,22 @@ class ReviewSection(QWidget):
             f"{place.uncertainty:.0f} % uncertain. Paint what it is, or press {NEXT_KEY} to go on."
         )
 
-    def _another(self, image: Image) -> str:
+    def _go_to_following(self) -> None:
+        self.step()
+        record, busy = self._images.need(), self._flow.running
+        if record.predicted and not busy:
+            self.next_place()
+            return
+        press = "Once nothing runs, press" if busy else "Press"
+        self._say(
+            f"'{record.image.name}' is open. {press} {NEXT_KEY} to predict it and see its most "
+            "uncertain place."
+        )
+
+    def _what_now(self, image: Image, again: bool) -> str:
         following = self.following()
         if following:
-            return f"Go on with '{following}', the next image of the project (Ctrl+PgDown). "
+            return f"Press {NEXT_KEY} again to open '{following}', the next image of the project."
         images = [
             layer
             for layer in self._viewer.layers
@@ -330,7 +352,8 @@ class ReviewSection(QWidget):
         ]
         at = images.index(image)
         others = images[at + 1 :] + images[:at]
-        return f"Go on with '{others[0].name}': choose it at the top. " if others else ""
+        other = f"Go on with '{others[0].name}': choose it at the top. " if others else ""
+        return other + (f"Press {NEXT_KEY} to see its places again." if again else "")
 
     def _compare(self, shown: bool) -> None:
         record = self._images.current
@@ -340,7 +363,7 @@ class ReviewSection(QWidget):
     def _on_leaving(self, *_: Any) -> None:
         self.tool.leave()
         self.compare_button.setChecked(False)
-        self._pending = None
+        self._pending = self._seen = None
 
     def _undo(self) -> None:
         if self._changed is not None:

@@ -49,6 +49,7 @@ class RoundsSection(QWidget):
     def __init__(self, history: History, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._history = history
+        self._shown: list[RoundRecord] = []
         self.table = QTableWidget(0, len(_COLUMNS))
         self.table.setHorizontalHeaderLabels(list(_COLUMNS))
         for i, tip in enumerate(_COLUMNS.values()):
@@ -88,19 +89,30 @@ class RoundsSection(QWidget):
         """What the next round starts from."""
         return "installed" if self.go_on.isChecked() else "base"
 
+    @property
+    def chosen(self) -> RoundRecord | None:
+        """The selected round."""
+        rows = self.table.selectionModel().selectedRows()
+        return self._shown[rows[0].row()] if rows else None
+
     def refresh(self) -> None:
         """Show the history as it is."""
-        records = self._history.records
-        self.empty.setVisible(not records)
-        self.table.setVisible(bool(records))
-        self.table.setRowCount(len(records))
-        rows = 1 + min(len(records), _MOST_ROWS)
+        chosen = self.chosen
+        self._shown = self._history.records[::-1]  # the newest first
+        self.empty.setVisible(not self._shown)
+        self.table.setVisible(bool(self._shown))
+        self.table.setRowCount(len(self._shown))
+        rows = 1 + min(len(self._shown), _MOST_ROWS)
         self.table.setFixedHeight(rows * self.table.verticalHeader().defaultSectionSize() + 4)
-        for row, record in enumerate(reversed(records)):  # the newest first
+        for row, record in enumerate(self._shown):
             for column, text in enumerate(self._texts(record)):
                 item = QTableWidgetItem(text)
-                item.setToolTip(record.reason)
+                item.setToolTip(f"{record.reason}\n{self._history.learnt_from(record)}")
                 self.table.setItem(row, column, item)
+        if self.chosen != chosen:  # Qt keeps the row selected, in which another round is now
+            self.table.clearSelection()
+            if chosen in self._shown:
+                self.table.selectRow(self._shown.index(chosen))
         self._enable()
 
     def _texts(self, record: RoundRecord) -> tuple[str, ...]:
@@ -118,13 +130,13 @@ class RoundsSection(QWidget):
         )
 
     def _enable(self) -> None:
-        chosen = bool(self.table.selectedItems())
-        self.install_button.setEnabled(chosen)
-        self.recipe_button.setEnabled(chosen)
+        for button in (self.install_button, self.recipe_button):
+            button.setEnabled(self.chosen is not None)
 
     def _on_selected(self, action: Callable[[int], None]) -> None:
+        assert self.chosen is not None
         try:
-            action(self._history.records[-1 - self.table.currentRow()].number)
+            action(self.chosen.number)
         except ConvLoRAError as error:
             self.failed.emit(str(error))
 

@@ -19,6 +19,11 @@ class StatusLine(QLabel):
         self.setMinimumHeight(_LINES * self.fontMetrics().lineSpacing() + 6)
         self.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
 
+    @property
+    def wrong(self) -> bool:
+        """Whether it says what went wrong."""
+        return self.font().bold()
+
     def say(self, sentence: str, *, wrong: bool = False) -> None:
         """Show `sentence`; nothing if it is empty. What went wrong stays so when it is repeated."""
         if sentence and (wrong or sentence != self.text()):

@@ -253,6 +253,26 @@ def test_a_class_without_labels_is_named(ready, qtbot, paint):
     assert widget.table._table.item(1, 3).text() == "–"
 
 
+def test_a_class_that_is_added_after_a_round_is_named_until_it_is_painted(
+    ready, wait, qtbot, paint
+):
+    viewer, widget = ready()
+    widget.adapt()
+    wait(widget)
+    assert widget.status.startswith("Round 1 is done")
+    widget.table.add("nucleus")
+    pixels = "Press Adapt to learn from {} annotated pixels"
+    assert widget.status == f"{pixels.format(300)}; no labels yet for nucleus."
+    paint(viewer.layers["annotations"], 3, 40)
+    qtbot.waitUntil(lambda: widget.status == f"{pixels.format(450)}.")
+    widget.load_adapter("nowhere.safetensors")
+    wait(widget)
+    wrong = widget.status
+    assert "nowhere" in wrong
+    widget.table.add("membrane")
+    assert widget.status == wrong, "a hint does not hide what went wrong"
+
+
 def test_painting_an_id_outside_the_table_adds_it(ready, paint, qtbot):
     viewer, widget = ready()
     paint(viewer.layers["annotations"], 5, 40)

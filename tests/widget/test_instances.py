@@ -78,6 +78,44 @@ def test_the_selected_class_and_no_object(make_napari_viewer_proxy, make_widget,
     assert viewer.layers["instances"].data.max() == 1  # as it was
 
 
+def test_what_was_mended_outlives_another_make(make_napari_viewer_proxy, make_widget, halves, make):
+    viewer = make_napari_viewer_proxy()
+    viewer.add_image(halves, name="halves")
+    widget = make_widget(viewer)
+    labels = np.ones((1, 80, 90), np.uint8)
+    labels[:, 10:20, 10:20] = 2
+    widget.images.current.show(labels)
+    widget.workflow.changed.emit()
+    section = widget.instances
+    make(section)
+    make(section)
+    assert [layer.name for layer in viewer.layers].count("instances") == 1
+    mended = viewer.layers["instances"]
+    mended.data_setitem((np.arange(10, 15), np.arange(10, 15)), 7)
+    before = mended.data.copy()
+    make(section)
+    assert widget.status.endswith("Those you have mended stay in 'instances'.")
+    assert (mended.data == before).all()
+    assert not mended.visible
+    assert (viewer.layers["instances of halves"].data > 0).sum() == 100
+    make(section)  # one that is as it was made is replaced
+    assert [layer.name.startswith("instances") for layer in viewer.layers].count(True) == 2
+
+
+def test_the_mark_says_what_is_background(make_napari_viewer_proxy, make_widget, halves, make):
+    viewer = make_napari_viewer_proxy()
+    viewer.add_image(halves, name="halves")
+    widget = make_widget(viewer)
+    widget.table.rename(1, "air")
+    widget.table.mark_background(1)
+    labels = np.ones((1, 80, 90), np.uint8)
+    labels[:, 10:20, 10:20] = 2
+    widget.images.current.show(labels)
+    widget.workflow.changed.emit()
+    make(widget.instances)
+    assert viewer.layers["instances"].features["area"].tolist() == [100]
+
+
 def test_planes_of_a_stack(make_napari_viewer_proxy, make_widget, halves, make):
     viewer = make_napari_viewer_proxy()
     viewer.add_image(np.stack([halves] * 3), name="stack")

@@ -512,7 +512,7 @@ def test_where_nothing_is_uncertain_any_more_next_names_the_image_that_follows(
         wait(widget)
         if "Nothing else" in widget.status:
             break
-    assert "'picture1', the next image of the project (Ctrl+PgDown)" in widget.status
+    assert "Press N again to open 'picture1', the next image of the project" in widget.status
 
 
 def test_a_window_that_is_closed_comes_back_with_the_image_that_was_worked_on(

@@ -350,6 +350,75 @@ def test_next_finds_the_uncertainty_and_tours_the_planes(
     assert widget.images.current.derived.uncertainty is not None
 
 
+def test_what_is_reviewed_is_neither_visited_nor_rejected(
+    make_napari_viewer_proxy, make_widget, halves
+):
+    viewer = make_napari_viewer_proxy()
+    viewer.add_image(np.stack([halves] * 2), name="stack")
+    widget = make_widget(viewer)
+    record, review = widget.images.current, widget.review
+    record.show(np.ones((2, 80, 90), np.uint8))
+    record.derived.show_uncertainty(np.full((2, 80, 90), 50, np.uint8))
+    review.refresh()
+    viewer.dims.set_current_step(0, 1)
+    widget.reviewed.complete_plane()
+    review.next_place()
+    while widget.status.startswith("Place"):
+        assert "plane 1 of 2" in widget.status
+        review.next_place()
+    assert widget.status.startswith("Nothing else in 'stack' is uncertain.")
+    viewer.dims.set_current_step(0, 1)
+    widget.table.select(1)
+    review.by_class[False].click()
+    assert (viewer.layers["prediction"].data == 1).all()  # as it is exported
+    assert "reviewed already" in widget.status
+    viewer.dims.set_current_step(0, 0)
+    widget.reviewed.complete_plane()
+    review.next_place()
+    assert widget.status.startswith("All of 'stack' is painted or reviewed.")
+    assert "again" not in widget.status
+
+
+def test_next_goes_on_through_the_images_of_the_project(started, paint, wait, saved, keys, qtbot):
+    viewer, widget = started()
+    layer = widget.start_annotating()
+    paint(layer, 1, 10)
+    paint(layer, 2, 70)
+    qtbot.waitUntil(lambda: len(widget.images.counts.pixels) == 2)
+    widget.adapt()
+    wait(widget)
+    widget.keeper.step(1)
+    widget.predict()
+    wait(widget)
+    widget.keeper.step(-1)
+    layer = widget.start_annotating()
+
+    def skip_places():
+        widget.images.current.derived.show_uncertainty(np.zeros((1, 80, 90), np.uint8))
+        keys.click(Qt.Key.Key_N)
+
+    skip_places()
+    assert widget.status.endswith(
+        "Press N again to open 'picture1', the next image of the project."
+    )
+    paint(layer, 2, 30)
+    keys.click(Qt.Key.Key_N)
+    assert "picture1" in viewer.layers
+    qtbot.waitUntil(lambda: widget.status.startswith("Place 1:"), timeout=20_000)
+    skip_places()
+    keys.click(Qt.Key.Key_N)
+    assert widget.status.startswith("'picture2' is open. Press N to predict it")
+    keys.click(Qt.Key.Key_N)
+    qtbot.waitUntil(lambda: widget.status.startswith("Place 1:"), timeout=20_000)
+    assert viewer.layers["prediction"].data.any()
+    skip_places()  # it is the last one
+    assert "open" not in widget.status
+    keys.click(Qt.Key.Key_N)
+    assert "picture2" in viewer.layers
+    saved(widget)
+    assert widget.keeper.entries[0].counts == {1: 150, 2: 300}
+
+
 def test_the_previous_round_is_shown_while_its_key_is_held(predicted, wait, keys):
     viewer, widget = predicted()
     prediction = viewer.layers["prediction"]

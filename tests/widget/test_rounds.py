@@ -36,6 +36,33 @@ def test_a_prediction_is_kept_for_the_round_that_made_it(ready, paint, wait, sav
     assert (prediction(tmp_path / "p", 2) == before).all()
 
 
+def test_a_round_says_what_it_learnt_from_and_stays_selected_when_another_arrives(
+    ready, paint, wait, saved, tmp_path, qtbot
+):
+    viewer, widget = ready()
+    widget.keeper.create(tmp_path / "p")
+    widget.adapt()
+    wait(widget)
+    saved(widget)
+    table = widget.rounds.table
+    learnt = "Learnt from halves: background 150 px, class 2 150 px."
+    assert table.item(0, 0).toolTip().endswith(learnt)
+    table.selectRow(0)
+    paint(viewer.layers["annotations"], 2, 10, rows=(60, 79), width=20)
+    widget.adapt()
+    wait(widget)
+    saved(widget)
+    assert [table.item(row, 0).text()[0] for row in range(2)] == ["2", "1"]
+    assert [item.row() for item in table.selectionModel().selectedRows()] == [1]
+    widget.rounds.install_button.click()
+    wait(widget)
+    assert widget.history.installed == 1
+    # A round of another project is another round, whatever its number.
+    Project.create(tmp_path / "q", Manifest(default_classes(2))).close()
+    widget.keeper.open(tmp_path / "q")
+    assert not widget.rounds.install_button.isEnabled()
+
+
 def test_a_loaded_adapter_is_no_round_but_one_may_go_on_from_it(
     ready, paint, wait, saved, tmp_path
 ):

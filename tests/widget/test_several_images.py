@@ -101,6 +101,49 @@ def test_removing_asks_for_what_is_painted_on_other_images(
     assert [info.id for info in widget.classes] == [1, 2]
 
 
+def test_merging_asks_where_it_cannot_be_undone(started, paint, saved, monkeypatch):
+    _, widget = started()
+    widget.table.add("third")
+    paint(widget.start_annotating(), 3, 70)
+    asked = []
+    answers = iter([QMessageBox.StandardButton.No, QMessageBox.StandardButton.Yes])
+    monkeypatch.setattr(QMessageBox, "question", lambda *a: asked.append(a[2]) or next(answers))
+
+    def merge(class_id):
+        widget.table.select(class_id)
+        widget.table._list_targets()
+        next(a for a in widget.table._merge.actions() if a.text() == "class 2").trigger()
+
+    widget.keeper.step(1)
+    merge(3)
+    assert asked[0].startswith("Merge 'third' into 'class 2'? Its 150 painted pixels")
+    saved(widget)
+    assert widget.keeper.entries[0].counts == {3: 150}
+    assert len(widget.classes) == 3
+    merge(3)
+    saved(widget)
+    assert widget.keeper.entries[0].counts == {2: 150}
+    fourth = widget.table.add("fourth").id
+    paint(widget.start_annotating(), fourth, 30)
+    merge(fourth)  # undo reaches all of it
+    assert len(asked) == len(widget.classes) == 2
+
+
+def test_what_to_do_next_considers_every_image_of_the_project(started, paint, saved, qtbot):
+    _, widget = started()
+    layer = widget.start_annotating()
+    paint(layer, 1, 10)
+    paint(layer, 2, 70)
+    widget.keeper.step(1)
+    assert widget.status == "Press Start annotating, then paint a few strokes."
+    layer = widget.start_annotating()
+    paint(layer, 2, 30)
+    learn = "Press Adapt to learn from 450 annotated pixels of all images"
+    qtbot.waitUntil(lambda: widget.status == f"{learn}.")
+    widget.table.add("third")
+    assert widget.status == f"{learn}; no labels yet for third."
+
+
 def test_what_was_tried_can_be_taken_back(make_napari_viewer_proxy, make_widget, halves):
     viewer = make_napari_viewer_proxy()
     viewer.add_image(np.stack([halves, halves + 1, halves + 2]), name="stack")
