@@ -211,7 +211,8 @@ class ConvLoRAWidget(QWidget):
 
     def _follow_theme(self) -> None:
         # The palette has no colour that stands out in both of napari's themes.
-        self.plot.set_accent(get_theme(self._viewer.theme).current.as_hex())
+        for plot in (self.plot, self.rounds.plot):
+            plot.set_accent(get_theme(self._viewer.theme).current.as_hex())
 
     def _lay_out(self) -> None:
         inside = QWidget()

@@ -23,6 +23,7 @@ from napari_convlora.config import ConvLoRAError, StartName
 from napari_convlora.project import RoundRecord
 from napari_convlora.widget import dialogs
 from napari_convlora.widget.history import History
+from napari_convlora.widget.plot import RoundsPlot
 
 _COLUMNS = {
     "Round": "✓ marks the installed one, which predicts.",
@@ -54,6 +55,7 @@ class RoundsSection(QWidget):
         self.table.setHorizontalHeaderLabels(list(_COLUMNS))
         for i, tip in enumerate(_COLUMNS.values()):
             self.table.horizontalHeaderItem(i).setToolTip(tip)
+        self.plot = RoundsPlot()
         self.empty = QLabel(_EMPTY)
         self.empty.setWordWrap(True)
         self.table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
@@ -78,6 +80,7 @@ class RoundsSection(QWidget):
         column.setContentsMargins(0, 0, 0, 0)
         column.addWidget(self.empty)
         column.addWidget(self.table)
+        column.addWidget(self.plot)
         column.addLayout(buttons)
         column.addWidget(self.go_on)
         history.changed.connect(self.refresh)
@@ -109,6 +112,11 @@ class RoundsSection(QWidget):
                 item = QTableWidgetItem(text)
                 item.setToolTip(f"{record.reason}\n{self._history.learnt_from(record)}")
                 self.table.setItem(row, column, item)
+        scores = [(r.number, r.score) for r in self._shown[::-1] if r.score is not None]
+        found = sorted(self._history.curve.items())
+        later = [(number, c.mean_iou) for number, c in found if c.pixels]
+        self.plot.show_rounds(scores, later)
+        self.plot.setVisible(len(scores) > 1)  # a curve of one point says nothing
         if self.chosen != chosen:  # Qt keeps the row selected, in which another round is now
             self.table.clearSelection()
             if chosen in self._shown:

@@ -433,6 +433,10 @@ def test_later_corrections_are_scored(ready, paint, wait, saved):
     assert widget.history.curve[1].pixels == 1
     assert widget.history.curve[1].accuracy == 0
     assert widget.rounds.table.item(1, 4).text() == "0% of 1"
+    assert widget.rounds.plot.later == [(1, 0.0)]
+    assert [number for number, _ in widget.rounds.plot.scores] == [1, 2]
+    assert not widget.rounds.plot.isHidden()
+    assert "score" in [curve.label for curve in widget.rounds.plot.curves()]
 
 
 def test_a_correction_without_annotations_goes_with_its_image(started, paint, wait, saved):
