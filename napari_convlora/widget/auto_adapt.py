@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from napari.layers.base import ActionType
 from qtpy.QtCore import Qt, QTimer, Signal
@@ -11,6 +12,8 @@ from qtpy.QtWidgets import QApplication, QCheckBox, QWidget
 
 from napari_convlora.events import Failed, Finished
 from napari_convlora.rounds import gained
+from napari_convlora.widget.counting import Counts
+from napari_convlora.widget.layers import ImageLayers
 from napari_convlora.widget.workflow import Workflow
 
 PAUSE_MS = 3000
@@ -59,6 +62,8 @@ class AutoAdapt(QCheckBox):
         self.paused = ""
         self._workflow, self._images, self._start = workflow, workflow.images, start
         self._changed = False  # since the last round began
+        self._painted = False  # since annotations were last counted
+        self._counts: WeakKeyDictionary[ImageLayers, Counts] = WeakKeyDictionary()
         self._drawing = False  # whether a polygon is begun and not finished
         self._ours = False  # whether the round that runs began by itself
         self._verdict = ""
@@ -69,6 +74,7 @@ class AutoAdapt(QCheckBox):
         self._soon.timeout.connect(self._on_pause)
         self.toggled.connect(self._on_toggled)
         self._images.changed.connect(self._follow)
+        self._images.counted.connect(self._on_counted)
         workflow.interrupted.connect(self._on_interrupted)
         workflow.changed.connect(self._on_workflow)
         workflow.learnt.connect(self._on_learnt)
@@ -104,8 +110,23 @@ class AutoAdapt(QCheckBox):
 
     def _on_stroke(self, event: Any) -> None:
         if all(event.source is not record.prediction for record in self._images.records):
-            self._changed = True  # what is painted on a prediction is looked for later
+            # What is painted on a prediction is looked for later.
+            self._changed = self._painted = True
         self._drawing = getattr(event, "action", None) == ActionType.ADDING
+        self._wait()
+
+    def _on_counted(self, counts: Counts) -> None:
+        """Take note of undo and redo, which do not say "paint" but change what is counted."""
+        record = self._images.current
+        if record is None or not record.annotating:
+            return
+        before, self._counts[record] = self._counts.get(record), counts
+        painted, self._painted = self._painted, False
+        if not painted and before not in (None, counts) and counts.pixels:
+            self._changed = True
+            self._wait()
+
+    def _wait(self) -> None:
         if self.isChecked():
             self._soon.start()
             if self._workflow.running:

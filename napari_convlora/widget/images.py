@@ -67,6 +67,7 @@ class Images(QObject):
         """Returns the images of the project but the current one."""
         self._active: Layer | None = None
         self._records: dict[tuple[Image, int | None], ImageLayers] = {}
+        self._counting: ImageLayers | None = None
         self._counter = Counter(self._annotated, self)
         self._counter.counted.connect(self._on_counted)
         viewer.layers.events.removed.connect(self._on_layer_removed)
@@ -326,10 +327,12 @@ class Images(QObject):
             record.reviewed.events.data.connect(self._counter.touch)
 
     def _annotated(self) -> tuple[np.ndarray, Outlines] | None:
-        record = self.current
+        record = self._counting = self.current
         return None if record is None else (record.painted(), record.outlines())
 
     def _on_counted(self, counts: Counts) -> None:
+        if self._counting is not self.current:  # it was left meanwhile; the other is counted next
+            return
         self.counts = counts
         self.counted.emit(counts)
         self.changed.emit()

@@ -58,6 +58,31 @@ def test_a_round_begins_after_the_last_stroke_and_another_after_the_next(
     assert (layer.data > 0).sum() == 451
 
 
+def test_undo_and_redo_are_learnt_too(ready, paint, qtbot, halves, rounds):
+    viewer, widget = ready()
+    layer = viewer.layers["annotations"]
+    paint(layer, 2, 60)
+    rounds += [(0.5, 0.6), (0.6, 0.7)]
+
+    def ended(n_rounds):
+        return lambda: len(widget.session.rounds) == n_rounds and not widget.running
+
+    acts = (lambda: widget.automatic.setChecked(True)), layer.undo, layer.redo
+    for i, (act, pixels) in enumerate(zip(acts, (300, 150, 300), strict=True), 1):
+        act()
+        qtbot.waitUntil(ended(i), timeout=30_000)
+        assert widget.session.rounds[-1].adapter.summary["labelled_pixels"]["2"] == pixels
+    assert widget.automatic.paused == ""
+    viewer.add_image(halves, name="other")  # looking at another image changes nothing
+    widget.source.image_combo.value = viewer.layers["other"]
+    qtbot.wait(300)
+    widget.source.image_combo.value = viewer.layers["halves"]
+    qtbot.wait(600)
+    viewer.layers.remove("annotations")
+    qtbot.wait(600)
+    assert ended(3)()
+
+
 def test_nothing_begins_while_the_mouse_is_held(ready, paint, wait, qtbot):
     viewer, widget = ready()
     canvas = viewer.__wrapped__.window._qt_viewer.canvas.native
