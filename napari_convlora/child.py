@@ -219,8 +219,8 @@ def _broken_off(sentence: str, interim: Interim | None, controls: Controls) -> F
     return Failed(f"{sentence.rstrip('.')}; {what} is kept.", interim.adapter)
 
 
-def _wishes(control: RunControl) -> tuple[bool, bool, tuple[int, int], bool]:
-    return control.stopping, control.paused, control.visible, control.hurry
+def _wishes(control: RunControl) -> tuple[Any, ...]:
+    return control.stopping, control.paused, control.visible, control.seen, control.hurry
 
 
 def main() -> None:
@@ -267,10 +267,10 @@ def _listen(jobs: queue.SimpleQueue[tuple[bytes, Controls]]) -> None:
                 jobs.put((content, controls))
                 continue
             wishes, images = content
-            for control, (stop, pause, visible, hurry) in zip(
+            for control, (stop, pause, visible, seen, hurry) in zip(
                 (controls.training, controls.predicting), wishes, strict=True
             ):
-                control.visible, control.hurry = visible, hurry
+                control.visible, control.seen, control.hurry = visible, seen, hurry
                 if stop:
                     control.stop()
                 elif pause:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from napari_convlora.annotations import LabelledImage
+from napari_convlora.blocks import Block
 
 if TYPE_CHECKING:
     from napari_convlora.adapter_file import Adapter
@@ -189,6 +190,8 @@ class RunControl:
     ----------
     visible
         Image and plane index that previews show; assign to look elsewhere.
+    seen
+        What the viewer shows of the image that is predicted; assign as it changes.
     keep_every
         Seconds between `Interim` events; None asks for none.
     hurry
@@ -202,6 +205,7 @@ class RunControl:
         self._lock = threading.Lock()
         self._images: Sequence[LabelledImage] | None = None
         self.visible: tuple[int, int] = (0, 0)
+        self.seen: Block | None = None
         self.keep_every: float | None = None
         self.hurry = False
 
