@@ -197,9 +197,11 @@ def adapt(snapshots: Sequence[Snapshot], classes: Sequence[ClassInfo], recipe: R
         state = prepare(session, recipe)
         first, *others = (snapshot.labelled() for snapshot in snapshots)
         images = [part for _, part in sum(others, first)]
-        event = None
+        places, event = [where for where, _ in first], None
+        if is_large(snapshots[0].annotations.shape):
+            controls.training.places = places
         for event in state.run_round(images, classes, controls.training):
-            yield _in_place(event, snapshots[0], [where for where, _ in first])
+            yield _in_place(event, snapshots[0], places)
         if isinstance(event, Finished):
             yield from _predict(state, snapshots[0], controls, recipe)
         yield _kept(state)

@@ -276,9 +276,10 @@ class Workflow(QObject):
     def _on_plane(self, event: Any = None) -> None:
         controls = self.runner.controls
         if self.running and self._target is not None and controls is not None:
-            record = self._target
-            controls.predicting.seen = record.seen(record.prediction, record.annotations)
-            controls.training.visible = (0, record.plane())
+            record, training = self._target, controls.training
+            training.visible = (0, record.plane())
+            training.seen = record.seen(record.prediction, record.annotations)
+            controls.predicting.seen = training.seen
 
     def _on_messages(self, messages: list[Any]) -> None:
         self._on_plane()  # where the camera is only shows once napari has drawn
