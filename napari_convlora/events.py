@@ -78,6 +78,24 @@ class Adjusted:
 
 
 @dataclass(frozen=True)
+class Silent:
+    """Nothing was heard of a round for so many seconds; 0 once it is heard again.
+
+    It comes from whoever waits for the round, not from the round.
+    """
+
+    seconds: float
+
+    def __str__(self) -> str:
+        if not self.seconds:
+            return "The trainer goes on."
+        return (
+            f"The trainer has said nothing for {self.seconds / 60:.0f} minutes; Stop ends it and "
+            "keeps the last snapshot."
+        )
+
+
+@dataclass(frozen=True)
 class Step:
     """One optimiser step: its 1-based number, loss, and seconds since training began."""
 

@@ -305,7 +305,7 @@ class Workflow(QObject):
                 self.planned.emit(message)
                 if not self._stopping:
                     self.said.emit(str(message))
-            case events.Adjusted():
+            case events.Adjusted() | events.Silent():
                 self.said.emit(str(message))
             case events.Scored():
                 where = "held-out" if message.held_out else "training"
