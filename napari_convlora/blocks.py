@@ -45,6 +45,11 @@ class Block:
         """Columns of the plane."""
         return slice(self.left, self.left + self.width)
 
+    @property
+    def index(self) -> tuple[int, slice, slice]:
+        """Where it lies in an image (P, H, W)."""
+        return self.plane, self.rows, self.columns
+
 
 def is_large(shape: Sequence[int]) -> bool:
     """Tell whether an image of `shape` (P, H, W, ...) is better read and written in parts."""
@@ -59,7 +64,8 @@ def plan(shape: Sequence[int], first: Block | None = None) -> list[Block]:
     shape
         Of the image.
     first
-        What is looked at: blocks that it touches come first, those at its centre before others.
+        What is looked at: blocks that it touches come first, those at its centre before others;
+        then the rest of its plane, then the planes next to it.
     """
     n_planes, height, width = shape[:3]
     blocks = [
@@ -71,19 +77,19 @@ def plan(shape: Sequence[int], first: Block | None = None) -> list[Block]:
     ]
     if first is None:
         return blocks
-    seen = [b for b in blocks if _touch(b, first)]
+    seen = [b for b in blocks if overlap(b, first)]
     seen.sort(key=lambda b: math.dist(_centre(b), _centre(first)))
-    return seen + [b for b in blocks if not _touch(b, first)]
+    others = [b for b in blocks if not overlap(b, first)]
+    return seen + sorted(others, key=lambda b: abs(b.plane - first.plane))
 
 
-def _touch(a: Block, b: Block) -> bool:
-    return (
-        a.plane == b.plane
-        and a.top < b.top + b.height
-        and b.top < a.top + a.height
-        and a.left < b.left + b.width
-        and b.left < a.left + a.width
-    )
+def overlap(a: Block, b: Block) -> int:
+    """Return how many pixels two blocks have in common."""
+    if a.plane != b.plane:
+        return 0
+    height = min(a.rows.stop, b.rows.stop) - max(a.top, b.top)
+    width = min(a.columns.stop, b.columns.stop) - max(a.left, b.left)
+    return max(0, height) * max(0, width)
 
 
 def _centre(block: Block) -> tuple[float, float]:

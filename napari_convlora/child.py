@@ -28,7 +28,16 @@ from typing import IO, TYPE_CHECKING, Any
 import cloudpickle
 
 from napari_convlora.config import ConvLoRAError
-from napari_convlora.events import Controls, Failed, Finished, Interim, RunControl, Started, batched
+from napari_convlora.events import (
+    Controls,
+    Failed,
+    Finished,
+    Interim,
+    RunControl,
+    Silent,
+    Started,
+    batched,
+)
 
 if TYPE_CHECKING:
     from napari_convlora.adapter_file import Adapter
@@ -43,6 +52,9 @@ SECONDS_TO_STOP = 5.0
 
 SECONDS_TO_COMPARE = 20.0
 """After the last step of a round that was stopped; then it is kept without a comparison."""
+
+SECONDS_OF_SILENCE = 300.0
+"""A longer one of a round that is not paused is worth a word; nothing is ended by itself."""
 
 _POLL = 0.02
 _NICENESS = 5
@@ -102,7 +114,8 @@ class Child:
         ------
         list
             Messages of the job. A round that breaks off ends with `Failed`, one that does not stop
-            in time with `Finished`, both with what was learnt shortly before.
+            in time with `Finished`, both with what was learnt shortly before; `Silent` says that
+            nothing comes.
 
         Raises
         ------
@@ -120,6 +133,8 @@ class Child:
                     match message:
                         case Interim():
                             interim = message
+                            continue
+                        case Silent() if not training:
                             continue
                         case Started():
                             training = True
@@ -150,6 +165,7 @@ class Child:
         self._send("job", cloudpickle.dumps((job, installed)))
         told = [_wishes(RunControl())] * 2
         patience = float("inf")
+        heard, silent = time.monotonic(), False
         while True:
             wishes = [_wishes(controls.training), _wishes(controls.predicting)]
             images = controls.training.take_annotations()
@@ -163,7 +179,15 @@ class Child:
             except queue.Empty:
                 if time.monotonic() > patience:
                     self.close()
+                if controls.training.paused:
+                    heard = time.monotonic()
+                elif not silent and time.monotonic() - heard > SECONDS_OF_SILENCE:
+                    silent = True
+                    yield [Silent(SECONDS_OF_SILENCE)]
                 continue
+            if silent and kind == "messages":
+                yield [Silent(0)]
+            heard, silent = time.monotonic(), False
             if kind == "gone":
                 with suppress(subprocess.TimeoutExpired):  # then it sent what cannot be read
                     self._process.wait(1)
@@ -219,8 +243,8 @@ def _broken_off(sentence: str, interim: Interim | None, controls: Controls) -> F
     return Failed(f"{sentence.rstrip('.')}; {what} is kept.", interim.adapter)
 
 
-def _wishes(control: RunControl) -> tuple[bool, bool, tuple[int, int], bool]:
-    return control.stopping, control.paused, control.visible, control.hurry
+def _wishes(control: RunControl) -> tuple[Any, ...]:
+    return control.stopping, control.paused, control.visible, control.seen, control.hurry
 
 
 def main() -> None:
@@ -267,10 +291,10 @@ def _listen(jobs: queue.SimpleQueue[tuple[bytes, Controls]]) -> None:
                 jobs.put((content, controls))
                 continue
             wishes, images = content
-            for control, (stop, pause, visible, hurry) in zip(
+            for control, (stop, pause, visible, seen, hurry) in zip(
                 (controls.training, controls.predicting), wishes, strict=True
             ):
-                control.visible, control.hurry = visible, hurry
+                control.visible, control.seen, control.hurry = visible, seen, hurry
                 if stop:
                     control.stop()
                 elif pause:

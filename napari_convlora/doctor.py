@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 
 import torch
 
@@ -14,6 +16,7 @@ from napari_convlora.backbones import available_backbones
 from napari_convlora.devices import choose_device
 
 _QT_BINDINGS = ("PyQt6", "PySide6", "PyQt5")
+_DRIVER = Path("/proc/driver/nvidia")
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ def report() -> list[Finding]:
             "device",
             torch.cuda.get_device_name() if device.type == "cuda" else device.type,
             accelerated,
-            "works, slower; with an NVIDIA GPU install a CUDA build of torch (pytorch.org).",
+            _to_accelerate(),
         ),
         Finding("cores", f"{os.cpu_count()}, torch uses {torch.get_num_threads()}"),
         _package("segment-anything", "pip install segment-anything"),
@@ -67,6 +70,21 @@ def report() -> list[Finding]:
             )
         )
     return findings
+
+
+def _to_accelerate() -> str:
+    """Return what to do where torch can only use the CPU."""
+    if shutil.which("nvidia-smi") is None and not _DRIVER.exists():
+        return "works, slower; with an NVIDIA GPU install a CUDA build of torch (pytorch.org)."
+    if torch.version.cuda is None:
+        return (
+            "there is an NVIDIA card, but torch is a CPU build; install a CUDA build with the "
+            "command that pytorch.org/get-started/locally names."
+        )
+    return (
+        f"there is an NVIDIA card, but torch {torch.__version__} cannot use it; see whether "
+        "nvidia-smi runs, and update the driver."
+    )
 
 
 def _package(name: str, remedy: str) -> Finding:

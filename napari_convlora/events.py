@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from napari_convlora.annotations import LabelledImage
+from napari_convlora.blocks import Block, overlap
 
 if TYPE_CHECKING:
     from napari_convlora.adapter_file import Adapter
@@ -74,6 +75,24 @@ class Adjusted:
 
     def __str__(self) -> str:
         return self.message
+
+
+@dataclass(frozen=True)
+class Silent:
+    """Nothing was heard of a round for so many seconds; 0 once it is heard again.
+
+    It comes from whoever waits for the round, not from the round.
+    """
+
+    seconds: float
+
+    def __str__(self) -> str:
+        if not self.seconds:
+            return "The trainer goes on."
+        return (
+            f"The trainer has said nothing for {self.seconds / 60:.0f} minutes; Stop ends it and "
+            "keeps the last snapshot."
+        )
 
 
 @dataclass(frozen=True)
@@ -188,7 +207,12 @@ class RunControl:
     Attributes
     ----------
     visible
-        Image and plane index that previews show; assign to look elsewhere.
+        Image and plane index that previews show; assign to look elsewhere. What `seen` shows of
+        `places` comes before it.
+    seen
+        What the viewer shows of the image that is predicted; assign as it changes.
+    places
+        Where the first images lie, if they are parts of a large one.
     keep_every
         Seconds between `Interim` events; None asks for none.
     hurry
@@ -201,9 +225,22 @@ class RunControl:
         self._running.set()
         self._lock = threading.Lock()
         self._images: Sequence[LabelledImage] | None = None
-        self.visible: tuple[int, int] = (0, 0)
+        self.seen: Block | None = None
+        self.places: Sequence[Block] = ()
+        self._visible = (0, 0)
         self.keep_every: float | None = None
         self.hurry = False
+
+    @property
+    def visible(self) -> tuple[int, int]:
+        """Image and plane index that previews show."""
+        seen = self.seen
+        shown = [0 if seen is None else overlap(place, seen) for place in self.places]
+        return (shown.index(max(shown)), 0) if any(shown) else self._visible
+
+    @visible.setter
+    def visible(self, where: tuple[int, int]) -> None:
+        self._visible = where
 
     def stop(self) -> None:
         """End the round after the current step, keeping what it has learnt."""

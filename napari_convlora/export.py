@@ -7,6 +7,7 @@ import io
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tifffile
@@ -26,15 +27,15 @@ _TIFF = (".tif", ".tiff")
 def save_masks(
     labels: np.ndarray, path: str | os.PathLike[str], classes: Sequence[ClassInfo]
 ) -> None:
-    """Write `labels` as TIFF or palette PNG, and the class table as ``classes.json`` beside it.
+    """Write `labels` as palette TIFF or PNG, and the class table as ``classes.json`` beside it.
 
     Parameters
     ----------
     labels : (H, W) or (P, H, W) bool or int
         Class ids; 0 means unlabelled.
     path
-        ``.tif`` or ``.tiff``: uint8 (ids end at 255), zlib-compressed. ``.png``: palette image
-        whose indices are the ids, shown in the class colours; a single plane only.
+        ``.tif``, ``.tiff`` or ``.png``: a palette image whose uint8 indices are the ids (which end
+        at 255), shown in the class colours; as PNG a single plane only.
     classes
         The class table; every id in `labels` must be in it.
 
@@ -66,7 +67,7 @@ def save_masks(
     if suffix == ".png":
         _write_palette_png(path, ids.reshape(ids.shape[-2:]), classes)
     else:
-        _write_tiff(path, ids, "YX" if ids.ndim == 2 else "ZYX")
+        _write_tiff(path, ids, "YX" if ids.ndim == 2 else "ZYX", tiff_colours(classes))
 
 
 def save_probabilities(
@@ -97,7 +98,9 @@ def save_probabilities(
             "give (K, H, W) or (P, K, H, W) with one channel per class."
         )
     write_table_beside(path, classes)
-    _write_tiff(path, probabilities.astype(np.float32), "CYX" if len(shape) == 3 else "ZCYX")
+    axes = "CYX" if len(shape) == 3 else "ZCYX"
+    # Said aloud, as tifffile takes 3 or 4 planes or columns for colours otherwise.
+    _write_tiff(path, probabilities.astype(np.float32), axes, {"photometric": "minisblack"})
 
 
 def _suffix(path: Path, allowed: tuple[str, ...]) -> str:
@@ -128,26 +131,34 @@ def write_table_beside(path: Path, classes: Sequence[ClassInfo]) -> None:
     write_classes(beside, classes)
 
 
-def _write_palette_png(path: Path, ids: np.ndarray, classes: Sequence[ClassInfo]) -> None:
+def tiff_colours(classes: Sequence[ClassInfo]) -> dict[str, Any]:
+    """Arguments of tifffile's `imwrite` with which viewers show uint8 ids in their colours."""
+    return {"photometric": "palette", "colormap": 257 * _palette(classes).T.astype(np.uint16)}
+
+
+def _palette(classes: Sequence[ClassInfo]) -> np.ndarray:
     palette = np.zeros((MAX_CLASSES + 1, 3), np.uint8)
     for info in classes:
         palette[info.id] = list(bytes.fromhex(info.colour[1:]))
+    return palette
+
+
+def _write_palette_png(path: Path, ids: np.ndarray, classes: Sequence[ClassInfo]) -> None:
     image = Image.fromarray(ids).convert("P")
-    image.putpalette(palette.tobytes())
+    image.putpalette(_palette(classes).tobytes())
     with atomic_write(path) as file:
         image.save(file, format="PNG", bits=8, optimize=False)
 
 
-def _write_tiff(path: Path, array: np.ndarray, axes: str) -> None:
+def _write_tiff(path: Path, array: np.ndarray, axes: str, colours: dict[str, Any]) -> None:
     with atomic_write(path) as file:
         tifffile.imwrite(
             file,
             array,
-            # Said aloud, as tifffile takes 3 or 4 planes or columns for colours otherwise.
-            photometric="minisblack",
             metadata={"axes": axes},
             compression="zlib",
             bigtiff=array.nbytes > 3_900_000_000,
+            **colours,
         )
 
 

@@ -112,5 +112,5 @@ def predict_file(
     if path.suffix == ".zarr":
         stores.save_zarr(store, path, adapter.classes)
     else:
-        stores.save_tiff(store, path)
+        stores.save_tiff(store, path, adapter.classes)
         shutil.rmtree(store.folder)

@@ -119,11 +119,11 @@ def predict(
             yield step
             continue
         at = step.block
-        labels[at.plane, at.rows, at.columns] = step.labels
+        labels[at.index] = step.labels
         if step.probabilities is not None:
             shares[at.plane, :, at.rows, at.columns] = step.probabilities
         if doubts is not None and step.uncertainty is not None:
-            doubts[at.plane, at.rows, at.columns] = step.uncertainty
+            doubts[at.index] = step.uncertainty
     if control is not None and control.stopping:
         return None
     return Prediction(labels, shares if probabilities else None, doubts)

@@ -245,7 +245,6 @@ class Session:
         control: RunControl | None = None,
         *,
         probabilities: bool = False,
-        uncertainty: bool = False,
     ) -> Generator[Progress, None, Prediction | None]:
         """Predict `image` (P, H, W, C) with the installed adapter; None when cancelled.
 
@@ -260,7 +259,6 @@ class Session:
                 self.backbone(),
                 image,
                 probabilities=probabilities,
-                uncertainty=uncertainty,
                 device=self.train_config.device,
                 control=control,
                 cache=self.cache,
@@ -275,7 +273,7 @@ class Session:
         *,
         uncertainty: bool = False,
     ) -> Iterator[Progress | BlockPrediction]:
-        """Predict parts of a large image (P, H, W, C) with the installed adapter, in this order.
+        """Predict parts of an image (P, H, W, C) with the installed adapter, in this order.
 
         Raises
         ------
@@ -284,7 +282,7 @@ class Session:
         """
         adapter = self._adapter()
         device = self.train_config.device
-        scorer = prepare(adapter, self.backbone(), image, device=device)
+        scorer = prepare(adapter, self.backbone(), image, device=device, cache=self.cache)
         return predict_blocks(scorer, adapter, blocks, uncertainty=uncertainty, control=control)
 
     def _adapter(self) -> Adapter:

@@ -16,6 +16,7 @@ import zarr
 
 from napari_convlora.blocks import BLOCK, Block, is_large
 from napari_convlora.config import ClassInfo, InputError
+from napari_convlora.export import tiff_colours
 from napari_convlora.files import is_unclear, is_whole, read_image
 from napari_convlora.planes import LazyPlanes, Planes, lazy_planes
 from napari_convlora.results import atomic_write
@@ -234,8 +235,8 @@ def _axes(shape: tuple[int, ...]) -> str:
     return "zyx"[-len(shape) :]
 
 
-def save_tiff(store: LabelStore, path: Path) -> None:
-    """Write a finished store as a tiled, zlib-compressed TIFF, which appears once it is whole."""
+def save_tiff(store: LabelStore, path: Path, classes: Sequence[ClassInfo]) -> None:
+    """Write a finished store as a tiled palette TIFF, which appears once it is whole."""
     array = store.array
 
     def tiles() -> Iterator[np.ndarray]:
@@ -250,10 +251,10 @@ def save_tiff(store: LabelStore, path: Path) -> None:
             shape=array.shape,
             dtype=np.uint8,
             tile=(BLOCK, BLOCK),
-            photometric="minisblack",
             metadata={"axes": _axes(array.shape).upper()},
             compression="zlib",
             bigtiff=array.nbytes > 3_900_000_000,
+            **tiff_colours(classes),
         )
 
 

@@ -54,6 +54,8 @@ def test_what_is_seen_comes_first() -> None:
         and b.columns.stop > 2100
     ]
     assert touched == blocks[: len(touched)]
+    later = plan((6, 600, 600), Block(3, 0, 0, 9, 9))
+    assert [b.plane for b in later[::4]] == [3, 2, 4, 1, 5, 0]
 
 
 def test_a_stack_is_large_as_a_whole() -> None:

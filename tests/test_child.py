@@ -30,6 +30,7 @@ from napari_convlora.events import (
     Paused,
     Preview,
     Scored,
+    Silent,
     Started,
     Step,
 )
@@ -282,6 +283,31 @@ def test_what_does_not_stop_in_time_is_ended_and_its_last_snapshot_kept(
     assert last.reason == "terminated"
     assert last.adapter.summary["steps"] == 2
     assert gone(mortal.pid)
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_a_round_that_says_nothing_is_told_of_and_goes_on(
+    mortal: Child, monkeypatch: pytest.MonkeyPatch, paused: bool
+) -> None:
+    monkeypatch.setattr(child_module, "SECONDS_OF_SILENCE", 0.3)
+
+    def slow(session: Get, controls: Controls) -> Iterator[Any]:
+        time.sleep(1)  # nothing is said of what is no round
+        yield Started(2, {}, False, "cpu")
+        for step in (1, 2):
+            time.sleep(1)
+            yield Step(step, 2, 0.0, 1.0)
+
+    controls = Controls()
+    if paused:
+        controls.training.pause()
+    events = run(mortal, slow, controls)
+    told = [] if paused else [Silent(0.3), Silent(0)]
+    first, second = (Step(step, 2, 0.0, 1.0) for step in (1, 2))
+    assert events == [Started(2, {}, False, "cpu"), *told, first, *told, second]
+    assert str(Silent(300)) == (
+        "The trainer has said nothing for 5 minutes; Stop ends it and keeps the last snapshot."
+    )
 
 
 def test_a_comparison_after_stop_has_a_time_of_its_own(

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
+from skimage import io
 
 from napari_convlora.annotations import default_classes, read_classes, write_classes
 from napari_convlora.config import ClassInfo, InputError
@@ -40,7 +41,30 @@ def test_masks_round_trip(tmp_path_factory: pytest.TempPathFactory, labels: np.n
     assert read_classes(folder / "classes.json") == CLASSES
 
 
-def test_tiff_is_compressed_plain_uint8(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shape", [(40, 50), (1, 40, 50), (3, 40, 50), (6, 40, 50), (5, 3)])
+def test_tiff_shows_the_class_colours_and_every_reader_gets_the_ids(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    classes = (ClassInfo(1, "soil", "#102030"), ClassInfo(255, "root", "#fffefd"))
+    labels = np.random.default_rng(0).choice([0, 1, 255], shape).astype(np.uint8)
+    path = tmp_path / "m.tif"
+    save_masks(labels, path, classes)
+    np.testing.assert_array_equal(tifffile.imread(path), labels)
+    planes = labels.reshape(-1, *shape[-2:])
+    np.testing.assert_array_equal(read_labels(path), planes)
+    if shape[0] != 3:  # scikit-image takes the first of three axes for colours, whatever is said
+        np.testing.assert_array_equal(io.imread(path), labels)
+    with Image.open(path) as image:
+        for i, plane in enumerate(planes):
+            image.seek(i)
+            assert image.mode == "P"
+            np.testing.assert_array_equal(np.asarray(image), plane)
+            colours = np.array([[0, 0, 0], [16, 32, 48], [255, 254, 253]])
+            shown = colours[np.searchsorted([0, 1, 255], plane)]
+            np.testing.assert_array_equal(np.asarray(image.convert("RGB")), shown)
+
+
+def test_tiff_is_compressed_uint8(tmp_path: Path) -> None:
     path = tmp_path / "m.TIFF"
     save_masks(np.ones((3, 40, 50), np.int64), path, CLASSES)
     with tifffile.TiffFile(path) as tif:

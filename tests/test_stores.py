@@ -14,7 +14,7 @@ from napari_convlora import blocks, stores
 from napari_convlora.annotations import default_classes
 from napari_convlora.blocks import Block, plan
 from napari_convlora.config import InputError
-from napari_convlora.files import read_image
+from napari_convlora.files import read_image, read_labels
 from napari_convlora.planes import LazyPlanes
 from napari_convlora.stores import open_image, open_labels, save_tiff, save_zarr
 
@@ -182,11 +182,13 @@ def test_labels_come_back_from_tiff_and_ome_zarr(
 ) -> None:
     labels = np.random.default_rng(0).integers(1, 4, shape).astype(np.uint8)
     expected = labels[0] if shape[0] == 1 else labels
-    save_tiff(fill(tmp_path / "work", labels), tmp_path / "a.tif")
+    save_tiff(fill(tmp_path / "work", labels), tmp_path / "a.tif", CLASSES)
     with tifffile.TiffFile(tmp_path / "a.tif") as tif:
         assert tif.pages[0].is_tiled
         np.testing.assert_array_equal(tif.asarray(), expected)
-    np.testing.assert_array_equal(read_image(tmp_path / "a.tif")[..., 0], labels)
+    np.testing.assert_array_equal(read_labels(tmp_path / "a.tif"), labels)
+    red_of = np.array([0, *(int(info.colour[1:3], 16) for info in CLASSES)])
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif")[..., 0], red_of[labels])
 
     for _ in range(2):  # the second replaces the first
         save_zarr(fill(tmp_path / "again", labels), tmp_path / "a.zarr", CLASSES)

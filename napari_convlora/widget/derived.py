@@ -122,7 +122,7 @@ class DerivedLayers:
         layer = self._get("uncertainty")
         whole = layer.data.reshape(self._record.planes_shape)
         for block, uncertainty in parts:
-            whole[block.plane, block.rows, block.columns] = uncertainty
+            whole[block.index] = uncertainty
         layer.refresh()
 
     def _forget_guide(self) -> None:

@@ -78,8 +78,16 @@ class ImageFrame:
         return self.axes.index(at), float(at[rows]), float(at[columns])
 
     def seen(self, *layers: Labels | None) -> Block:
-        """Return the part of the image that the viewer shows, by the first layer it has."""
-        layer: Any = next((one for one in layers if one in self.viewer.layers), self.image)
+        """Return the part of the image that the viewer shows, by the first layer it has.
+
+        Layers that leave out an axis of length 1, as `fits` allows, are passed over.
+        """
+        alike = (
+            one
+            for one in layers
+            if one is not None and one in self.viewer.layers and one.ndim == self.image.ndim
+        )
+        layer: Any = next(alike, self.image)
         corners = layer.corner_pixels
         if layer.multiscale:  # what napari has loaded, which may be more than it shows
             corners = corners * layer.downsample_factors[layer.data_level]

@@ -14,7 +14,7 @@ import cloudpickle
 import numpy as np
 
 from napari_convlora.annotations import LabelledImage
-from napari_convlora.blocks import Block, is_large, plan
+from napari_convlora.blocks import Block, is_large, overlap, plan
 from napari_convlora.child import Job
 from napari_convlora.config import ClassInfo, ConvLoRAError, ModelConfig, TrainConfig
 from napari_convlora.events import Controls, Event, Finished, Preview, Tiles
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from napari_convlora.session import Session
 
 SECONDS_BETWEEN_PARTS = 2.0
-"""napari takes a while to show a large layer anew."""
+"""napari takes a while to show a large layer anew; what is on screen is not kept waiting."""
 
 SessionGetter = Callable[[], "Session"]
 """Returns the session of the process that runs the job."""
@@ -46,7 +46,7 @@ class Snapshot:
         How to read `pixels`; see `to_planes`.
     annotations : (P, H, W) int
     seen
-        What the viewer shows; a large image is predicted there first.
+        What the viewer shows; the image is predicted there first.
     reviewed
         Plane and vertices (N, 2) of every reviewed region.
     background_id
@@ -145,29 +145,27 @@ class Remark:
 
 
 @dataclass(frozen=True, eq=False)
-class Predicted:
-    """Class ids (P, H, W) of the whole image, or None when cancelled, and their uncertainty.
-
-    The uncertainty is (P, H, W) uint8 in per cent; None unless the recipe asks for it.
-    """
-
-    labels: np.ndarray | None
-    uncertainty: np.ndarray | None = None
-
-
-@dataclass(frozen=True, eq=False)
 class Parts:
-    """Parts of a large image, as they come: class ids (h, w), and uncertainty if asked for."""
+    """Parts of an image, as they come: class ids (h, w), and uncertainty if asked for."""
 
     labels: Sequence[tuple[Block, np.ndarray]]
     uncertainty: Sequence[tuple[Block, np.ndarray]] = ()
 
 
-@dataclass(frozen=True)
-class AllParts:
-    """All parts of a large image have come, with their uncertainty or without."""
+@dataclass(frozen=True, eq=False)
+class Predicted:
+    """All parts of an image have come, with their uncertainty or without.
 
+    `labels` are its class ids (P, H, W); None of a large image, which is not held twice.
+    """
+
+    labels: np.ndarray | None
     uncertainty: bool
+
+
+@dataclass(frozen=True)
+class Cancelled:
+    """A prediction was stopped; parts that have come by then stay."""
 
 
 def warm_up(session: SessionGetter, controls: Controls) -> Iterator[Any]:
@@ -199,9 +197,11 @@ def adapt(snapshots: Sequence[Snapshot], classes: Sequence[ClassInfo], recipe: R
         state = prepare(session, recipe)
         first, *others = (snapshot.labelled() for snapshot in snapshots)
         images = [part for _, part in sum(others, first)]
-        event = None
+        places, event = [where for where, _ in first], None
+        if is_large(snapshots[0].annotations.shape):
+            controls.training.places = places
         for event in state.run_round(images, classes, controls.training):
-            yield _in_place(event, snapshots[0], [where for where, _ in first])
+            yield _in_place(event, snapshots[0], places)
         if isinstance(event, Finished):
             yield from _predict(state, snapshots[0], controls, recipe)
         yield _kept(state)
@@ -285,41 +285,35 @@ def _in_place(event: Event, snapshot: Snapshot, places: Sequence[Block]) -> Even
 def _predict(
     state: Session, snapshot: Snapshot, controls: Controls, recipe: Recipe
 ) -> Iterator[Any]:
-    from napari_convlora.prediction import Returning
-
-    planes = snapshot.planes()
-    if is_large(planes.shape):
-        yield from _predict_large(state, planes, snapshot.seen, controls, recipe.uncertainty)
-        return
-    assert isinstance(planes, np.ndarray)
-    odd = "" if state.installed is None else state.installed.normalizer.remark(planes)
-    if odd:
-        yield Remark(f"'{snapshot.name}': {odd}")
-    steps = Returning(state.predict(planes, controls.predicting, uncertainty=recipe.uncertainty))
-    for tile in steps:
-        yield Tiles(tile.done, tile.total)
-    found = steps.value
-    yield Predicted(None) if found is None else Predicted(found.labels, found.uncertainty)
-
-
-def _predict_large(
-    state: Session, planes: Planes, seen: Block | None, controls: Controls, uncertainty: bool
-) -> Iterator[Any]:
-    """Predict block by block, what the viewer shows first."""
+    """Predict part by part, what the viewer shows first."""
     from napari_convlora.scorer import Progress
 
+    planes, seen = snapshot.planes(), controls.predicting.seen or snapshot.seen
+    whole = None
+    if isinstance(planes, np.ndarray) and not is_large(planes.shape):
+        whole = np.zeros(planes.shape[:3], np.uint8)
+        odd = "" if state.installed is None else state.installed.normalizer.remark(planes)
+        if odd:
+            yield Remark(f"'{snapshot.name}': {odd}")
     labels: list[tuple[Block, np.ndarray]] = []
     doubts: list[tuple[Block, np.ndarray]] = []
     last, blocks = 0.0, plan(planes.shape, seen)
-    for step in state.predict_blocks(planes, blocks, controls.predicting, uncertainty=uncertainty):
+    on_screen = [b for b in blocks if seen is not None and overlap(b, seen)]
+    for step in state.predict_blocks(
+        planes, blocks, controls.predicting, uncertainty=recipe.uncertainty
+    ):
         if isinstance(step, Progress):
             yield Tiles(step.done, step.total)
             continue
         labels.append((step.block, step.labels))
+        if whole is not None:
+            whole[step.block.index] = step.labels
         if step.uncertainty is not None:
             doubts.append((step.block, step.uncertainty))
-        if time.monotonic() - last >= SECONDS_BETWEEN_PARTS:
+        if step.block in on_screen[-1:] or time.monotonic() - last >= SECONDS_BETWEEN_PARTS:
             yield Parts(labels, doubts)
             labels, doubts, last = [], [], time.monotonic()
-    yield Parts(labels, doubts)
-    yield Predicted(None) if controls.predicting.stopping else AllParts(uncertainty)
+    if labels:
+        yield Parts(labels, doubts)
+    stopped = controls.predicting.stopping
+    yield Cancelled() if stopped else Predicted(whole, recipe.uncertainty)

@@ -378,11 +378,11 @@ class ImageLayers(ImageFrame):
             return
         self.prepare_prediction()
         self.collect_corrections()
-        painted, late, self._late = self._annotated(np.s_[:]), self._late, []
-        places = [(block.plane, block.rows, block.columns) for block, _ in late]
+        late, self._late = self._late, []
+        painted = {b.plane: self._annotated(np.s_[b.plane : b.plane + 1])[0] for b, _ in late}
         self._model.write(
-            (at, protect(self._of_today(labels), painted[at]))
-            for at, (_, labels) in zip(places, late, strict=True)
+            (b.index, protect(self._of_today(labels), painted[b.plane][b.index[1:]]))
+            for b, labels in late
         )
 
     def _of_today(self, labels: np.ndarray) -> np.ndarray:

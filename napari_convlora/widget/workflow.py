@@ -33,6 +33,10 @@ _LOADED = "The adapter is loaded; press Predict to use it on an image."
 _NEXT = "Paint over mistakes, then press Adapt again; or press Export masks."
 _PREDICT_HERE = "Press Predict to see what it makes of this image."
 _KEPT = "What is painted is kept; try it again."
+_STOPPED = (
+    "The prediction was stopped: what was done by then is shown, the rest is as before; press "
+    "Predict for all of it."
+)
 _PREDICTED = (
     "The prediction is ready. Paint over its mistakes, then press Adapt; or press Export masks."
 )
@@ -272,9 +276,13 @@ class Workflow(QObject):
     def _on_plane(self, event: Any = None) -> None:
         controls = self.runner.controls
         if self.running and self._target is not None and controls is not None:
-            controls.training.visible = (0, self._target.plane())
+            record, training = self._target, controls.training
+            training.visible = (0, record.plane())
+            training.seen = record.seen(record.prediction, record.annotations)
+            controls.predicting.seen = training.seen
 
     def _on_messages(self, messages: list[Any]) -> None:
+        self._on_plane()  # where the camera is only shows once napari has drawn
         for message in messages:
             try:
                 self._handle(message)
@@ -297,7 +305,7 @@ class Workflow(QObject):
                 self.planned.emit(message)
                 if not self._stopping:
                     self.said.emit(str(message))
-            case events.Adjusted():
+            case events.Adjusted() | events.Silent():
                 self.said.emit(str(message))
             case events.Scored():
                 where = "held-out" if message.held_out else "training"
@@ -339,18 +347,20 @@ class Workflow(QObject):
                 self.tiled.emit(message)
             case jobs.Remark():
                 self.failed.emit(message.sentence, False)
-            case jobs.Predicted():
-                self._install(message)
             case jobs.Parts() if self._target is not None:
                 if not self._keep_labels:
                     self._target.show_parts(message.labels)
+                    self._target.adapter = None  # some of it may still be another one's
                 if message.uncertainty:
                     self._target.derived.show_uncertain_parts(message.uncertainty)
                 self.changed.emit()
-            case jobs.AllParts() if self._target is not None:
-                if not message.uncertainty:
-                    self._target.derived.show_uncertainty(None)
-                self._predicted(self._target.predicted_view().copy())
+            case jobs.Predicted() if self._target is not None:
+                self._predicted(self._target, message)
+            case jobs.Cancelled() if self._target is not None:
+                so_far = self._outcome.removesuffix(_NEXT).removesuffix(_LOADED).strip()
+                self._outcome = f"{so_far} {_STOPPED}".strip()
+            case jobs.Cancelled():
+                self._outcome = self._outcome or "The prediction was stopped; the adapter is kept."
 
     def _learning_from(self, message: events.Started) -> str:
         names = {info.id: info.name for info in self.images.classes}
@@ -372,22 +382,15 @@ class Workflow(QObject):
             f"Round {number} {how}{self._score}.{reason} {_NEXT if here else _PREDICT_HERE}"
         )
 
-    def _install(self, message: jobs.Predicted) -> None:
-        if message.labels is None:
-            self._outcome = self._outcome or "The prediction was cancelled; the adapter is kept."
-        elif self._target is not None:
-            if not self._keep_labels:
-                self._target.show(message.labels)
-            self._target.derived.show_uncertainty(message.uncertainty)
-            self._predicted(message.labels)
-
-    def _predicted(self, labels: np.ndarray) -> None:
+    def _predicted(self, record: ImageLayers, message: jobs.Predicted) -> None:
         """Take note that the whole image is predicted."""
-        session, record = self.runner.session, self._target
-        assert record is not None
+        session = self.runner.session
         record.adapter = None if session is None else session.installed
+        if not message.uncertainty:
+            record.derived.show_uncertainty(None)
         if not self._keep_labels:
-            self.predicted.emit(record, labels)
+            said = record.predicted_view().copy() if message.labels is None else message.labels
+            self.predicted.emit(record, said)
         if self._outcome in ("", _LOADED):
             self._outcome = _PREDICTED
         self.changed.emit()
@@ -399,9 +402,10 @@ class Workflow(QObject):
         self.failed.emit(self._outcome, ours)
 
     def _on_end(self) -> None:
-        self.phase, self._target = "idle", None
         if not self._outcome and self._stopping:
-            self._outcome = "Stopped; nothing has changed."
+            predicting = self.phase == "predicting"
+            self._outcome = _STOPPED if predicting else "Stopped; nothing has changed."
+        self.phase, self._target = "idle", None
         self.said.emit(self._outcome)
         self._outcome = ""
         self.changed.emit()

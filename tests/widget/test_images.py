@@ -15,6 +15,21 @@ def stack(halves) -> np.ndarray:
     return np.stack([halves * 100, halves * 90, halves[:, ::-1] * 100]).astype(np.uint16)
 
 
+def test_annotations_without_an_axis_of_length_1(
+    make_napari_viewer_proxy, make_widget, halves, paint, wait
+):
+    viewer = make_napari_viewer_proxy()
+    viewer.add_image(halves[None], name="halves")
+    widget = make_widget(viewer)
+    layer = viewer.add_labels(np.zeros(halves.shape, np.uint8), name="mine")
+    widget.images.need().adopt(layer)
+    paint(layer, 1, 10)
+    paint(layer, 2, 70)
+    widget.adapt()
+    wait(widget)
+    assert widget.status.startswith("Round 1 is done")
+
+
 def test_a_16_bit_stack_with_scale(
     make_napari_viewer_proxy, make_widget, stack, paint, wait, qtbot
 ):

@@ -122,6 +122,36 @@ def test_what_is_seen_is_predicted_first_and_shown_at_once(
     assert len(shown) == 4
 
 
+def test_previews_are_of_the_part_that_is_looked_at(
+    make_napari_viewer_proxy, make_widget, paint, wait, qtbot, monkeypatch
+):
+    viewer = make_napari_viewer_proxy()
+    viewer.add_image(np.random.default_rng(0).normal(50, 5, (80, 2200)), name="long")
+    widget = make_widget(viewer, max_steps=5000, preview_seconds=0.05)
+    layer = widget.start_annotating()
+    for class_id, column in ((1, 10), (2, 60), (1, 2100), (2, 2150)):
+        paint(layer, class_id, column)
+    qtbot.waitUntil(lambda: len(widget.images.counts.pixels) == 2)
+
+    def look_at(column):
+        viewer.scene.camera.center, viewer.scene.camera.zoom = (40, column), 10
+        viewer.screenshot(flash=False)  # napari finds out what is seen when it draws
+
+    look_at(2150)
+    record, shown = widget.images.current, []
+    monkeypatch.setattr(record, "show_parts", lambda parts: shown.extend(b for b, _ in parts))
+    widget.adapt()
+    qtbot.waitUntil(lambda: len(shown) > 0, timeout=60_000)
+    assert shown[0].left > 1000
+    look_at(30)
+    qtbot.waitUntil(lambda: shown[-1].left == 0, timeout=60_000)
+    look_at(1100)  # where nothing is labelled: the first part, as at the beginning
+    qtbot.wait(300)
+    assert shown[-1].left == 0
+    widget.stop()
+    wait(widget, 60_000)
+
+
 def test_a_prediction_that_is_stopped_keeps_its_parts(begun, wait, wide, qtbot):
     viewer, widget = begun(wide)
     widget.adapt()
@@ -132,7 +162,7 @@ def test_a_prediction_that_is_stopped_keeps_its_parts(begun, wait, wide, qtbot):
     widget.stop()
     wait(widget, 60_000)
     prediction = viewer.layers["prediction"].data
-    assert widget.status == "The prediction was cancelled; the adapter is kept."
+    assert widget.status.startswith("The prediction was stopped: what was done by then is shown")
     assert (prediction[:10, :10] > 0).all()
     assert (prediction[-10:, -10:] == 0).all()
 

@@ -11,6 +11,8 @@ import pytest
 from napari.utils.notifications import notification_manager
 from qtpy.QtCore import QTimer
 
+from napari_convlora.events import Silent
+
 LONG = 5000
 
 
@@ -173,6 +175,22 @@ def test_a_broken_engine_is_reported_and_the_button_comes_back(
     assert len(notification_manager.records) == 1
     assert widget.run_bar.main_button.isEnabled()
     assert "A job broke" in caplog.text  # the traceback, for a bug report
+
+
+def test_a_round_that_says_nothing_is_told_of(ready, wait, monkeypatch, qtbot):
+    _, widget = ready()
+    go_on = threading.Event()
+
+    def silent(*_):
+        yield Silent(300.0)
+        assert go_on.wait(20)
+
+    monkeypatch.setattr(widget.session, "run_round", silent)
+    widget.adapt()
+    qtbot.waitUntil(lambda: "said nothing for 5 minutes" in widget.status, timeout=20_000)
+    assert widget.run_bar.main_button.text() == "Stop"
+    go_on.set()
+    wait(widget)
 
 
 def test_no_image_gives_advice(make_napari_viewer_proxy, make_widget):
