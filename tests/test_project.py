@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import zarr
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -21,6 +22,7 @@ from hypothesis.extra import numpy as arrays
 from napari_convlora.adapter_file import Adapter
 from napari_convlora.annotations import default_classes
 from napari_convlora.config import InputError, TrainConfig
+from napari_convlora.planes import lazy_planes
 from napari_convlora.project import ImageEntry, Manifest, Project, Settings, labels, owner
 
 SHAPE = (1, 40, 50, 1)
@@ -151,6 +153,32 @@ def test_a_missing_image_names_its_path_and_locate_mends_it(
     project.locate("cells", tmp_path / "renamed.tif")
     assert project.entry("cells").read(project.folder).shape == SHAPE
     assert project.entry("cells").counts == {1: 16, 2: 16}
+
+
+def test_a_zarr_folder_is_learnt_from_and_moves_with_its_project(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, SHAPE, np.uint8)
+    (tmp_path / "here").mkdir()
+    folder = tmp_path / "here" / "a.zarr"
+    zarr.create_array(folder, shape=SHAPE[1:3], dtype=np.uint8)[...] = pixels[0, ..., 0]
+    made = Project.create(tmp_path / "here" / "p", Manifest(classes=default_classes(2)))
+    made.add(entry(path=folder), pixels)
+    made.keep_annotations("cells", strokes())
+    made.close()
+    assert not (made.folder / "images").exists()
+    (tmp_path / "here").rename(tmp_path / "there")
+    (image,) = Project.open(tmp_path / "there" / "p").labelled()[1]
+    assert (image.image == pixels).all()
+
+
+def test_what_is_too_large_to_copy_and_without_a_file_has_no_place(project: Project) -> None:
+    lazy = lazy_planes(np.zeros(SHAPE[1:3], np.uint8))
+    own = project.add(entry("lazy"), lazy)
+    assert (own.path, own.absolute) == ("", "")
+    with pytest.raises(InputError, match="press Locate") as error:
+        own.find(project.folder)
+    one_sentence(error)
+    elsewhere = project.save_as(project.folder.parent / "copy")
+    assert elsewhere.entry("lazy") == own
 
 
 def test_of_two_places_the_one_with_the_same_content_counts(

@@ -12,8 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from napari_convlora.annotations import LabelledImage, find_background
+from napari_convlora.blocks import plan
 from napari_convlora.config import InputError
-from napari_convlora.files import read_image, read_labels
+from napari_convlora.files import read_labels
+from napari_convlora.parts import labelled_parts
+from napari_convlora.planes import LazyPlanes, Planes
 from napari_convlora.project import owner
 from napari_convlora.project.labels import (
     keep_version,
@@ -26,6 +29,7 @@ from napari_convlora.project.manifest import ImageEntry, Manifest, new_stem
 from napari_convlora.project.rounds import ANNOTATIONS, PREDICTIONS, ROUNDS, Rounds
 from napari_convlora.results import atomic_write, make_folder
 from napari_convlora.reviewed import Outlines, complete
+from napari_convlora.stores import open_image
 
 MANIFEST = "project.json"
 _IMAGES = "images"
@@ -132,7 +136,7 @@ class Project:
                 return entry
         raise InputError(f"There is no image '{stem}' in this project; choose one from its list.")
 
-    def add(self, entry: ImageEntry, pixels: np.ndarray | None = None) -> ImageEntry:
+    def add(self, entry: ImageEntry, pixels: Planes | None = None) -> ImageEntry:
         """Add an image and return its entry, with a stem of its own.
 
         Parameters
@@ -141,7 +145,8 @@ class Project:
             Its `absolute` says where the file is; "" if it has none.
         pixels : (P, H, W, C)
             Of the layer. They are copied into the project if there is no file, or if that reads
-            differently, as nothing else could bring them back.
+            differently, as nothing else could bring them back. What is not in memory is too large
+            for that: it then has no place until it is located.
 
         Raises
         ------
@@ -153,13 +158,16 @@ class Project:
             name = entry.name.replace("\0", "")  # which no text of a project may hold
             name = _unlike(name, {known.name for known in self.manifest.images})
             entry = replace(entry, name=name, stem=new_stem(name, taken))
-            if pixels is not None and not self._reads_back(entry, pixels):
+            known = pixels is None or self._reads_back(entry, pixels)
+            if known:
+                entry = entry.moved(Path(entry.absolute), self.folder)
+            elif isinstance(pixels, np.ndarray):
                 path = self.own(_IMAGES, f"{entry.stem}.npy")
                 make_folder(path.parent)
                 _write_pixels(path, entry.as_layer(pixels))
+                entry = entry.moved(path, self.folder)
             else:
-                path = Path(entry.absolute)
-            entry = entry.moved(path, self.folder)
+                entry = replace(entry, path="", absolute="")
             self.update(lambda m: replace(m, images=(*m.images, entry)))
             return entry
 
@@ -171,7 +179,7 @@ class Project:
         InputError
             It cannot be read.
         """
-        planes = read_image(path)
+        planes = open_image(path)
         depth, height, width, channels = planes.shape
         leading = () if depth == 1 else (depth,)
         rgb = channels == 3 and planes.dtype == np.uint8
@@ -179,6 +187,9 @@ class Project:
             shape: tuple[int, ...] = (*leading, height, width)
         else:
             shape = (*leading, height, width, 3) if rgb else (*leading, channels, height, width)
+        channel_axis = None if rgb or channels == 1 else len(leading)
+        if isinstance(planes, LazyPlanes):  # it is shown as the file holds it
+            shape, channel_axis = planes.source.shape, None if rgb else planes.channel
         return self.add(
             ImageEntry(
                 stem="",
@@ -188,7 +199,7 @@ class Project:
                 shape=planes.shape,
                 layer_shape=shape,
                 rgb=rgb,
-                channel_axis=None if rgb or channels == 1 else len(leading),
+                channel_axis=channel_axis,
                 dtype=str(planes.dtype),
             )
         )
@@ -202,7 +213,7 @@ class Project:
             It cannot be read there, or has another size than when it was annotated.
         """
         entry = self.entry(stem).moved(path, self.folder)
-        entry.read(self.folder)
+        entry.read(self.folder)  # a large one is opened, no more
         self._replace_entry(entry)
 
     def annotations(self, stem: str) -> tuple[np.ndarray | None, str]:
@@ -281,7 +292,7 @@ class Project:
     def labelled(self) -> tuple[tuple[str, ...], list[LabelledImage]]:
         """Return stems and contents of the annotated images with as many channels as the first.
 
-        What is unpainted in reviewed regions is background.
+        What is unpainted in reviewed regions is background. Large images come in parts.
 
         Raises
         ------
@@ -294,12 +305,14 @@ class Project:
                 f"Nothing is annotated in '{self.folder}' yet; paint strokes in its images first."
             )
         background = find_background(self.manifest.classes)
-        stems, images = [], []
+        stems: list[str] = []
+        images: list[LabelledImage] = []
         for entry in annotated:
             if entry.shape[3] == annotated[0].shape[3]:
                 labels = complete(*self.annotated(entry.stem), background, entry.name)
                 stems.append(entry.stem)
-                images.append(LabelledImage(entry.read(self.folder), labels, name=entry.name))
+                parts = labelled_parts(entry.read(self.folder), labels, entry.name)
+                images.extend(part for _, part in parts)
         return tuple(stems), images
 
     def annotated(self, stem: str) -> tuple[np.ndarray, Outlines]:
@@ -329,13 +342,21 @@ class Project:
             )
         return path
 
-    def _reads_back(self, entry: ImageEntry, pixels: np.ndarray) -> bool:
+    def _reads_back(self, entry: ImageEntry, pixels: Planes) -> bool:
+        """Whether an image's file holds `pixels`; of a large image one block is looked at."""
+        if not entry.absolute:
+            return False
         try:
-            return bool(entry.absolute) and np.array_equal(
-                entry.moved(Path(entry.absolute), self.folder).read(self.folder), pixels
-            )
+            found = entry.moved(Path(entry.absolute), self.folder).read(self.folder)
         except InputError:
             return False
+        blocks = plan(found.shape)
+        if not isinstance(pixels, np.ndarray):
+            blocks = blocks[len(blocks) // 2 :][:1]
+        return found.shape == pixels.shape and all(
+            np.array_equal(found[b.plane][b.rows, b.columns], pixels[b.plane][b.rows, b.columns])
+            for b in blocks
+        )
 
 
 def _write_pixels(path: Path, pixels: np.ndarray) -> None:

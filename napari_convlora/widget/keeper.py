@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from qtpy.QtCore import QObject, QTimer, Signal
@@ -19,10 +18,8 @@ from napari_convlora.project.writer import Writer
 from napari_convlora.widget.jobs import Recipe, Snapshot
 from napari_convlora.widget.kept import Kept, stored_snapshot
 from napari_convlora.widget.layers import ImageLayers
+from napari_convlora.widget.new_layer import image_of
 from napari_convlora.widget.workflow import Workflow
-
-if TYPE_CHECKING:
-    from napari.layers import Image
 
 AUTOSAVE_MS = 3000
 _REST = 30
@@ -145,6 +142,9 @@ class Keeper(QObject):
                 recovery.discard(before.folder)
         self.named = True
         self.said.emit(f"The project is in {folder}; it saves itself from now on.")
+        for entry in self.entries:
+            if entry.homeless:
+                self.failed.emit(entry.homeless)
         self.changed.emit()
 
     def open(self, folder: Path, *, named: bool = True) -> None:
@@ -251,15 +251,16 @@ class Keeper(QObject):
         painted, note = project.annotations(stem)
         regions, other_note = project.regions(stem)
         predicted = project.prediction(stem)
-        before = self.find(self._images.current)
+        before, layers = self.find(self._images.current), self._images.viewer.layers
         image = None if kept is None else kept.record.image
-        if image not in self._images.viewer.layers:
-            image, pixels = None, entry.as_layer(entry.read(project.folder))
+        if image not in layers:
+            image = image_of(entry, entry.levels(project.folder))
         # Nothing can fail any more. The new image comes before the old one goes: where Mesa draws,
         # a canvas that lost all its layers at once has crashed.
-        if image is None:
-            image = self._add_layer(entry, pixels)
-        if before is not None and before.stem is not None:
+        if image not in layers:
+            layers.append(image)
+        # What no file holds stays in the viewer, as nothing could bring it back.
+        if before and before.stem and not project.entry(before.stem).homeless:
             self._close_layers(before)
         self.opened.emit(image, entry.channel_axis)
         record = self._images.need()
@@ -378,10 +379,6 @@ class Keeper(QObject):
             for entry in self.stored:
                 self.writer.put(partial(self.project.relabel, entry.stem, class_id, to))
             self.writer.put(self.wrote.emit)
-
-    def _add_layer(self, entry: ImageEntry, pixels: np.ndarray) -> Image:
-        place = {n: getattr(entry, n) for n in ("scale", "translate") if getattr(entry, n)}
-        return self._images.viewer.add_image(pixels, name=entry.name, rgb=entry.rgb, **place)
 
     def _close_layers(self, kept: Kept) -> None:
         self._workflow.release(kept.record)

@@ -5,31 +5,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from napari.layers import Labels, Shapes
 from qtpy.QtCore import QTimer
 
-from napari_convlora.config import ConvLoRAError
+from napari_convlora.config import ConvLoRAError, InputError
 from napari_convlora.project import ImageEntry, Project
 from napari_convlora.reviewed import Outlines
-from napari_convlora.widget.jobs import Snapshot
+from napari_convlora.widget.jobs import OnDisk, Snapshot
 from napari_convlora.widget.layers import ImageLayers
-
-
-@dataclass(frozen=True, eq=False)
-class OnDisk:
-    """Pixels of a project's image that is not open; read by whoever makes an array of it."""
-
-    entry: ImageEntry
-    folder: Path
-
-    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
-        """Return the pixels as a layer would hold them."""
-        return np.asarray(self.entry.as_layer(self.entry.read(self.folder)), dtype)
 
 
 def stored_snapshot(project: Project, entry: ImageEntry, background_id: int | None) -> Snapshot:
@@ -132,16 +118,18 @@ class Kept:
         def write() -> None:
             if _digest(painted, regions) == self._written:
                 return
+            homeless = ""
             try:
                 if self.stem is None:
-                    planes = snapshot.planes()  # a large lazy image stays where it is
-                    pixels = planes if isinstance(planes, np.ndarray) else None
-                    self.stem = home.add(entry, pixels).stem
+                    own = home.add(entry, snapshot.planes())
+                    self.stem, homeless = own.stem, own.homeless
                 home.keep_annotations(self.stem, painted, regions)
             except BaseException:
                 self.dirty = True
                 raise
             self.wrote(painted, regions)
+            if homeless:  # what is painted is safe now, but its image is not
+                raise InputError(homeless)
 
         return write
 

@@ -149,8 +149,12 @@ class ProjectSection(QWidget):
     def _locate(self) -> None:
         item = self.images.currentItem()
         if item is not None:
-            stem = item.data(_STEM)
-            dialogs.with_image(self, lambda p: self._keeper.locate(stem, Path(p)))
+            entry = self._keeper.need_project().entry(item.data(_STEM))
+            dialogs.with_image(
+                self,
+                lambda p: self._keeper.locate(entry.stem, Path(p)),
+                maybe_folder=not entry.fingerprint,
+            )
 
 
 class RecoveryOffer(QFrame):
