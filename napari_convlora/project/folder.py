@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import shutil
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +31,8 @@ from napari_convlora.project.rounds import ANNOTATIONS, PREDICTIONS, ROUNDS, Rou
 from napari_convlora.results import atomic_write, make_folder
 from napari_convlora.reviewed import Outlines, complete
 from napari_convlora.stores import open_image
+
+logger = logging.getLogger(__name__)
 
 MANIFEST = "project.json"
 _IMAGES = "images"
@@ -292,18 +295,24 @@ class Project:
     def labelled(self) -> tuple[tuple[str, ...], list[LabelledImage]]:
         """Return stems and contents of the annotated images with as many channels as the first.
 
-        What is unpainted in reviewed regions is background. Large images come in parts.
+        What is unpainted in reviewed regions is background. Large images come in parts. Images that
+        cannot be found are left out with a warning.
 
         Raises
         ------
         InputError
-            No image is annotated, one cannot be read, or a background class is missing.
+            No image is annotated, none can be found, one cannot be read, or a background class is
+            missing.
         """
         annotated = [e for e in self.manifest.images if e.annotated]
         if not annotated:
             raise InputError(
                 f"Nothing is annotated in '{self.folder}' yet; paint strokes in its images first."
             )
+        found, remark = self.found(annotated)
+        if found and remark:
+            logger.warning(remark)
+        annotated = found or annotated[:1]  # which says where it was
         background = find_background(self.manifest.classes)
         stems: list[str] = []
         images: list[LabelledImage] = []
@@ -314,6 +323,23 @@ class Project:
                 parts = labelled_parts(entry.read(self.folder), labels, entry.name)
                 images.extend(part for _, part in parts)
         return tuple(stems), images
+
+    def found(self, entries: Sequence[ImageEntry]) -> tuple[list[ImageEntry], str]:
+        """Return the images that a round can learn from, and a sentence on those not found."""
+        found, missing = [], []
+        for entry in entries:
+            try:
+                entry.find(self.folder)
+                found.append(entry)
+            except InputError:
+                missing.append(f"'{entry.name}'")
+        if not missing:
+            return found, ""
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        return found, (
+            f"The round goes on without {', '.join(missing[:3])}{more}, not found on disk; show "
+            "with Locate in the window where the image is, or remove it from the project there."
+        )
 
     def annotated(self, stem: str) -> tuple[np.ndarray, Outlines]:
         """Return annotations (P, H, W) int32, all 0 if there are none, and reviewed regions."""

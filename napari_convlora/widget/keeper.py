@@ -358,17 +358,17 @@ class Keeper(QObject):
             self.writer.put(self.wrote.emit)
 
     def _elsewhere(self) -> list[Snapshot]:
-        """Annotated images of the project that are not in the viewer, as many channels."""
+        """Annotated images of the project that are not in the viewer, and can be found."""
         if self.project is None:
             return []
         self.save()
         self.writer.flush()
-        current = self._images.need()
-        return [
-            stored_snapshot(self.project, entry, find_background(self.classes))
-            for entry in self.stored
-            if entry.annotated and entry.shape[3] == current.n_channels
-        ]
+        n_channels, background = self._images.need().n_channels, find_background(self.classes)
+        stored = [e for e in self.stored if e.annotated and e.shape[3] == n_channels]
+        found, remark = self.project.found(stored)
+        if remark:
+            self.failed.emit(remark)
+        return [stored_snapshot(self.project, entry, background) for entry in found]
 
     def _on_relabelled(self, class_id: int, to: int) -> None:
         for kept in self._kept:  # strokes of images that were taken out of the viewer

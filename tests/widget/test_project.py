@@ -450,6 +450,28 @@ def test_a_missing_image_is_said_and_located(started, pictures, tmp_path, paint)
     assert [layer.name for layer in viewer.layers] == ["picture1"]
 
 
+def test_a_round_goes_on_without_an_image_that_is_missing(
+    started, pictures, paint, wait, saved, qtbot
+):
+    _, widget = started()
+    said = []
+    widget.keeper.failed.connect(said.append)
+    paint(widget.start_annotating(), 1, 10)
+    widget.keeper.step(1)
+    layer = widget.start_annotating()
+    paint(layer, 1, 10)
+    paint(layer, 2, 70)
+    pictures[0].unlink()
+    widget.adapt()
+    wait(widget)
+    saved(widget)
+    assert widget.status.startswith("Round 1 is done")
+    assert widget.history.records[0].images == ("picture1",)
+    (sentence,) = said
+    assert sentence.startswith("The round goes on without 'picture0', not found on disk; ")
+    assert "Locate" in sentence
+
+
 def test_an_image_that_was_removed_finds_its_strokes_again(
     started, paint, saved, pictures, tmp_path
 ):
