@@ -443,6 +443,21 @@ def with_rounds(project: Project, adapter: Adapter) -> Project:
     return project
 
 
+def test_what_an_image_that_was_removed_leaves_behind_is_no_other_images(
+    with_rounds: Project, tmp_path: Path
+) -> None:
+    with_rounds.rounds.keep_prediction(1, "cells", strokes())
+    with_rounds.remove("cells")
+    assert with_rounds.manifest.images == ()
+    assert with_rounds.rounds.records()[0].images == ("cells",)
+    assert with_rounds.rounds.corrections(1).pixels == 0
+    again = with_rounds.add(entry(path=tmp_path / "a.tif"))
+    assert again.stem == "cells_2"
+    assert with_rounds.annotations(again.stem) == (None, "")
+    with_rounds.close()
+    assert Project.open(with_rounds.folder).manifest.removed == ("cells",)
+
+
 def test_a_worse_round_is_kept_but_not_installed(with_rounds: Project) -> None:
     first, second = with_rounds.rounds.records()
     assert (first.number, first.better) == (1, True)

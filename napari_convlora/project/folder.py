@@ -157,7 +157,7 @@ class Project:
             The file is gone and there are no pixels, or nothing can be written.
         """
         with self.lock:
-            taken = {known.stem for known in self.manifest.images}
+            taken = {known.stem for known in self.manifest.images} | {*self.manifest.removed}
             name = entry.name.replace("\0", "")  # which no text of a project may hold
             name = _unlike(name, {known.name for known in self.manifest.images})
             entry = replace(entry, name=name, stem=new_stem(name, taken))
@@ -206,6 +206,32 @@ class Project:
                 dtype=str(planes.dtype),
             )
         )
+
+    def remove(self, stem: str) -> None:
+        """Take an image off the list; what was painted last becomes its newest older version.
+
+        Its file, its rounds and a copy of its pixels, which rounds are repeated with, stay.
+
+        Raises
+        ------
+        InputError
+            There is no such image, or nothing can be written.
+        """
+        with self.lock:
+            gone = self.entry(stem)
+            self.update(
+                lambda m: replace(
+                    m,
+                    images=tuple(e for e in m.images if e != gone),
+                    current=None if m.current == stem else m.current,
+                    removed=(*m.removed, stem),
+                )
+            )
+            for suffix in (".tif", ".json"):
+                path = self.own(ANNOTATIONS, f"{stem}{suffix}")
+                keep_version(path, least=0)
+                path.unlink(missing_ok=True)
+            self.own(PREDICTIONS, f"{stem}.tif").unlink(missing_ok=True)
 
     def locate(self, stem: str, path: Path) -> None:
         """Take note that an image is at `path` now.

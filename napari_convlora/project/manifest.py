@@ -225,6 +225,8 @@ class Manifest:
     merged
         For classes that were merged, the one that has taken their pixels: adapters of earlier
         rounds still tell them apart.
+    removed
+        Stems of images that were removed: rounds and older versions keep the files of that name.
     """
 
     classes: tuple[ClassInfo, ...] = ()
@@ -234,6 +236,7 @@ class Manifest:
     installed: int | None = None
     automatic: bool = False
     merged: dict[int, int] = field(default_factory=dict)
+    removed: tuple[str, ...] = ()
 
     def write(self, path: Path) -> None:
         """Write the manifest, atomically."""

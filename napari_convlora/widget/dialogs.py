@@ -100,6 +100,16 @@ def may_remove(parent: QWidget, name: str, painted: int) -> bool:
     return not painted or QMessageBox.question(parent, "Remove class", question) == yes
 
 
+def may_remove_image(parent: QWidget, name: str, painted: int) -> bool:
+    """Whether to remove an image of `painted` pixels from the project."""
+    question = (
+        f"Remove '{name}' and its {painted:,} painted pixels from the project? The image file and "
+        "all rounds stay; Undo does not bring the strokes back."
+    )
+    yes = QMessageBox.StandardButton.Yes
+    return QMessageBox.question(parent, "Remove image", question) == yes
+
+
 def _save(parent: QWidget, action: Action, title: str, name: str, kinds: str) -> None:
     path, kind = QFileDialog.getSaveFileName(parent, title, name, kinds)
     endings = re.findall(r"\*(\.\w+)", kind or kinds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +17,7 @@ from napari_convlora.config import ClassInfo, ConvLoRAError, InputError
 from napari_convlora.project import ImageEntry, Manifest, Project, Settings, recovery
 from napari_convlora.project.writer import Writer
 from napari_convlora.widget.jobs import Recipe, Snapshot
-from napari_convlora.widget.kept import Kept, stored_snapshot
+from napari_convlora.widget.kept import Kept, follow, stored_snapshot, take_up
 from napari_convlora.widget.layers import ImageLayers
 from napari_convlora.widget.new_layer import image_of
 from napari_convlora.widget.workflow import Workflow
@@ -189,7 +190,8 @@ class Keeper(QObject):
             def as_chosen(m: Manifest) -> Manifest:
                 # An image is known once it is written, and no longer in a viewer that closes.
                 current = self.current or m.current
-                return replace(chosen, images=m.images, installed=m.installed, current=current)
+                own = {name: getattr(m, name) for name in ("images", "installed", "removed")}
+                return replace(chosen, **own, current=current)
 
             self.writer.put(partial(project.update, as_chosen))
             self.writer.put(self.wrote.emit)
@@ -221,6 +223,28 @@ class Keeper(QObject):
         """Take note where an image is now, and open it."""
         self.need_project().locate(stem, path)
         self.show_image(stem)
+
+    def remove(self, stem: str) -> None:
+        """Take an image with its strokes off the list, and its layers out of the viewer.
+
+        Raises
+        ------
+        InputError
+            A round is running, or something cannot be written.
+        """
+        if self._workflow.running:
+            raise InputError("A round is running; press Stop first, then remove the image.")
+        self._settle()
+        project, name = self.need_project(), self.need_project().entry(stem).name
+        if stem == self.current:  # the next one comes before this one goes; see `show_image`
+            with contextlib.suppress(ConvLoRAError):
+                self.step(-1 if stem == self.entries[-1].stem else 1)
+        for kept in [k for k in self._kept if k.stem == stem]:
+            self._close_layers(kept)
+        self.writer.flush()
+        project.remove(stem)
+        self.said.emit(f"'{name}' is off the list; rounds that learnt from it stay.")
+        self.changed.emit()
 
     def neighbour(self, by: int) -> ImageEntry | None:
         """Return the image `by` places further down the list, if there is any; the ends stay."""
@@ -263,16 +287,7 @@ class Keeper(QObject):
         if before and before.stem and not project.entry(before.stem).homeless:
             self._close_layers(before)
         self.opened.emit(image, entry.channel_axis)
-        record = self._images.need()
-        again = self.find(record)
-        if again is None:
-            again = Kept(record, self.touch)
-            self._kept.append(again)
-        if kept is not None and kept is not again:
-            # Its image was removed from the viewer; its strokes were not.
-            record.annotations = record.annotations or kept.record.annotations
-            self._kept.remove(kept)
-        again.stem = stem
+        again = take_up(self._kept, self._images.need(), stem, self.touch)
         self.writer.put(partial(project.update, lambda m: replace(m, current=stem)))
         self._images.restore(painted, predicted, regions)
         again.follow()
@@ -294,19 +309,7 @@ class Keeper(QObject):
             self.save()
 
     def _follow(self) -> None:
-        records = self._images.records
-        for record in records:
-            kept = self.find(record)
-            for other in self._kept:
-                # An image that was removed and opened again finds its annotations in the viewer.
-                same = other.record.annotations is record.annotations is not None
-                if kept is None and same and other.record not in records:
-                    kept, other.record = other, record
-            if kept is None:
-                kept = Kept(record, self.touch)
-                self._kept.append(kept)
-                kept.touch()  # it may have come with strokes on it
-            kept.follow()
+        follow(self._kept, self._images.records, self.touch)
 
     def find(self, record: ImageLayers | None) -> Kept | None:
         """Return what is known of an image's work."""

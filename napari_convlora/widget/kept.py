@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -136,6 +136,37 @@ class Kept:
     def wrote(self, painted: np.ndarray, regions: Outlines) -> None:
         """Take note of what is on disk, so that only changes are written."""
         self._written, self._begun = _digest(painted, regions), True
+
+
+def follow(known: list[Kept], records: Sequence[ImageLayers], touched: Callable[[], None]) -> None:
+    """Listen to the layers of every image, and add to what is known those that are new."""
+    for record in records:
+        kept = next((k for k in known if k.record is record), None)
+        for other in known:
+            # An image that was removed and opened again finds its annotations in the viewer.
+            same = other.record.annotations is record.annotations is not None
+            if kept is None and same and other.record not in records:
+                kept, other.record = other, record
+        if kept is None:
+            kept = Kept(record, touched)
+            known.append(kept)
+            kept.touch()  # it may have come with strokes on it
+        kept.follow()
+
+
+def take_up(known: list[Kept], record: ImageLayers, stem: str, touched: Callable[[], None]) -> Kept:
+    """Return what is known of an image that the project calls `stem`, from now on by `record`."""
+    before = next((k for k in known if k.stem == stem), None)
+    kept = next((k for k in known if k.record is record), None)
+    if kept is None:
+        kept = Kept(record, touched)
+        known.append(kept)
+    if before is not None and before is not kept:
+        # Its image was removed from the viewer; its strokes were not.
+        record.annotations = record.annotations or before.record.annotations
+        known.remove(before)
+    kept.stem = stem
+    return kept
 
 
 def entry_of(record: ImageLayers) -> ImageEntry:

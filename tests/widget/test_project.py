@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from qtpy.QtWidgets import QMessageBox, QPushButton
 
 from napari_convlora import cli, commands
 from napari_convlora.adapter_file import Adapter
 from napari_convlora.config import InputError
 from napari_convlora.project import Project
 from napari_convlora.reviewed import inside_outlines
+
+_YES = QMessageBox.StandardButton.Yes
 
 
 def test_images_of_a_project_remember_strokes_and_prediction(
@@ -470,6 +473,55 @@ def test_a_round_goes_on_without_an_image_that_is_missing(
     (sentence,) = said
     assert sentence.startswith("The round goes on without 'picture0', not found on disk; ")
     assert "Locate" in sentence
+
+
+def test_an_image_is_removed_with_its_strokes_and_its_rounds_stay(
+    started, pictures, paint, wait, saved, monkeypatch
+):
+    viewer, widget = started()
+    asked, failed = [], []
+    monkeypatch.setattr(
+        "qtpy.QtWidgets.QMessageBox.question", lambda *a: asked.append(a[2]) or _YES
+    )
+    widget.keeper.failed.connect(failed.append)
+    remove = next(b for b in widget.project.findChildren(QPushButton) if b.text() == "Remove…")
+    for i in range(2):
+        layer = widget.start_annotating()
+        paint(layer, 1, 10)
+        paint(layer, 2, 70)
+        widget.keeper.step(1 - i)
+    widget.adapt()
+    wait(widget)
+    saved(widget)
+    widget.keeper.step(-1)
+    widget.project.images.setCurrentRow(0)
+    remove.click()
+    assert asked == [
+        "Remove 'picture0' and its 300 painted pixels from the project? The image file and all "
+        "rounds stay; Undo does not bring the strokes back."
+    ]
+    assert [e.stem for e in widget.keeper.entries] == ["picture1", "picture2"]
+    assert "picture0" not in viewer.layers
+    assert widget.keeper.current == "picture1"
+    folder = widget.keeper.project.folder / "annotations"
+    assert not (folder / "picture0.tif").exists()
+    newest = max((folder / "versions").glob("picture0.*.tif"))
+    assert (tifffile.imread(newest) > 0).sum() == 300
+
+    pictures[2].unlink()  # one that is missing can be removed as well
+    widget.project.images.setCurrentRow(1)
+    remove.click()
+    paint(widget.start_annotating(), 1, 30)
+    widget.adapt()
+    wait(widget)
+    saved(widget)
+    assert [r.images for r in widget.history.records] == [("picture1", "picture0"), ("picture1",)]
+    widget.keeper.add_files(pictures[:1])
+    saved(widget)
+    widget.keeper.step(1)
+    assert [layer.name for layer in viewer.layers] == ["picture0"]  # and no strokes of before
+    assert widget.keeper.current == "picture0_2"
+    assert not failed
 
 
 def test_an_image_that_was_removed_finds_its_strokes_again(
