@@ -582,6 +582,20 @@ def test_a_window_that_is_closed_comes_back_with_the_image_that_was_worked_on(
     assert Project.open(tmp_path / "p").manifest.current == "picture1"
 
 
+def test_a_class_of_an_image_that_is_not_open_stays_in_the_table(started, paint, wait, tmp_path):
+    _, widget = started()
+    (tmp_path / "two.json").write_text('{"1": "soil", "2": "leaf"}')
+    third = widget.table.add("stem").id
+    paint(widget.start_annotating(), third, 10)
+    widget.keeper.step(1)
+    paint(widget.start_annotating(), 2, 70)
+    widget.load_classes(tmp_path / "two.json")
+    assert [c.name for c in widget.classes] == ["soil", "leaf", "stem"]
+    widget.adapt()
+    wait(widget)
+    assert widget.status.startswith("Round 1 is done")
+
+
 def test_a_full_disk_is_said_and_the_next_autosave_catches_up(
     started, paint, saved, monkeypatch, tmp_path
 ):
