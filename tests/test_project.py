@@ -23,9 +23,10 @@ from napari_convlora.adapter_file import Adapter
 from napari_convlora.annotations import default_classes
 from napari_convlora.config import InputError, TrainConfig
 from napari_convlora.planes import lazy_planes
-from napari_convlora.project import ImageEntry, Manifest, Project, Settings, labels, owner
+from napari_convlora.project import ImageEntry, Manifest, Project, Settings, View, labels, owner
 
 SHAPE = (1, 40, 50, 1)
+VIEW = {"point": [0, 0], "center": [0, 9, 9], "zoom": 2, "contrast": [0, 1]}
 
 
 def entry(name: str = "cells", path: Path | str = "", **more) -> ImageEntry:
@@ -67,6 +68,7 @@ def test_everything_comes_back(project: Project, tmp_path: Path) -> None:
     chosen = Settings("vit_b", train=TrainConfig(max_steps=7, start="installed"))
     project.update(lambda m: replace(m, settings=chosen, current="cells"))
     project.keep_prediction("cells", strokes(2, 1))
+    project.keep_view("cells", View((0.0, 3.0), (0.0, 1.0, 2.0), 1.5, (-1.0, 1.0)))
     project.close()
     again = Project.open(tmp_path / "p")
     assert again.manifest == project.manifest
@@ -361,6 +363,11 @@ def damage(project: Project, change) -> Path:
         (lambda d: d["images"][0].update(layer_shape=[]), "layer shape"),
         (lambda d: d["images"][0].update(channel_axis=7), "layer shape"),
         (lambda d: d["images"][0].update(counts={"a": 1}), "damaged"),
+        (lambda d: d["images"][0].update(view=VIEW | {"zoom": 0}), "looked at"),
+        (lambda d: d["images"][0].update(view=VIEW | {"contrast": [2, 1]}), "looked at"),
+        (lambda d: d["images"][0].update(view=VIEW | {"center": [1] * 99}), "looked at"),
+        (lambda d: d["images"][0].update(view=VIEW | {"point": ["x"]}), "number"),
+        (lambda d: d.update(removed="cells"), "not a list"),
         (lambda d: d["images"][0].pop("name"), "damaged"),
         (lambda d: d.update(images={}), "not a list"),
         (lambda d: d.update(installed="1"), "whole number"),

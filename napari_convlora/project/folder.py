@@ -6,14 +6,13 @@ import itertools
 import logging
 import shutil
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from napari_convlora.annotations import LabelledImage, find_background
-from napari_convlora.blocks import plan
 from napari_convlora.config import InputError
 from napari_convlora.files import read_labels
 from napari_convlora.parts import labelled_parts
@@ -26,7 +25,7 @@ from napari_convlora.project.labels import (
     write_labels,
     write_regions,
 )
-from napari_convlora.project.manifest import ImageEntry, Manifest, new_stem
+from napari_convlora.project.manifest import ImageEntry, Manifest, View, new_stem, split_missing
 from napari_convlora.project.rounds import ANNOTATIONS, PREDICTIONS, ROUNDS, Rounds
 from napari_convlora.results import atomic_write, make_folder
 from napari_convlora.reviewed import Outlines, complete
@@ -161,7 +160,7 @@ class Project:
             name = entry.name.replace("\0", "")  # which no text of a project may hold
             name = _unlike(name, {known.name for known in self.manifest.images})
             entry = replace(entry, name=name, stem=new_stem(name, taken))
-            known = pixels is None or self._reads_back(entry, pixels)
+            known = pixels is None or entry.holds(pixels)
             if known:
                 entry = entry.moved(Path(entry.absolute), self.folder)
             elif isinstance(pixels, np.ndarray):
@@ -244,6 +243,11 @@ class Project:
         entry = self.entry(stem).moved(path, self.folder)
         entry.read(self.folder)  # a large one is opened, no more
         self._replace_entry(entry)
+
+    def keep_view(self, stem: str, view: View) -> None:
+        """Take note how an image was last looked at."""
+        with self.lock:
+            self._replace_entry(replace(self.entry(stem), view=view))
 
     def annotations(self, stem: str) -> tuple[np.ndarray | None, str]:
         """Return annotations (P, H, W) int32, None if there are none, and what is odd about them.
@@ -335,7 +339,7 @@ class Project:
             raise InputError(
                 f"Nothing is annotated in '{self.folder}' yet; paint strokes in its images first."
             )
-        found, remark = self.found(annotated)
+        found, remark = split_missing(annotated, self.folder)
         if found and remark:
             logger.warning(remark)
         annotated = found or annotated[:1]  # which says where it was
@@ -349,23 +353,6 @@ class Project:
                 parts = labelled_parts(entry.read(self.folder), labels, entry.name)
                 images.extend(part for _, part in parts)
         return tuple(stems), images
-
-    def found(self, entries: Sequence[ImageEntry]) -> tuple[list[ImageEntry], str]:
-        """Return the images that a round can learn from, and a sentence on those not found."""
-        found, missing = [], []
-        for entry in entries:
-            try:
-                entry.find(self.folder)
-                found.append(entry)
-            except InputError:
-                missing.append(f"'{entry.name}'")
-        if not missing:
-            return found, ""
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        return found, (
-            f"The round goes on without {', '.join(missing[:3])}{more}, not found on disk; show "
-            "with Locate in the window where the image is, or remove it from the project there."
-        )
 
     def annotated(self, stem: str) -> tuple[np.ndarray, Outlines]:
         """Return annotations (P, H, W) int32, all 0 if there are none, and reviewed regions."""
@@ -393,22 +380,6 @@ class Project:
                 f"'{path}' is a link that leads out of the project; remove it and save again."
             )
         return path
-
-    def _reads_back(self, entry: ImageEntry, pixels: Planes) -> bool:
-        """Whether an image's file holds `pixels`; of a large image one block is looked at."""
-        if not entry.absolute:
-            return False
-        try:
-            found = entry.moved(Path(entry.absolute), self.folder).read(self.folder)
-        except InputError:
-            return False
-        blocks = plan(found.shape)
-        if not isinstance(pixels, np.ndarray):
-            blocks = blocks[len(blocks) // 2 :][:1]
-        return found.shape == pixels.shape and all(
-            np.array_equal(found[b.plane][b.rows, b.columns], pixels[b.plane][b.rows, b.columns])
-            for b in blocks
-        )
 
 
 def _write_pixels(path: Path, pixels: np.ndarray) -> None:

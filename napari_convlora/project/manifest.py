@@ -15,6 +15,7 @@ import numpy as np
 
 from napari_convlora import __version__
 from napari_convlora.annotations import parse_classes
+from napari_convlora.blocks import plan
 from napari_convlora.config import ClassInfo, InputError, ModelConfig, TrainConfig
 from napari_convlora.planes import (
     LazyPlanes,
@@ -25,12 +26,13 @@ from napari_convlora.planes import (
     size_text,
     to_planes,
 )
-from napari_convlora.project.checked import build, read_json, write_json
+from napari_convlora.project.checked import LARGEST, build, read_json, write_json
 from napari_convlora.stores import is_zarr, open_levels
 
 FORMAT = 1
 _STEM = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 _ENDS = 65536
+_MOST_AXES = 16
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,38 @@ class Settings:
     backbone: str = "litemedsam"
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+
+@dataclass(frozen=True)
+class View:
+    """How an image was looked at.
+
+    Parameters
+    ----------
+    point
+        World coordinates of the plane, an axis each.
+    center, zoom
+        Of the camera.
+    contrast
+        Values shown as black and as white.
+    """
+
+    point: tuple[float, ...]
+    center: tuple[float, ...]
+    zoom: float
+    contrast: tuple[float, ...]
+
+    @property
+    def sane(self) -> bool:
+        """Whether a viewer can show it, and a project hold it."""
+        numbers = *self.point, *self.center, self.zoom, *self.contrast
+        return (
+            all(abs(n) < LARGEST for n in numbers)
+            and (len(self.center), len(self.contrast)) == (3, 2)
+            and len(self.point) <= _MOST_AXES
+            and self.zoom > 0
+            and self.contrast[0] < self.contrast[1]
+        )
 
 
 @dataclass(frozen=True)
@@ -77,6 +111,8 @@ class ImageEntry:
         Painted pixels by class id.
     regions
         How many reviewed regions there are.
+    view
+        How it was last looked at; None if unknown.
     """
 
     stem: str
@@ -93,6 +129,7 @@ class ImageEntry:
     translate: tuple[float, ...] = ()
     counts: dict[int, int] = field(default_factory=dict)
     regions: int = 0
+    view: View | None = None
 
     @property
     def annotated(self) -> bool:
@@ -176,6 +213,22 @@ class ImageEntry:
             planes = to_planes(planes.reshape(self.layer_shape), **how)
             planes = drop_alpha(planes) if self.rgb else planes
         return planes
+
+    def holds(self, pixels: Planes) -> bool:
+        """Whether the file at `absolute` holds `pixels`; of those on disk one block is compared."""
+        if not self.absolute:
+            return False
+        try:
+            found = replace(self, path=self.absolute).read(Path())
+        except InputError:
+            return False
+        blocks = plan(found.shape)
+        if not isinstance(pixels, np.ndarray):
+            blocks = blocks[len(blocks) // 2 :][:1]
+        return found.shape == pixels.shape and all(
+            np.array_equal(found[b.plane][b.rows, b.columns], pixels[b.plane][b.rows, b.columns])
+            for b in blocks
+        )
 
     def as_layer(self, planes: Planes) -> Any:
         """Return `planes` (P, H, W, C) in the shape that a napari layer holds, as a view."""
@@ -273,10 +326,30 @@ def check_entries(images: Sequence[ImageEntry]) -> None:
         axis = entry.channel_axis
         if len(entry.shape) != 4 or not all(0 < n < 2**31 for n in entry.shape):
             raise ValueError(f"the image {entry.stem} has no size")
-        if not 2 <= len(entry.layer_shape) <= 16 or (axis or 0) >= len(entry.layer_shape):
+        if entry.view is not None and not entry.view.sane:
+            raise ValueError(f"the image {entry.stem} cannot be looked at in that way")
+        if not 2 <= len(entry.layer_shape) <= _MOST_AXES or (axis or 0) >= len(entry.layer_shape):
             raise ValueError(f"the image {entry.stem} has no layer shape")
     if len({entry.stem.lower() for entry in images}) < len(images):
         raise ValueError("two images share their files")
+
+
+def split_missing(images: Sequence[ImageEntry], folder: Path) -> tuple[list[ImageEntry], str]:
+    """Return images that a round can learn from, and a sentence on those that are not found."""
+    found, missing = [], []
+    for entry in images:
+        try:
+            entry.find(folder)
+            found.append(entry)
+        except InputError:
+            missing.append(f"'{entry.name}'")
+    if not missing:
+        return found, ""
+    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+    return found, (
+        f"The round goes on without {', '.join(missing[:3])}{more}, not found on disk; show "
+        "with Locate in the window where the image is, or remove it from the project there."
+    )
 
 
 def new_stem(name: str, taken: set[str]) -> str:

@@ -17,7 +17,7 @@ from napari_convlora.config import ClassInfo, ConvLoRAError, InputError
 from napari_convlora.project import ImageEntry, Manifest, Project, Settings, recovery
 from napari_convlora.project.writer import Writer
 from napari_convlora.widget.jobs import Recipe, Snapshot
-from napari_convlora.widget.kept import Kept, follow, stored_snapshot, take_up
+from napari_convlora.widget.kept import Kept, follow, stored_snapshots, take_up, view_job
 from napari_convlora.widget.layers import ImageLayers
 from napari_convlora.widget.new_layer import image_of
 from napari_convlora.widget.workflow import Workflow
@@ -194,6 +194,7 @@ class Keeper(QObject):
                 return replace(chosen, **own, current=current)
 
             self.writer.put(partial(project.update, as_chosen))
+            self.writer.put(view_job(self.find(self._images.current), project))
             self.writer.put(self.wrote.emit)
 
     def close(self) -> None:
@@ -289,7 +290,7 @@ class Keeper(QObject):
         self.opened.emit(image, entry.channel_axis)
         again = take_up(self._kept, self._images.need(), stem, self.touch)
         self.writer.put(partial(project.update, lambda m: replace(m, current=stem)))
-        self._images.restore(painted, predicted, regions)
+        self._images.restore(painted, predicted, regions, entry.view)
         again.follow()
         if painted is not None and kept is None:
             again.wrote(painted, regions)
@@ -367,11 +368,10 @@ class Keeper(QObject):
         self.save()
         self.writer.flush()
         n_channels, background = self._images.need().n_channels, find_background(self.classes)
-        stored = [e for e in self.stored if e.annotated and e.shape[3] == n_channels]
-        found, remark = self.project.found(stored)
+        found, remark = stored_snapshots(self.project, self.stored, n_channels, background)
         if remark:
             self.failed.emit(remark)
-        return [stored_snapshot(self.project, entry, background) for entry in found]
+        return found
 
     def _on_relabelled(self, class_id: int, to: int) -> None:
         for kept in self._kept:  # strokes of images that were taken out of the viewer

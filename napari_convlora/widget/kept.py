@@ -12,17 +12,11 @@ from napari.layers import Labels, Shapes
 from qtpy.QtCore import QTimer
 
 from napari_convlora.config import ConvLoRAError, InputError
-from napari_convlora.project import ImageEntry, Project
+from napari_convlora.project import ImageEntry, Project, split_missing
 from napari_convlora.reviewed import Outlines
+from napari_convlora.widget.camera import view_of
 from napari_convlora.widget.jobs import OnDisk, Snapshot
 from napari_convlora.widget.layers import ImageLayers
-
-
-def stored_snapshot(project: Project, entry: ImageEntry, background_id: int | None) -> Snapshot:
-    """Return an image of a project that is not open, to learn from."""
-    painted, regions = project.annotated(entry.stem)
-    how = OnDisk(entry, project.folder), entry.rgb, entry.channel_axis
-    return Snapshot(entry.name, *how, painted, None, regions, background_id, entry.stem)
 
 
 class Kept:
@@ -136,6 +130,33 @@ class Kept:
     def wrote(self, painted: np.ndarray, regions: Outlines) -> None:
         """Take note of what is on disk, so that only changes are written."""
         self._written, self._begun = _digest(painted, regions), True
+
+
+def view_job(kept: Kept | None, project: Project) -> Callable[[], None]:
+    """Return what writes how an image is looked at now."""
+    view = None if kept is None else view_of(kept.record)
+
+    def write() -> None:
+        if kept is not None and kept.stem is not None and view is not None:
+            project.keep_view(kept.stem, view)
+
+    return write
+
+
+def _stored_snapshot(project: Project, entry: ImageEntry, background_id: int | None) -> Snapshot:
+    """Return an image of a project that is not open, to learn from."""
+    painted, regions = project.annotated(entry.stem)
+    how = OnDisk(entry, project.folder), entry.rgb, entry.channel_axis
+    return Snapshot(entry.name, *how, painted, None, regions, background_id, entry.stem)
+
+
+def stored_snapshots(
+    project: Project, entries: Sequence[ImageEntry], n_channels: int, background_id: int | None
+) -> tuple[list[Snapshot], str]:
+    """Return annotated images to learn from that are not open, and a sentence on those missing."""
+    stored = [e for e in entries if e.annotated and e.shape[3] == n_channels]
+    found, remark = split_missing(stored, project.folder)
+    return [_stored_snapshot(project, entry, background_id) for entry in found], remark
 
 
 def follow(known: list[Kept], records: Sequence[ImageLayers], touched: Callable[[], None]) -> None:

@@ -100,6 +100,42 @@ def test_images_of_one_name_are_learnt_from_and_told_apart(
     assert set(widget.history.records[-1].images) == {"cells", "cells_2"}
 
 
+def test_every_image_is_looked_at_as_before(
+    started, saved, tmp_path, make_napari_viewer_proxy, make_widget
+):
+    viewer, widget = started()
+    tifffile.imwrite(tmp_path / "stack.tif", np.random.default_rng(0).random((5, 80, 90)))
+    widget.keeper.add_files([tmp_path / "stack.tif"])
+    saved(widget)
+
+    def look(plane, center, zoom, contrast):
+        viewer.dims.set_current_step(0, plane)
+        viewer.scene.camera.center, viewer.scene.camera.zoom = center, zoom
+        widget.images.current.image.contrast_limits = contrast
+
+    def looked(viewer, widget):
+        camera, image = viewer.scene.camera, widget.images.current.image
+        plane = viewer.dims.current_step[0] if viewer.dims.ndim == 3 else 0
+        return plane, camera.center, camera.zoom, tuple(image.contrast_limits)
+
+    stack, flat = (3, (0, 20, 30), 7.5, (0.25, 0.5)), (0, (0, 50, 60), 3.0, (40, 120))
+    widget.keeper.step(3)
+    look(*stack)
+    widget.keeper.step(-3)
+    look(*flat)
+    widget.keeper.step(3)
+    assert looked(viewer, widget) == stack
+    widget.keeper.step(-3)
+    assert looked(viewer, widget) == flat
+    widget.keeper.step(3)
+    widget.keeper.close()
+
+    other = make_napari_viewer_proxy()
+    fresh = make_widget(other)
+    fresh.keeper.open(tmp_path / "p")
+    assert looked(other, fresh) == stack
+
+
 def test_the_class_and_the_brush_go_along_to_another_image(started):
     viewer, widget = started()
     layer = widget.start_annotating()
