@@ -136,6 +136,47 @@ class LazyPlanes:
         return window.reshape(*window.shape[len(self.leading) :][:2], self.n_channels)
 
 
+@dataclass(frozen=True, eq=False)
+class Respaced:
+    """A lazy array with axes of length 1 in other places.
+
+    Parameters
+    ----------
+    source
+        Anything with shape, dtype and slicing.
+    shape
+        Its lengths, in order, with any number of 1 between them.
+    """
+
+    source: Any
+    shape: tuple[int, ...]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the pixels."""
+        return np.dtype(self.source.dtype)
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    def __getitem__(self, key: tuple[slice | int, ...]) -> np.ndarray:
+        """Read a window, which has a slice or an index for every axis."""
+        cuts = [k if isinstance(k, slice) else slice(k, k + 1) for k in key]
+        kept = iter([k for k, n in zip(cuts, self.shape, strict=True) if n > 1])
+        wanted = tuple(next(kept) if n > 1 else slice(None) for n in self.source.shape)
+        size = [len(range(*k.indices(n))) for k, n in zip(cuts, self.shape, strict=True)]
+        window = np.asarray(self.source[wanted]).reshape(size)
+        return window[tuple(slice(None) if isinstance(k, slice) else 0 for k in key)]
+
+
+def respaced(source: Any, shape: tuple[int, ...]) -> Respaced | None:
+    """Return `source` in a shape that has the same axes longer than 1; None if it has others."""
+    same = [n for n in source.shape if n > 1] == [n for n in shape if n > 1]
+    return Respaced(source, shape) if same else None
+
+
 _BAND = 1024
 
 Planes = np.ndarray | LazyPlanes

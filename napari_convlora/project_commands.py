@@ -19,7 +19,7 @@ from napari_convlora.config import ClassInfo, InputError
 from napari_convlora.devices import use_threads
 from napari_convlora.events import Event, Finished, RunControl
 from napari_convlora.export import save_masks, save_probabilities
-from napari_convlora.planes import LazyPlanes
+from napari_convlora.planes import LazyPlanes, Planes
 from napari_convlora.prediction import Prediction
 from napari_convlora.project import ImageEntry, Project, Recipe, Settings
 from napari_convlora.results import check_apart
@@ -187,8 +187,10 @@ def _of_project(entry: ImageEntry, project: Project, options: argparse.Namespace
     return PredictionTask(entry.name, run)
 
 
-def _remark(name: str, adapter: Adapter | None, image: np.ndarray) -> None:
-    sentence = "" if adapter is None else adapter.normalizer.remark(image)
+def _remark(name: str, adapter: Adapter | None, image: Planes) -> None:
+    sentence = ""
+    if adapter is not None and isinstance(image, np.ndarray):  # of others hardly a part is read
+        sentence = adapter.normalizer.remark(image)
     if sentence:
         logger.warning("%s: %s", name, sentence)
 

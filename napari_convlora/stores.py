@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,35 @@ _SMALLEST = 1024
 """Longer side in pixels at which an OME-Zarr needs no smaller copy."""
 
 
+class Reopened:
+    """An array in a file, which a process it is sent to opens again: open files cannot travel.
+
+    Parameters
+    ----------
+    open_array
+        Opens it; can be pickled.
+    """
+
+    def __init__(self, open_array: Callable[[], Any]) -> None:
+        self._open, self._array = open_array, open_array()
+        self.shape, self.dtype, self.ndim = (
+            getattr(self._array, name) for name in ("shape", "dtype", "ndim")
+        )
+
+    def __getitem__(self, key: Any) -> Any:
+        """Read a window."""
+        return self._array[key]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Open the file again."""
+        return Reopened, (self._open,)
+
+
+def is_zarr(path: Path) -> bool:
+    """Whether `path` is the folder of a zarr array or group."""
+    return any((path / name).is_file() for name in _ZARR_FILES)
+
+
 def open_image(path: Path) -> Planes:
     """Open an image: one that is large, or a zarr, is read where and when it is looked at.
 
@@ -43,10 +73,15 @@ def open_image(path: Path) -> Planes:
     InputError
         As `read_image`.
     """
-    lazy = None
+    return open_levels(path)[0]
+
+
+def open_levels(path: Path) -> Sequence[Planes]:
+    """Open an image as `open_image`, and the smaller copies that its file holds of a large one."""
+    lazy: list[LazyPlanes] = []
     try:
         if path.is_dir():
-            if not any((path / name).is_file() for name in _ZARR_FILES):
+            if not is_zarr(path):
                 raise InputError(
                     f"'{path.name}' is a folder, but no zarr; give the images in it, such as "
                     f"{path.name}/*.tif."
@@ -58,17 +93,18 @@ def open_image(path: Path) -> Planes:
         raise
     except Exception as error:  # decoders of damaged files raise nearly anything
         if path.is_file():
-            return read_image(path)  # which says what is wrong with it
+            return [read_image(path)]  # which says what is wrong with it
         raise InputError(
             f"'{path.name}' cannot be read ({str(error) or type(error).__name__:.200}); "
             "give an image file, a zarr array or an OME-Zarr."
         ) from error
-    return read_image(path) if lazy is None else lazy
+    return lazy if lazy else [read_image(path)]
 
 
-def _open_zarr(path: Path) -> LazyPlanes:
+def _open_zarr(path: Path) -> list[LazyPlanes]:
     node: Any = zarr.open(path, mode="r")
     names: Any = None
+    nodes = [node]
     if isinstance(node, zarr.Group):
         attributes: Any = node.attrs.asdict()
         if "bioformats2raw.layout" in attributes.get("ome", attributes):
@@ -82,46 +118,48 @@ def _open_zarr(path: Path) -> LazyPlanes:
             )
         axes = scales[0].get("axes", list("tczyx"))
         names = [axis["name"] if isinstance(axis, dict) else axis for axis in axes]
-        node = node[scales[0]["datasets"][0]["path"]]
+        first, *smaller = (level["path"] for level in scales[0]["datasets"])
+        nodes = [node[first], *(node[name] for name in smaller if name in node)]
     elif node.metadata.zarr_format == 3:
         names = node.metadata.dimension_names
     if names is not None and all(isinstance(n, str) and len(n) == 1 for n in names):
-        return _by_letters(node, "".join(names).upper())
-    return lazy_planes(node)
+        return [_by_letters(node, "".join(names).upper()) for node in nodes]
+    return [lazy_planes(node) for node in nodes]
 
 
-def _open_npy(path: Path) -> LazyPlanes | None:
-    planes = lazy_planes(np.load(path, mmap_mode="r", allow_pickle=False))
-    return planes if is_large(planes.shape) else None
+def _open_npy(path: Path) -> list[LazyPlanes]:
+    load = partial(np.load, path, mmap_mode="r", allow_pickle=False)
+    planes = lazy_planes(Reopened(load))
+    return [planes] if is_large(planes.shape) else []
 
 
-def _open_tiff(path: Path) -> LazyPlanes | None:
-    """Open a large TIFF whose pieces are small; None for any other file."""
+def _open_tiff(path: Path) -> list[LazyPlanes]:
+    """Open a large TIFF whose pieces are small; nothing of any other file."""
     try:
         tif = tifffile.TiffFile(path)
     except tifffile.TiffFileError:
-        return None
-    series = tif.series[0]
-    page = series.keyframe
-    palette = page.photometric == tifffile.PHOTOMETRIC.PALETTE and not tif.is_imagej
-    if palette or not is_large([math.prod(series.shape)]) or not is_whole(tif, series):
-        tif.close()
-        return None
-    if series.dataoffset is not None:
-        tif.close()
-        array: Any = tifffile.memmap(path, mode="r")
-    else:
-        array = zarr.open_array(series.aszarr(level=0), mode="r")
-        if math.prod(array.chunks) * array.dtype.itemsize > _MAX_CHUNK:
-            tif.close()
-            return None
-    extra = page.extrasamples
-    alpha = "S" in series.axes and bool(extra) and extra[-1] in (1, 2)
-    planes = _by_letters(array, series.axes, alpha=alpha)
-    if is_large(planes.shape):
-        return planes
-    tif.close()
-    return None
+        return []
+    with tif:
+        series = tif.series[0]
+        page = series.keyframe
+        palette = page.photometric == tifffile.PHOTOMETRIC.PALETTE and not tif.is_imagej
+        if palette or not is_large([math.prod(series.shape)]) or not is_whole(tif, series):
+            return []
+        if series.dataoffset is not None:
+            opened = [partial(tifffile.memmap, path, mode="r")]
+        elif math.prod(page.chunks) * series.dtype.itemsize > _MAX_CHUNK:
+            return []
+        else:
+            opened = [partial(_tiff_level, path, i) for i in range(len(series.levels))]
+        extra = page.extrasamples
+        alpha = "S" in series.axes and bool(extra) and extra[-1] in (1, 2)
+        axes = series.axes
+    planes = [_by_letters(Reopened(array), axes, alpha=alpha) for array in opened]
+    return planes if is_large(planes[0].shape) else []
+
+
+def _tiff_level(path: Path, level: int) -> Any:
+    return zarr.open_array(tifffile.TiffFile(path).series[0].aszarr(level=level), mode="r")
 
 
 def _by_letters(source: Any, letters: str, alpha: bool = False) -> LazyPlanes:

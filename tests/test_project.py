@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import zarr
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -21,9 +22,11 @@ from hypothesis.extra import numpy as arrays
 from napari_convlora.adapter_file import Adapter
 from napari_convlora.annotations import default_classes, known_only
 from napari_convlora.config import InputError, TrainConfig
-from napari_convlora.project import ImageEntry, Manifest, Project, Settings, labels, owner
+from napari_convlora.planes import lazy_planes
+from napari_convlora.project import ImageEntry, Manifest, Project, Settings, View, labels, owner
 
 SHAPE = (1, 40, 50, 1)
+VIEW = {"point": [0, 0], "center": [0, 9, 9], "zoom": 2, "contrast": [0, 1]}
 
 
 def entry(name: str = "cells", path: Path | str = "", **more) -> ImageEntry:
@@ -65,6 +68,7 @@ def test_everything_comes_back(project: Project, tmp_path: Path) -> None:
     chosen = Settings("vit_b", train=TrainConfig(max_steps=7, start="installed"))
     project.update(lambda m: replace(m, settings=chosen, current="cells"))
     project.keep_prediction("cells", strokes(2, 1))
+    project.keep_view("cells", View((0.0, 3.0), (0.0, 1.0, 2.0), 1.5, (-1.0, 1.0)))
     project.close()
     again = Project.open(tmp_path / "p")
     assert again.manifest == project.manifest
@@ -151,6 +155,32 @@ def test_a_missing_image_names_its_path_and_locate_mends_it(
     project.locate("cells", tmp_path / "renamed.tif")
     assert project.entry("cells").read(project.folder).shape == SHAPE
     assert project.entry("cells").counts == {1: 16, 2: 16}
+
+
+def test_a_zarr_folder_is_learnt_from_and_moves_with_its_project(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, SHAPE, np.uint8)
+    (tmp_path / "here").mkdir()
+    folder = tmp_path / "here" / "a.zarr"
+    zarr.create_array(folder, shape=SHAPE[1:3], dtype=np.uint8)[...] = pixels[0, ..., 0]
+    made = Project.create(tmp_path / "here" / "p", Manifest(classes=default_classes(2)))
+    made.add(entry(path=folder), pixels)
+    made.keep_annotations("cells", strokes())
+    made.close()
+    assert not (made.folder / "images").exists()
+    (tmp_path / "here").rename(tmp_path / "there")
+    (image,) = Project.open(tmp_path / "there" / "p").labelled()[1]
+    assert (image.image == pixels).all()
+
+
+def test_what_is_too_large_to_copy_and_without_a_file_has_no_place(project: Project) -> None:
+    lazy = lazy_planes(np.zeros(SHAPE[1:3], np.uint8))
+    own = project.add(entry("lazy"), lazy)
+    assert (own.path, own.absolute) == ("", "")
+    with pytest.raises(InputError, match="press Locate") as error:
+        own.find(project.folder)
+    one_sentence(error)
+    elsewhere = project.save_as(project.folder.parent / "copy")
+    assert elsewhere.entry("lazy") == own
 
 
 def test_of_two_places_the_one_with_the_same_content_counts(
@@ -333,6 +363,11 @@ def damage(project: Project, change) -> Path:
         (lambda d: d["images"][0].update(layer_shape=[]), "layer shape"),
         (lambda d: d["images"][0].update(channel_axis=7), "layer shape"),
         (lambda d: d["images"][0].update(counts={"a": 1}), "damaged"),
+        (lambda d: d["images"][0].update(view=VIEW | {"zoom": 0}), "looked at"),
+        (lambda d: d["images"][0].update(view=VIEW | {"contrast": [2, 1]}), "looked at"),
+        (lambda d: d["images"][0].update(view=VIEW | {"center": [1] * 99}), "looked at"),
+        (lambda d: d["images"][0].update(view=VIEW | {"point": ["x"]}), "number"),
+        (lambda d: d.update(removed="cells"), "not a list"),
         (lambda d: d["images"][0].pop("name"), "damaged"),
         (lambda d: d.update(images={}), "not a list"),
         (lambda d: d.update(installed="1"), "whole number"),
@@ -413,6 +448,21 @@ def with_rounds(project: Project, adapter: Adapter) -> Project:
     worse = replace(adapter, summary=adapter.summary | {"compared": compared})
     project.rounds.add(worse, {"cells": (strokes(1, 1), ())}, Settings())
     return project
+
+
+def test_what_an_image_that_was_removed_leaves_behind_is_no_other_images(
+    with_rounds: Project, tmp_path: Path
+) -> None:
+    with_rounds.rounds.keep_prediction(1, "cells", strokes())
+    with_rounds.remove("cells")
+    assert with_rounds.manifest.images == ()
+    assert with_rounds.rounds.records()[0].images == ("cells",)
+    assert with_rounds.rounds.corrections(1).pixels == 0
+    again = with_rounds.add(entry(path=tmp_path / "a.tif"))
+    assert again.stem == "cells_2"
+    assert with_rounds.annotations(again.stem) == (None, "")
+    with_rounds.close()
+    assert Project.open(with_rounds.folder).manifest.removed == ("cells",)
 
 
 def test_a_worse_round_is_kept_but_not_installed(with_rounds: Project) -> None:

@@ -209,6 +209,19 @@ def test_a_project_without_a_round_says_how_to_get_one(
     assert f"napari-convlora adapt --project {folder}" in capsys.readouterr().err
 
 
+def test_a_round_goes_on_without_an_image_that_is_missing(
+    folder: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder.parent / "image0.tif").unlink()
+    assert cli.main(["adapt", "--project", str(folder)]) == commands.DONE
+    assert opened(folder).rounds.records()[0].images == ("image_1",)
+    (said,) = caplog.messages
+    assert said.startswith("The round goes on without 'image 0', not found on disk; ")
+    (folder.parent / "image1.tif").unlink()
+    assert cli.main(["adapt", "--project", str(folder)]) == commands.FAILED
+    assert "The image 'image 0' is no longer at" in capsys.readouterr().err
+
+
 def test_one_missing_image_does_not_spoil_the_others(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from napari_convlora.blocks import Block, plan
 from napari_convlora.config import InputError
 from napari_convlora.files import read_image, read_labels
 from napari_convlora.planes import LazyPlanes
-from napari_convlora.stores import open_image, open_labels, save_tiff, save_zarr
+from napari_convlora.stores import open_image, open_labels, open_levels, save_tiff, save_zarr
 
 CLASSES = default_classes(3)
 
@@ -145,6 +146,34 @@ def test_full_resolution_of_a_pyramid_and_npy(tmp_path: Path) -> None:
         image = open_image(tmp_path / name)
         assert isinstance(image, LazyPlanes)
         np.testing.assert_array_equal(whole(image)[0, ..., 0], array)
+
+
+@pytest.mark.usefixtures("everything_is_large")
+@pytest.mark.parametrize("kind", ["strips", "tiles", "npy"])
+def test_a_large_file_is_opened_again_by_a_process_it_is_sent_to(tmp_path: Path, kind: str) -> None:
+    image = noise(4, 64, 80)
+    path = tmp_path / ("a.npy" if kind == "npy" else "a.tif")
+    if kind == "npy":
+        np.save(path, image)
+    else:
+        tile = (16, 16) if kind == "tiles" else None
+        tifffile.imwrite(path, image, tile=tile, photometric="minisblack")
+    sent = pickle.dumps(open_image(path))
+    assert len(sent) < image.size / 4
+    assert (whole(pickle.loads(sent))[..., 0] == image).all()
+
+
+@pytest.mark.usefixtures("everything_is_large")
+def test_smaller_copies_follow(tmp_path: Path) -> None:
+    image = noise(64, 80)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tif:
+        tif.write(image, tile=(16, 16), subifds=1)
+        tif.write(image[::2, ::2], tile=(16, 16), subfiletype=1)
+    write_ome_zarr(tmp_path / "a.zarr", image, "yx")
+    for name in ("a.tif", "a.zarr"):
+        first, second = open_levels(tmp_path / name)
+        assert (whole(first)[0, ..., 0] == image).all()
+        assert (whole(second)[0, ..., 0] == image[::2, ::2]).all()
 
 
 def test_small_files_are_read_whole(tmp_path: Path) -> None:

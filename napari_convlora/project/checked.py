@@ -16,7 +16,9 @@ from napari_convlora.results import atomic_write
 
 _MAX_BYTES = 16_000_000
 _MAX_TEXT = 4096
-_LARGEST = 1e12
+LARGEST = 1e12
+"""A number may be as large as this."""
+
 T = TypeVar("T")
 
 
@@ -127,7 +129,7 @@ def _whole(value: Any, low: int, high: int) -> int:
 
 
 def _number(value: Any) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value) or abs(value) > _LARGEST:
+    if type(value) not in (int, float) or not math.isfinite(value) or abs(value) > LARGEST:
         raise ValueError(f"{value!r:.40} is no finite number")
     return float(value)
 

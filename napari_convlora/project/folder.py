@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import shutil
 import threading
 from collections.abc import Callable, Collection
@@ -13,7 +14,9 @@ import numpy as np
 
 from napari_convlora.annotations import LabelledImage, find_background
 from napari_convlora.config import InputError
-from napari_convlora.files import read_image, read_labels
+from napari_convlora.files import read_labels
+from napari_convlora.parts import labelled_parts
+from napari_convlora.planes import LazyPlanes, Planes
 from napari_convlora.project import owner
 from napari_convlora.project.labels import (
     keep_version,
@@ -22,10 +25,13 @@ from napari_convlora.project.labels import (
     write_labels,
     write_regions,
 )
-from napari_convlora.project.manifest import ImageEntry, Manifest, new_stem
+from napari_convlora.project.manifest import ImageEntry, Manifest, View, new_stem, split_missing
 from napari_convlora.project.rounds import ANNOTATIONS, PREDICTIONS, ROUNDS, Rounds
 from napari_convlora.results import atomic_write, make_folder
 from napari_convlora.reviewed import Outlines, complete
+from napari_convlora.stores import open_image
+
+logger = logging.getLogger(__name__)
 
 MANIFEST = "project.json"
 _IMAGES = "images"
@@ -132,7 +138,7 @@ class Project:
                 return entry
         raise InputError(f"There is no image '{stem}' in this project; choose one from its list.")
 
-    def add(self, entry: ImageEntry, pixels: np.ndarray | None = None) -> ImageEntry:
+    def add(self, entry: ImageEntry, pixels: Planes | None = None) -> ImageEntry:
         """Add an image and return its entry, with a stem of its own.
 
         Parameters
@@ -141,7 +147,8 @@ class Project:
             Its `absolute` says where the file is; "" if it has none.
         pixels : (P, H, W, C)
             Of the layer. They are copied into the project if there is no file, or if that reads
-            differently, as nothing else could bring them back.
+            differently, as nothing else could bring them back. What is not in memory is too large
+            for that: it then has no place until it is located.
 
         Raises
         ------
@@ -149,17 +156,20 @@ class Project:
             The file is gone and there are no pixels, or nothing can be written.
         """
         with self.lock:
-            taken = {known.stem for known in self.manifest.images}
+            taken = {known.stem for known in self.manifest.images} | {*self.manifest.removed}
             name = entry.name.replace("\0", "")  # which no text of a project may hold
             name = _unlike(name, {known.name for known in self.manifest.images})
             entry = replace(entry, name=name, stem=new_stem(name, taken))
-            if pixels is not None and not self._reads_back(entry, pixels):
+            known = pixels is None or entry.holds(pixels)
+            if known:
+                entry = entry.moved(Path(entry.absolute), self.folder)
+            elif isinstance(pixels, np.ndarray):
                 path = self.own(_IMAGES, f"{entry.stem}.npy")
                 make_folder(path.parent)
                 _write_pixels(path, entry.as_layer(pixels))
+                entry = entry.moved(path, self.folder)
             else:
-                path = Path(entry.absolute)
-            entry = entry.moved(path, self.folder)
+                entry = replace(entry, path="", absolute="")
             self.update(lambda m: replace(m, images=(*m.images, entry)))
             return entry
 
@@ -171,7 +181,7 @@ class Project:
         InputError
             It cannot be read.
         """
-        planes = read_image(path)
+        planes = open_image(path)
         depth, height, width, channels = planes.shape
         leading = () if depth == 1 else (depth,)
         rgb = channels == 3 and planes.dtype == np.uint8
@@ -179,6 +189,9 @@ class Project:
             shape: tuple[int, ...] = (*leading, height, width)
         else:
             shape = (*leading, height, width, 3) if rgb else (*leading, channels, height, width)
+        channel_axis = None if rgb or channels == 1 else len(leading)
+        if isinstance(planes, LazyPlanes):  # it is shown as the file holds it
+            shape, channel_axis = planes.source.shape, None if rgb else planes.channel
         return self.add(
             ImageEntry(
                 stem="",
@@ -188,10 +201,36 @@ class Project:
                 shape=planes.shape,
                 layer_shape=shape,
                 rgb=rgb,
-                channel_axis=None if rgb or channels == 1 else len(leading),
+                channel_axis=channel_axis,
                 dtype=str(planes.dtype),
             )
         )
+
+    def remove(self, stem: str) -> None:
+        """Take an image off the list; what was painted last becomes its newest older version.
+
+        Its file, its rounds and a copy of its pixels, which rounds are repeated with, stay.
+
+        Raises
+        ------
+        InputError
+            There is no such image, or nothing can be written.
+        """
+        with self.lock:
+            gone = self.entry(stem)
+            self.update(
+                lambda m: replace(
+                    m,
+                    images=tuple(e for e in m.images if e != gone),
+                    current=None if m.current == stem else m.current,
+                    removed=(*m.removed, stem),
+                )
+            )
+            for suffix in (".tif", ".json"):
+                path = self.own(ANNOTATIONS, f"{stem}{suffix}")
+                keep_version(path, least=0)
+                path.unlink(missing_ok=True)
+            self.own(PREDICTIONS, f"{stem}.tif").unlink(missing_ok=True)
 
     def locate(self, stem: str, path: Path) -> None:
         """Take note that an image is at `path` now.
@@ -202,8 +241,13 @@ class Project:
             It cannot be read there, or has another size than when it was annotated.
         """
         entry = self.entry(stem).moved(path, self.folder)
-        entry.read(self.folder)
+        entry.read(self.folder)  # a large one is opened, no more
         self._replace_entry(entry)
+
+    def keep_view(self, stem: str, view: View) -> None:
+        """Take note how an image was last looked at."""
+        with self.lock:
+            self._replace_entry(replace(self.entry(stem), view=view))
 
     def annotations(self, stem: str) -> tuple[np.ndarray | None, str]:
         """Return annotations (P, H, W) int32, None if there are none, and what is odd about them.
@@ -281,25 +325,33 @@ class Project:
     def labelled(self) -> tuple[tuple[str, ...], list[LabelledImage]]:
         """Return stems and contents of the annotated images with as many channels as the first.
 
-        What is unpainted in reviewed regions is background.
+        What is unpainted in reviewed regions is background. Large images come in parts. Images that
+        cannot be found are left out with a warning.
 
         Raises
         ------
         InputError
-            No image is annotated, one cannot be read, or a background class is missing.
+            No image is annotated, none can be found, one cannot be read, or a background class is
+            missing.
         """
         annotated = [e for e in self.manifest.images if e.annotated]
         if not annotated:
             raise InputError(
                 f"Nothing is annotated in '{self.folder}' yet; paint strokes in its images first."
             )
+        found, remark = split_missing(annotated, self.folder)
+        if found and remark:
+            logger.warning(remark)
+        annotated = found or annotated[:1]  # which says where it was
         background = find_background(self.manifest.classes)
-        stems, images = [], []
+        stems: list[str] = []
+        images: list[LabelledImage] = []
         for entry in annotated:
             if entry.shape[3] == annotated[0].shape[3]:
                 labels = complete(*self.annotated(entry.stem), background, entry.name)
                 stems.append(entry.stem)
-                images.append(LabelledImage(entry.read(self.folder), labels, name=entry.name))
+                parts = labelled_parts(entry.read(self.folder), labels, entry.name)
+                images.extend(part for _, part in parts)
         return tuple(stems), images
 
     def annotated(self, stem: str) -> tuple[np.ndarray, Outlines]:
@@ -328,14 +380,6 @@ class Project:
                 f"'{path}' is a link that leads out of the project; remove it and save again."
             )
         return path
-
-    def _reads_back(self, entry: ImageEntry, pixels: np.ndarray) -> bool:
-        try:
-            return bool(entry.absolute) and np.array_equal(
-                entry.moved(Path(entry.absolute), self.folder).read(self.folder), pixels
-            )
-        except InputError:
-            return False
 
 
 def _write_pixels(path: Path, pixels: np.ndarray) -> None:

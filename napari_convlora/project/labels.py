@@ -106,7 +106,7 @@ def read_regions(path: Path, n_planes: int) -> Outlines:
     return tuple((region.plane, np.array(region.outline)) for region in regions)
 
 
-def keep_version(path: Path, now: float | None = None) -> None:
+def keep_version(path: Path, now: float | None = None, least: float = VERSION_SECONDS) -> None:
     """Keep a copy of the file in `path`, now and then, as it is about to be replaced.
 
     Parameters
@@ -116,10 +116,12 @@ def keep_version(path: Path, now: float | None = None) -> None:
         number before the ending.
     now
         Seconds since 1970.
+    least
+        Seconds that must have passed since the copy before.
     """
     now = time.time() if now is None else now
     kept = versions(path)
-    if path.exists() and (not kept or now - _when(kept[-1]) >= VERSION_SECONDS):
+    if path.exists() and (not kept or now - _when(kept[-1]) >= least):
         make_folder(path.parent / _FOLDER)
         copy = path.parent / _FOLDER / f"{path.stem}.{round(now * 1000)}{path.suffix}"
         with contextlib.suppress(OSError):  # today's work matters more than yesterday's

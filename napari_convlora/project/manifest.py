@@ -9,19 +9,30 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from napari_convlora import __version__
 from napari_convlora.annotations import parse_classes
+from napari_convlora.blocks import plan
 from napari_convlora.config import ClassInfo, InputError, ModelConfig, TrainConfig
-from napari_convlora.files import read_image
-from napari_convlora.planes import drop_alpha, size_text, to_planes
-from napari_convlora.project.checked import build, read_json, write_json
+from napari_convlora.planes import (
+    LazyPlanes,
+    Planes,
+    drop_alpha,
+    lazy_planes,
+    respaced,
+    size_text,
+    to_planes,
+)
+from napari_convlora.project.checked import LARGEST, build, read_json, write_json
+from napari_convlora.stores import is_zarr, open_levels
 
 FORMAT = 1
 _STEM = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 _ENDS = 65536
+_MOST_AXES = 16
 
 
 @dataclass(frozen=True)
@@ -42,6 +53,38 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class View:
+    """How an image was looked at.
+
+    Parameters
+    ----------
+    point
+        World coordinates of the plane, an axis each.
+    center, zoom
+        Of the camera.
+    contrast
+        Values shown as black and as white.
+    """
+
+    point: tuple[float, ...]
+    center: tuple[float, ...]
+    zoom: float
+    contrast: tuple[float, ...]
+
+    @property
+    def sane(self) -> bool:
+        """Whether a viewer can show it, and a project hold it."""
+        numbers = *self.point, *self.center, self.zoom, *self.contrast
+        return (
+            all(abs(n) < LARGEST for n in numbers)
+            and (len(self.center), len(self.contrast)) == (3, 2)
+            and len(self.point) <= _MOST_AXES
+            and self.zoom > 0
+            and self.contrast[0] < self.contrast[1]
+        )
+
+
+@dataclass(frozen=True)
 class ImageEntry:
     """One image of a project, by reference.
 
@@ -53,6 +96,7 @@ class ImageEntry:
         What people call it: the name of its layer.
     path, absolute
         Where it is, from the project's folder and from the root; the first that exists counts.
+        Both are "" if no file holds it.
     shape
         (P, H, W, C) as the engine sees it.
     layer_shape, rgb, channel_axis
@@ -60,13 +104,15 @@ class ImageEntry:
     dtype
         Of the pixels.
     fingerprint
-        Of the file's content; "" if unknown.
+        Of the file's content; "" if unknown, as of a folder.
     scale, translate
         Of the layer.
     counts
         Painted pixels by class id.
     regions
         How many reviewed regions there are.
+    view
+        How it was last looked at; None if unknown.
     """
 
     stem: str
@@ -83,15 +129,27 @@ class ImageEntry:
     translate: tuple[float, ...] = ()
     counts: dict[int, int] = field(default_factory=dict)
     regions: int = 0
+    view: View | None = None
 
     @property
     def annotated(self) -> bool:
         """Whether something is painted, or complete as it is."""
         return bool(self.counts or self.regions)
 
+    @property
+    def homeless(self) -> str:
+        """A sentence if only the viewer holds the image, as it is too large to be copied."""
+        if self.absolute:
+            return ""
+        return (
+            f"'{self.name}' is too large to be copied into the project, and no file holds it as "
+            "it is shown; save it as a TIFF or zarr and press Locate to show where; its strokes "
+            "are kept."
+        )
+
     def places(self, folder: Path) -> list[Path]:
         """Return where the image may be; the first is in or beside the project."""
-        return [folder / self.path, Path(self.absolute)]
+        return [folder / self.path, Path(self.absolute)] if self.absolute else []
 
     def find(self, folder: Path) -> Path:
         """Return where the image is.
@@ -101,8 +159,11 @@ class ImageEntry:
         InputError
             It is at neither of its two places.
         """
+        if self.homeless:
+            raise InputError(self.homeless)
         # A pipe would be waited for, and a network name would be logged on to.
-        found = [p for p in self.places(folder) if not _is_remote(p) and p.is_file()]
+        places = [p for p in self.places(folder) if not _is_remote(p)]
+        found = [p for p in places if p.is_file() or is_zarr(p)]
         if not found:
             raise InputError(
                 f"The image '{self.name}' is no longer at {self.absolute}; put it back, or open "
@@ -111,31 +172,68 @@ class ImageEntry:
         same = [p for p in found if fingerprint(p) == self.fingerprint]
         return (same or found)[0]
 
-    def read(self, folder: Path) -> np.ndarray:
-        """Return the pixels (P, H, W, C).
+    def read(self, folder: Path) -> Planes:
+        """Return the pixels (P, H, W, C); of a large image or a zarr none is read yet.
 
         Raises
         ------
         InputError
             The image is absent, unreadable or has another size than when it was annotated.
         """
+        return self.levels(folder)[0]
+
+    def levels(self, folder: Path) -> list[Planes]:
+        """Return the pixels as `read`, and the smaller copies that a large image may have."""
         path = self.find(folder)
-        planes = read_image(path)
-        if planes.shape != self.shape and planes.size == math.prod(self.layer_shape):
-            # A file that does not say which axis holds channels; the layer's user did.
-            raw = planes.reshape(self.layer_shape)
-            planes = to_planes(raw, rgb=self.rgb, channel_axis=self.channel_axis)
-            planes = drop_alpha(planes) if self.rgb else planes
-        if planes.shape != self.shape:
+        opened = open_levels(path)
+        levels = [level for level in map(self._as_annotated, opened) if level is not None]
+        planes = levels[0] if levels else opened[0]
+        if planes.shape != self.shape or not levels:
             raise InputError(
                 f"'{path}' is {size_text(planes.shape[:3])} with {planes.shape[3]} channels, but "
                 f"{size_text(self.shape[:3])} with {self.shape[3]} were annotated; "
                 "show where that image is with Locate."
             )
+        return levels
+
+    def _as_annotated(self, planes: Planes) -> Planes | None:
+        """Return `planes` of a file with the axes that the layer's user has chosen.
+
+        None if they have other axes and are not in memory.
+        """
+        how: dict[str, Any] = {"rgb": self.rgb, "channel_axis": self.channel_axis}
+        if isinstance(planes, LazyPlanes):
+            # The layer shows the same array, but for axes of length 1.
+            longer = iter([n for n in planes.source.shape if n > 1])
+            shape = tuple(next(longer, 0) if n > 1 else 1 for n in self.layer_shape)
+            source = respaced(planes.source, shape)
+            return None if source is None else lazy_planes(source, **how, alpha=self.rgb)
+        if planes.shape != self.shape and planes.size == math.prod(self.layer_shape):
+            # A file that does not say which axis holds channels; the layer's user did.
+            planes = to_planes(planes.reshape(self.layer_shape), **how)
+            planes = drop_alpha(planes) if self.rgb else planes
         return planes
 
-    def as_layer(self, planes: np.ndarray) -> np.ndarray:
+    def holds(self, pixels: Planes) -> bool:
+        """Whether the file at `absolute` holds `pixels`; of those on disk one block is compared."""
+        if not self.absolute:
+            return False
+        try:
+            found = replace(self, path=self.absolute).read(Path())
+        except InputError:
+            return False
+        blocks = plan(found.shape)
+        if not isinstance(pixels, np.ndarray):
+            blocks = blocks[len(blocks) // 2 :][:1]
+        return found.shape == pixels.shape and all(
+            np.array_equal(found[b.plane][b.rows, b.columns], pixels[b.plane][b.rows, b.columns])
+            for b in blocks
+        )
+
+    def as_layer(self, planes: Planes) -> Any:
         """Return `planes` (P, H, W, C) in the shape that a napari layer holds, as a view."""
+        if isinstance(planes, LazyPlanes):
+            return planes.source
         if self.channel_axis is not None:
             leading = list(self.layer_shape)
             channels = leading.pop(self.channel_axis)
@@ -156,7 +254,7 @@ class ImageEntry:
 
     def rebased(self, folder: Path, other: Path) -> ImageEntry:
         """Return the entry of a project in `folder` as seen from a folder `other`."""
-        return replace(self, path=_relative(folder / self.path, other))
+        return replace(self, path=_relative(folder / self.path, other)) if self.absolute else self
 
 
 @dataclass(frozen=True)
@@ -180,6 +278,8 @@ class Manifest:
     merged
         For classes that were merged, the one that has taken their pixels: adapters of earlier
         rounds still tell them apart.
+    removed
+        Stems of images that were removed: rounds and older versions keep the files of that name.
     """
 
     classes: tuple[ClassInfo, ...] = ()
@@ -189,6 +289,7 @@ class Manifest:
     installed: int | None = None
     automatic: bool = False
     merged: dict[int, int] = field(default_factory=dict)
+    removed: tuple[str, ...] = ()
 
     def write(self, path: Path) -> None:
         """Write the manifest, atomically."""
@@ -225,10 +326,30 @@ def check_entries(images: Sequence[ImageEntry]) -> None:
         axis = entry.channel_axis
         if len(entry.shape) != 4 or not all(0 < n < 2**31 for n in entry.shape):
             raise ValueError(f"the image {entry.stem} has no size")
-        if not 2 <= len(entry.layer_shape) <= 16 or (axis or 0) >= len(entry.layer_shape):
+        if entry.view is not None and not entry.view.sane:
+            raise ValueError(f"the image {entry.stem} cannot be looked at in that way")
+        if not 2 <= len(entry.layer_shape) <= _MOST_AXES or (axis or 0) >= len(entry.layer_shape):
             raise ValueError(f"the image {entry.stem} has no layer shape")
     if len({entry.stem.lower() for entry in images}) < len(images):
         raise ValueError("two images share their files")
+
+
+def split_missing(images: Sequence[ImageEntry], folder: Path) -> tuple[list[ImageEntry], str]:
+    """Return images that a round can learn from, and a sentence on those that are not found."""
+    found, missing = [], []
+    for entry in images:
+        try:
+            entry.find(folder)
+            found.append(entry)
+        except InputError:
+            missing.append(f"'{entry.name}'")
+    if not missing:
+        return found, ""
+    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+    return found, (
+        f"The round goes on without {', '.join(missing[:3])}{more}, not found on disk; show "
+        "with Locate in the window where the image is, or remove it from the project there."
+    )
 
 
 def new_stem(name: str, taken: set[str]) -> str:

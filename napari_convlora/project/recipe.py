@@ -13,6 +13,7 @@ import numpy as np
 from napari_convlora.annotations import LabelledImage, find_background, parse_classes
 from napari_convlora.config import ClassInfo, InputError
 from napari_convlora.files import read_labels
+from napari_convlora.parts import labelled_parts
 from napari_convlora.project.checked import build, read_json, write_json
 from napari_convlora.project.labels import read_regions, write_labels, write_regions
 from napari_convlora.project.manifest import ImageEntry, Settings, check_entries
@@ -111,8 +112,9 @@ class Recipe:
     def labelled(self, folder: Path) -> list[LabelledImage]:
         """Return what the round learnt from; see `annotations`, and images are read besides."""
         return [
-            LabelledImage(entry.read(folder), labels, name=entry.name)
+            part
             for entry, labels in zip(self.images, self.learnt(folder), strict=True)
+            for _, part in labelled_parts(entry.read(folder), labels, entry.name)
         ]
 
     def write_annotations(

@@ -265,9 +265,9 @@ class Rounds:
         predicted: list[np.ndarray] = []
         before: list[np.ndarray] = []
         now: list[np.ndarray] = []
-        for path in sorted((folder / PREDICTIONS).glob("*.tif")):
-            shape = self._project.entry(path.stem).shape[:3]
-            today, _ = self._project.annotations(path.stem)
+        for entry in sorted(self._project.manifest.images, key=lambda e: e.stem):
+            path, shape = folder / PREDICTIONS / f"{entry.stem}.tif", entry.shape[:3]
+            today = self._project.annotations(entry.stem)[0] if path.is_file() else None
             if today is not None:
                 learnt = folder / ANNOTATIONS / path.name
                 old = read_labels(learnt, shape) if learnt.is_file() else np.zeros_like(today)

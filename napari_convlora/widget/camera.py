@@ -1,10 +1,12 @@
-"""Moves the viewer to a pixel of an image."""
+"""Moves the viewer to a pixel of an image, or back to how the image was looked at."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from napari_convlora.project import View
 
 if TYPE_CHECKING:
     from napari_convlora.review import Place
@@ -35,3 +37,22 @@ def show_place(record: ImageLayers, place: Place, pixels: int) -> None:
     shown = [world[axis - first] if axis >= first else 0.0 for axis in viewer.dims.displayed]
     camera.center = tuple([0.0, *shown][-3:])
     camera.zoom = max(camera.zoom, min(viewer.canvas.size) / (pixels * pixel))
+
+
+def view_of(record: ImageLayers) -> View | None:
+    """Return how an image is looked at; None if it is not in the viewer."""
+    viewer, image = record.viewer, record.image
+    camera = viewer.scene.camera
+    limits = tuple(map(float, image.contrast_limits))
+    point, center = (tuple(map(float, at)) for at in (viewer.dims.point, camera.center))
+    view = View(point, center, float(camera.zoom), limits)
+    return view if image in viewer.layers and view.sane else None
+
+
+def show_view(record: ImageLayers, view: View) -> None:
+    """Look at an image as before."""
+    viewer, camera = record.viewer, record.viewer.scene.camera
+    record.image.contrast_limits = view.contrast
+    if len(view.point) == viewer.dims.ndim:
+        viewer.dims.set_point(range(viewer.dims.ndim), view.point)
+    camera.center, camera.zoom = view.center, view.zoom

@@ -41,9 +41,14 @@ def with_recipe(parent: QWidget, action: Action) -> None:
     _save(parent, action, "Export recipe", "recipe.json", "Recipe (*.json)")
 
 
-def with_image(parent: QWidget, action: Action) -> None:
-    """Ask for one image file."""
-    _open(parent, action, "Where is the image?", _IMAGES)
+def with_image(parent: QWidget, action: Action, maybe_folder: bool = False) -> None:
+    """Ask for one image file, or for a folder if the image may be one."""
+    title, question = "Where is the image?", "Is it a folder, such as a zarr?"
+    yes = QMessageBox.StandardButton.Yes
+    if not maybe_folder or QMessageBox.question(parent, title, question) != yes:
+        _open(parent, action, title, _IMAGES)
+    elif path := QFileDialog.getExistingDirectory(parent, title):
+        action(path)
 
 
 def with_images(parent: QWidget, action: Callable[[list[str]], None]) -> None:
@@ -103,6 +108,16 @@ def may_merge(parent: QWidget, name: str, into: str, stored: int) -> bool:
     )
     yes = QMessageBox.StandardButton.Yes
     return not stored or QMessageBox.question(parent, "Merge classes", question) == yes
+
+
+def may_remove_image(parent: QWidget, name: str, painted: int) -> bool:
+    """Whether to remove an image of `painted` pixels from the project."""
+    question = (
+        f"Remove '{name}' and its {painted:,} painted pixels from the project? The image file and "
+        "all rounds stay; Undo does not bring the strokes back."
+    )
+    yes = QMessageBox.StandardButton.Yes
+    return QMessageBox.question(parent, "Remove image", question) == yes
 
 
 def _save(parent: QWidget, action: Action, title: str, name: str, kinds: str) -> None:

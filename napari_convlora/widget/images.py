@@ -12,7 +12,9 @@ from qtpy.QtCore import QObject, Signal
 
 from napari_convlora.annotations import find_background
 from napari_convlora.config import MAX_CLASSES, ClassInfo, ConvLoRAError, InputError
+from napari_convlora.project import View
 from napari_convlora.reviewed import Outlines
+from napari_convlora.widget.camera import show_view
 from napari_convlora.widget.class_colours import known_classes
 from napari_convlora.widget.counting import Counter, Counts
 from napari_convlora.widget.form import listed
@@ -92,8 +94,12 @@ class Images(QObject):
         painted: np.ndarray | None,
         predicted: np.ndarray | None,
         regions: Outlines = (),
+        view: View | None = None,
     ) -> None:
-        """Give the current image the annotations, prediction (P, H, W) and regions it once had."""
+        """Give the current image the annotations, prediction (P, H, W) and regions it once had.
+
+        It is then looked at as it was, if that is known.
+        """
         record = self.need()
         if painted is not None and record.annotations is None:
             layer = record.annotate()
@@ -107,6 +113,8 @@ class Images(QObject):
         self._listen(record)
         if predicted is not None and not record.predicted:
             record.show(predicted)
+        if view is not None:
+            show_view(record, view)
         self.select_class(self.class_id)
         self._touch()
 

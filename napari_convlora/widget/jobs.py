@@ -19,6 +19,7 @@ from napari_convlora.child import Job
 from napari_convlora.config import ClassInfo, ConvLoRAError, ModelConfig, TrainConfig
 from napari_convlora.events import Controls, Event, Finished, Preview, Tiles
 from napari_convlora.planes import Planes, drop_alpha, lazy_planes, to_planes
+from napari_convlora.project import ImageEntry
 from napari_convlora.reviewed import Outlines, complete
 
 if TYPE_CHECKING:
@@ -32,6 +33,18 @@ SessionGetter = Callable[[], "Session"]
 """Returns the session of the process that runs the job."""
 
 
+@dataclass(frozen=True)
+class OnDisk:
+    """Pixels of a project's image that is not open; read by whoever opens it."""
+
+    entry: ImageEntry
+    folder: Path
+
+    def open(self) -> Any:
+        """Return the pixels as a layer would hold them."""
+        return self.entry.as_layer(self.entry.read(self.folder))
+
+
 @dataclass(frozen=True, eq=False)
 class Snapshot:
     """An image and a copy of its annotations, free to travel to another process.
@@ -41,7 +54,7 @@ class Snapshot:
     name
         Of the image layer.
     pixels
-        As napari holds them; a lazy array is computed by whoever calls `planes`.
+        As napari holds them, or `OnDisk`; a lazy array is computed by whoever calls `planes`.
     rgb, channel_axis
         How to read `pixels`; see `to_planes`.
     annotations : (P, H, W) int
@@ -71,14 +84,14 @@ class Snapshot:
 
     def planes(self) -> Planes:
         """Return the pixels as (P, H, W, C); a large lazy array stays lazy."""
-        # An image that a project has on disk can only be read as a whole.
-        if not isinstance(self.pixels, np.ndarray) and hasattr(self.pixels, "shape"):
-            lazy = lazy_planes(
-                self.pixels, rgb=self.rgb, channel_axis=self.channel_axis, alpha=self.rgb
-            )
+        pixels = self.pixels.open() if isinstance(self.pixels, OnDisk) else self.pixels
+        how: dict[str, Any] = {"rgb": self.rgb, "channel_axis": self.channel_axis}
+        if not isinstance(pixels, np.ndarray):
+            lazy = lazy_planes(pixels, **how, alpha=self.rgb)
             if is_large(lazy.shape):
                 return lazy
-        planes = to_planes(np.asarray(self.pixels), rgb=self.rgb, channel_axis=self.channel_axis)
+            pixels = pixels[(slice(None),) * len(pixels.shape)]
+        planes = to_planes(np.asarray(pixels), **how)
         return drop_alpha(planes) if self.rgb else planes
 
     def labelled(self) -> list[tuple[Block, LabelledImage]]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from qtpy.QtCore import QObject, QTimer, Signal
@@ -17,12 +17,10 @@ from napari_convlora.config import ClassInfo, ConvLoRAError, InputError
 from napari_convlora.project import ImageEntry, Manifest, Project, Settings, recovery
 from napari_convlora.project.writer import Writer
 from napari_convlora.widget.jobs import Recipe, Snapshot
-from napari_convlora.widget.kept import Kept, stored_snapshot
+from napari_convlora.widget.kept import Kept, follow, stored_snapshots, take_up, view_job
 from napari_convlora.widget.layers import ImageLayers
+from napari_convlora.widget.new_layer import image_of
 from napari_convlora.widget.workflow import Workflow
-
-if TYPE_CHECKING:
-    from napari.layers import Image
 
 AUTOSAVE_MS = 3000
 _REST = 30
@@ -145,6 +143,9 @@ class Keeper(QObject):
                 recovery.discard(before.folder)
         self.named = True
         self.said.emit(f"The project is in {folder}; it saves itself from now on.")
+        for entry in self.entries:
+            if entry.homeless:
+                self.failed.emit(entry.homeless)
         self.changed.emit()
 
     def open(self, folder: Path, *, named: bool = True) -> None:
@@ -189,9 +190,11 @@ class Keeper(QObject):
             def as_chosen(m: Manifest) -> Manifest:
                 # An image is known once it is written, and no longer in a viewer that closes.
                 current = self.current or m.current
-                return replace(chosen, images=m.images, installed=m.installed, current=current)
+                own = {name: getattr(m, name) for name in ("images", "installed", "removed")}
+                return replace(chosen, **own, current=current)
 
             self.writer.put(partial(project.update, as_chosen))
+            self.writer.put(view_job(self.find(self._images.current), project))
             self.writer.put(self.wrote.emit)
 
     def close(self) -> None:
@@ -222,6 +225,28 @@ class Keeper(QObject):
         self.need_project().locate(stem, path)
         self.show_image(stem)
 
+    def remove(self, stem: str) -> None:
+        """Take an image with its strokes off the list, and its layers out of the viewer.
+
+        Raises
+        ------
+        InputError
+            A round is running, or something cannot be written.
+        """
+        if self._workflow.running:
+            raise InputError("A round is running; press Stop first, then remove the image.")
+        self._settle()
+        project, name = self.need_project(), self.need_project().entry(stem).name
+        if stem == self.current:  # the next one comes before this one goes; see `show_image`
+            with contextlib.suppress(ConvLoRAError):
+                self.step(-1 if stem == self.entries[-1].stem else 1)
+        for kept in [k for k in self._kept if k.stem == stem]:
+            self._close_layers(kept)
+        self.writer.flush()
+        project.remove(stem)
+        self.said.emit(f"'{name}' is off the list; rounds that learnt from it stay.")
+        self.changed.emit()
+
     def neighbour(self, by: int) -> ImageEntry | None:
         """Return the image `by` places further down the list, if there is any; the ends stay."""
         stems = [e.stem for e in self.entries]
@@ -251,29 +276,21 @@ class Keeper(QObject):
         painted, note = project.annotations(stem)
         regions, other_note = project.regions(stem)
         predicted = project.prediction(stem)
-        before = self.find(self._images.current)
+        before, layers = self.find(self._images.current), self._images.viewer.layers
         image = None if kept is None else kept.record.image
-        if image not in self._images.viewer.layers:
-            image, pixels = None, entry.as_layer(entry.read(project.folder))
+        if image not in layers:
+            image = image_of(entry, entry.levels(project.folder))
         # Nothing can fail any more. The new image comes before the old one goes: where Mesa draws,
         # a canvas that lost all its layers at once has crashed.
-        if image is None:
-            image = self._add_layer(entry, pixels)
-        if before is not None and before.stem is not None:
+        if image not in layers:
+            layers.append(image)
+        # What no file holds stays in the viewer, as nothing could bring it back.
+        if before and before.stem and not project.entry(before.stem).homeless:
             self._close_layers(before)
         self.opened.emit(image, entry.channel_axis)
-        record = self._images.need()
-        again = self.find(record)
-        if again is None:
-            again = Kept(record, self.touch)
-            self._kept.append(again)
-        if kept is not None and kept is not again:
-            # Its image was removed from the viewer; its strokes were not.
-            record.annotations = record.annotations or kept.record.annotations
-            self._kept.remove(kept)
-        again.stem = stem
+        again = take_up(self._kept, self._images.need(), stem, self.touch)
         self.writer.put(partial(project.update, lambda m: replace(m, current=stem)))
-        self._images.restore(painted, predicted, regions)
+        self._images.restore(painted, predicted, regions, entry.view)
         again.follow()
         if painted is not None and kept is None:
             again.wrote(painted, regions)
@@ -293,19 +310,7 @@ class Keeper(QObject):
             self.save()
 
     def _follow(self) -> None:
-        records = self._images.records
-        for record in records:
-            kept = self.find(record)
-            for other in self._kept:
-                # An image that was removed and opened again finds its annotations in the viewer.
-                same = other.record.annotations is record.annotations is not None
-                if kept is None and same and other.record not in records:
-                    kept, other.record = other, record
-            if kept is None:
-                kept = Kept(record, self.touch)
-                self._kept.append(kept)
-                kept.touch()  # it may have come with strokes on it
-            kept.follow()
+        follow(self._kept, self._images.records, self.touch)
 
     def find(self, record: ImageLayers | None) -> Kept | None:
         """Return what is known of an image's work."""
@@ -357,17 +362,16 @@ class Keeper(QObject):
             self.writer.put(self.wrote.emit)
 
     def _elsewhere(self) -> list[Snapshot]:
-        """Annotated images of the project that are not in the viewer, as many channels."""
+        """Annotated images of the project that are not in the viewer, and can be found."""
         if self.project is None:
             return []
         self.save()
         self.writer.flush()
-        current = self._images.need()
-        return [
-            stored_snapshot(self.project, entry, find_background(self.classes))
-            for entry in self.stored
-            if entry.annotated and entry.shape[3] == current.n_channels
-        ]
+        n_channels, background = self._images.need().n_channels, find_background(self.classes)
+        found, remark = stored_snapshots(self.project, self.stored, n_channels, background)
+        if remark:
+            self.failed.emit(remark)
+        return found
 
     def _on_relabelled(self, class_id: int, to: int) -> None:
         for kept in self._kept:  # strokes of images that were taken out of the viewer
@@ -378,10 +382,6 @@ class Keeper(QObject):
             for entry in self.stored:
                 self.writer.put(partial(self.project.relabel, entry.stem, class_id, to))
             self.writer.put(self.wrote.emit)
-
-    def _add_layer(self, entry: ImageEntry, pixels: np.ndarray) -> Image:
-        place = {n: getattr(entry, n) for n in ("scale", "translate") if getattr(entry, n)}
-        return self._images.viewer.add_image(pixels, name=entry.name, rgb=entry.rgb, **place)
 
     def _close_layers(self, kept: Kept) -> None:
         self._workflow.release(kept.record)

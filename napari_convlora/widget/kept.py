@@ -4,39 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from napari.layers import Labels, Shapes
 from qtpy.QtCore import QTimer
 
-from napari_convlora.config import ConvLoRAError
-from napari_convlora.project import ImageEntry, Project
+from napari_convlora.config import ConvLoRAError, InputError
+from napari_convlora.project import ImageEntry, Project, split_missing
 from napari_convlora.reviewed import Outlines
-from napari_convlora.widget.jobs import Snapshot
+from napari_convlora.widget.camera import view_of
+from napari_convlora.widget.jobs import OnDisk, Snapshot
 from napari_convlora.widget.layers import ImageLayers
-
-
-@dataclass(frozen=True, eq=False)
-class OnDisk:
-    """Pixels of a project's image that is not open; read by whoever makes an array of it."""
-
-    entry: ImageEntry
-    folder: Path
-
-    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
-        """Return the pixels as a layer would hold them."""
-        return np.asarray(self.entry.as_layer(self.entry.read(self.folder)), dtype)
-
-
-def stored_snapshot(project: Project, entry: ImageEntry, background_id: int | None) -> Snapshot:
-    """Return an image of a project that is not open, to learn from."""
-    painted, regions = project.annotated(entry.stem)
-    how = OnDisk(entry, project.folder), entry.rgb, entry.channel_axis
-    return Snapshot(entry.name, *how, painted, None, regions, background_id, entry.stem)
 
 
 class Kept:
@@ -132,22 +112,82 @@ class Kept:
         def write() -> None:
             if _digest(painted, regions) == self._written:
                 return
+            homeless = ""
             try:
                 if self.stem is None:
-                    planes = snapshot.planes()  # a large lazy image stays where it is
-                    pixels = planes if isinstance(planes, np.ndarray) else None
-                    self.stem = home.add(entry, pixels).stem
+                    own = home.add(entry, snapshot.planes())
+                    self.stem, homeless = own.stem, own.homeless
                 home.keep_annotations(self.stem, painted, regions)
             except BaseException:
                 self.dirty = True
                 raise
             self.wrote(painted, regions)
+            if homeless:  # what is painted is safe now, but its image is not
+                raise InputError(homeless)
 
         return write
 
     def wrote(self, painted: np.ndarray, regions: Outlines) -> None:
         """Take note of what is on disk, so that only changes are written."""
         self._written, self._begun = _digest(painted, regions), True
+
+
+def view_job(kept: Kept | None, project: Project) -> Callable[[], None]:
+    """Return what writes how an image is looked at now."""
+    view = None if kept is None else view_of(kept.record)
+
+    def write() -> None:
+        if kept is not None and kept.stem is not None and view is not None:
+            project.keep_view(kept.stem, view)
+
+    return write
+
+
+def _stored_snapshot(project: Project, entry: ImageEntry, background_id: int | None) -> Snapshot:
+    """Return an image of a project that is not open, to learn from."""
+    painted, regions = project.annotated(entry.stem)
+    how = OnDisk(entry, project.folder), entry.rgb, entry.channel_axis
+    return Snapshot(entry.name, *how, painted, None, regions, background_id, entry.stem)
+
+
+def stored_snapshots(
+    project: Project, entries: Sequence[ImageEntry], n_channels: int, background_id: int | None
+) -> tuple[list[Snapshot], str]:
+    """Return annotated images to learn from that are not open, and a sentence on those missing."""
+    stored = [e for e in entries if e.annotated and e.shape[3] == n_channels]
+    found, remark = split_missing(stored, project.folder)
+    return [_stored_snapshot(project, entry, background_id) for entry in found], remark
+
+
+def follow(known: list[Kept], records: Sequence[ImageLayers], touched: Callable[[], None]) -> None:
+    """Listen to the layers of every image, and add to what is known those that are new."""
+    for record in records:
+        kept = next((k for k in known if k.record is record), None)
+        for other in known:
+            # An image that was removed and opened again finds its annotations in the viewer.
+            same = other.record.annotations is record.annotations is not None
+            if kept is None and same and other.record not in records:
+                kept, other.record = other, record
+        if kept is None:
+            kept = Kept(record, touched)
+            known.append(kept)
+            kept.touch()  # it may have come with strokes on it
+        kept.follow()
+
+
+def take_up(known: list[Kept], record: ImageLayers, stem: str, touched: Callable[[], None]) -> Kept:
+    """Return what is known of an image that the project calls `stem`, from now on by `record`."""
+    before = next((k for k in known if k.stem == stem), None)
+    kept = next((k for k in known if k.record is record), None)
+    if kept is None:
+        kept = Kept(record, touched)
+        known.append(kept)
+    if before is not None and before is not kept:
+        # Its image was removed from the viewer; its strokes were not.
+        record.annotations = record.annotations or before.record.annotations
+        known.remove(before)
+    kept.stem = stem
+    return kept
 
 
 def entry_of(record: ImageLayers) -> ImageEntry:

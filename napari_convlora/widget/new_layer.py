@@ -6,17 +6,44 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import dask.array as da
 import numpy as np
-from napari.layers import Labels, Shapes
+from napari.layers import Image, Labels, Shapes
 
 from napari_convlora.blocks import is_large
 from napari_convlora.config import ClassInfo
+from napari_convlora.planes import Planes
+from napari_convlora.project import ImageEntry
 from napari_convlora.widget import class_colours
 from napari_convlora.widget.image_frame import ImageFrame
 
 _TRANSFORMS = ("rotate", "shear", "affine", "units", "axis_labels")
 _REVIEWED = "#ff2bd6"  # no class is given this colour by itself
 _OPACITY = {"annotations": 0.7, "prediction": 0.5}
+
+
+def image_of(entry: ImageEntry, levels: Sequence[Planes]) -> Image:
+    """Return an Image layer of a project's image; what is not in memory stays there.
+
+    Parameters
+    ----------
+    entry
+        What the layer was like.
+    levels
+        Its pixels (P, H, W, C), and smaller copies of them.
+    """
+    pixels = [entry.as_layer(level) for level in levels]
+    if not isinstance(pixels[0], np.ndarray):
+        pixels = [_lazy(array) for array in pixels]
+    place = {n: getattr(entry, n) for n in ("scale", "translate") if getattr(entry, n)}
+    multiscale = len(pixels) > 1
+    data = pixels if multiscale else pixels[0]
+    return Image(data, name=entry.name, rgb=entry.rgb, multiscale=multiscale, **place)
+
+
+def _lazy(array: Any) -> da.Array:
+    meta = np.empty((0,) * len(array.shape), array.dtype)
+    return da.from_array(array, "auto", name=False, fancy=False, meta=meta)
 
 
 def placement(frame: ImageFrame) -> dict[str, Any]:

@@ -202,8 +202,9 @@ class ConvLoRAWidget(QWidget):
         self.table.remove(class_id)
 
     def load_classes(self, path: str | Path) -> None:
-        """Take over a class table; classes in use that it lacks are kept."""
-        self._try(lambda: self.table.replace_with(read_classes(path), self.images.used_classes()))
+        """Take over a class table; classes that it lacks are kept if an image uses them."""
+        used = self.images.used_classes().union(*(e.counts for e in self.keeper.stored))
+        self._try(lambda: self.table.replace_with(read_classes(path), used))
 
     def save_classes(self, path: str | Path) -> None:
         """Write the class table."""

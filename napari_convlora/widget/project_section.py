@@ -72,9 +72,10 @@ class ProjectSection(QWidget):
             ("Save as…", "Give it a folder; it saves itself from then on.", self._create),
             ("Open…", "Open the folder of a project.", self._open),
             ("Add images…", "Put image files on the list.", self._add),
-            ("Locate…", "Show where the selected image is now.", self._locate),
+            ("Remove…", "Take the selected image and its strokes off the list.", self._remove),
             ("Previous", "The image before (Ctrl+PgUp).", partial(keeper.step, -1)),
             ("Next", "The next image (Ctrl+PgDown).", partial(keeper.step, 1)),
+            ("Locate…", "Show where the selected image is now.", self._locate),
         ]
         for i, (title, tip, action) in enumerate(buttons):
             button = QPushButton(title)
@@ -149,8 +150,19 @@ class ProjectSection(QWidget):
     def _locate(self) -> None:
         item = self.images.currentItem()
         if item is not None:
-            stem = item.data(_STEM)
-            dialogs.with_image(self, lambda p: self._keeper.locate(stem, Path(p)))
+            entry = self._keeper.need_project().entry(item.data(_STEM))
+            dialogs.with_image(
+                self,
+                lambda p: self._keeper.locate(entry.stem, Path(p)),
+                maybe_folder=not entry.fingerprint,
+            )
+
+    def _remove(self) -> None:
+        item = self.images.currentItem()
+        if item is not None:
+            entry = self._keeper.need_project().entry(item.data(_STEM))
+            if dialogs.may_remove_image(self, entry.name, sum(entry.counts.values())):
+                self._keeper.remove(entry.stem)
 
 
 class RecoveryOffer(QFrame):

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import dask.array as da
 import numpy as np
 import pytest
+import tifffile
+import zarr
+from qtpy.QtWidgets import QMessageBox, QPushButton
 
 from napari_convlora import blocks
 from napari_convlora.widget import jobs
+
+_YES = QMessageBox.StandardButton.Yes
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +50,10 @@ def begun(make_napari_viewer_proxy, make_widget, paint, qtbot):
 
     def make(data, **options):
         viewer = make_napari_viewer_proxy()
-        viewer.add_image(data, name="wide", contrast_limits=(0, 200), **options)
+        if isinstance(data, Path):
+            viewer.open(data, plugin="napari", name="wide")
+        else:
+            viewer.add_image(data, name="wide", contrast_limits=(0, 200), **options)
         widget = make_widget(viewer)
         layer = widget.start_annotating()
         plane = () if layer.ndim == 2 else (0,)
@@ -221,3 +231,115 @@ def test_parts_that_name_classes_of_before_show_those_of_today(begun, wide):
     widget.images.current.show_parts([(block, labels)])
     shown = viewer.layers["prediction"].data[:2, :3]
     assert shown.tolist() == [[2, 2, 2], [0, 1, 2]]
+
+
+@pytest.fixture
+def ome_zarr(wide, tmp_path):
+    """The wide image as an OME-Zarr of two levels, with a channel axis of length 1."""
+    path = tmp_path / "wide.zarr"
+    axes = [{"name": a, "type": "channel" if a == "c" else "space"} for a in "cyx"]
+    levels = [{"path": "0"}, {"path": "1"}]
+    ome = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": levels}]}
+    zarr.create_group(path, attributes={"ome": ome})
+    for name, data in (("0", wide), ("1", wide[::2, ::2])):
+        made = zarr.create_array(
+            path / name, shape=(1, *data.shape), dtype=data.dtype, chunks=(1, 64, 64)
+        )
+        made[...] = data[None]
+    return path
+
+
+def closed(widget):
+    widget.keeper.close()
+    return widget.keeper.project.folder
+
+
+def test_an_ome_zarr_reopens_lazily_with_its_strokes_and_is_learnt_from_while_closed(
+    begun, make_napari_viewer_proxy, make_widget, ome_zarr, wait, saved, tmp_path, paint, halves
+):
+    viewer, widget = begun(ome_zarr)
+    painted = viewer.layers["annotations"].data.copy()
+    widget.keeper.create(tmp_path / "p")
+    tifffile.imwrite(tmp_path / "other.tif", halves[:30, 30:60])
+    widget.keeper.add_files([tmp_path / "other.tif"])
+    closed(widget)
+
+    viewer = make_napari_viewer_proxy()
+    widget = make_widget(viewer)
+    widget.keeper.open(tmp_path / "p")
+    layer = viewer.layers["wide"]
+    assert layer.multiscale
+    assert [(type(d), d.shape) for d in layer.data] == [
+        (da.Array, (1, 560, 640)),
+        (da.Array, (1, 280, 320)),
+    ]
+    assert (viewer.layers["annotations"].data == painted).all()
+    widget.adapt()  # its pixels go to the process that trains
+    wait(widget)
+    assert widget.status.startswith("Round 1 is done")
+    widget.keeper.step(1)
+    assert [layer.name for layer in viewer.layers] == ["other"]
+    paint(widget.start_annotating(), 1, 3, rows=(3, 20))
+    widget.adapt()
+    wait(widget)
+    saved(widget)
+    assert widget.history.records[-1].images == ("other", "wide")
+    assert widget.history.records[-1].pixels == {1: 150 + 51, 2: 150}
+
+
+def test_locate_takes_a_folder_that_has_moved(
+    begun, make_napari_viewer_proxy, make_widget, ome_zarr, tmp_path, monkeypatch
+):
+    _, widget = begun(ome_zarr)
+    widget.keeper.create(tmp_path / "p")
+    closed(widget)
+    (tmp_path / "b").mkdir()
+    ome_zarr.rename(tmp_path / "b" / "moved.zarr")
+    viewer = make_napari_viewer_proxy()
+    widget = make_widget(viewer)
+    widget.keeper.open(tmp_path / "p")
+    assert "is no longer at" in widget.status
+    chosen = str(tmp_path / "b" / "moved.zarr")
+    monkeypatch.setattr("qtpy.QtWidgets.QMessageBox.question", lambda *_: _YES)
+    monkeypatch.setattr("qtpy.QtWidgets.QFileDialog.getExistingDirectory", lambda *_: chosen)
+    widget.project.images.setCurrentRow(0)
+    button = next(b for b in widget.project.findChildren(QPushButton) if b.text() == "Locate…")
+    button.click()
+    assert (viewer.layers["annotations"].data > 0).sum() == 300
+
+
+def test_a_lazy_layer_without_a_file_is_said_and_keeps_its_strokes(
+    begun, make_napari_viewer_proxy, make_widget, wide, saved, tmp_path, pictures
+):
+    viewer, widget = begun(da.from_array(wide, chunks=200))
+    saved(widget)
+    assert "no file holds it" in widget.status
+    widget.keeper.create(tmp_path / "p")
+    assert widget.status.endswith("press Locate to show where; its strokes are kept.")
+    assert (widget.keeper.entries[0].path, widget.keeper.entries[0].absolute) == ("", "")
+    widget.keeper.add_files(pictures[:1])
+    saved(widget)
+    widget.keeper.step(1)
+    assert "wide" in viewer.layers  # nothing could bring it back
+    widget.keeper.step(-1)
+    assert "picture0" not in viewer.layers
+    closed(widget)
+
+    viewer = make_napari_viewer_proxy()
+    widget = make_widget(viewer)
+    widget.keeper.open(tmp_path / "p")
+    assert "no file holds it" in widget.status
+    tifffile.imwrite(tmp_path / "wide.tif", wide, tile=(64, 64))
+    widget.keeper.locate("wide", tmp_path / "wide.tif")
+    assert isinstance(viewer.layers["wide"].data, da.Array)
+    assert (viewer.layers["annotations"].data > 0).sum() == 300
+
+
+def test_a_file_that_holds_something_else_than_the_layer_is_no_place_for_it(
+    begun, wide, ome_zarr, saved
+):
+    viewer, widget = begun(ome_zarr)
+    assert viewer.layers["wide"].source.path == str(ome_zarr)
+    viewer.layers["wide"].data = [data * 2 for data in viewer.layers["wide"].data]
+    saved(widget)
+    assert "no file holds it" in widget.status

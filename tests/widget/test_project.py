@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from qtpy.QtWidgets import QMessageBox, QPushButton
 
 from napari_convlora import cli, commands
 from napari_convlora.adapter_file import Adapter
 from napari_convlora.config import InputError
 from napari_convlora.project import Project
 from napari_convlora.reviewed import inside_outlines
+
+_YES = QMessageBox.StandardButton.Yes
 
 
 def test_images_of_a_project_remember_strokes_and_prediction(
@@ -96,6 +99,42 @@ def test_images_of_one_name_are_learnt_from_and_told_apart(
     saved(widget)
     assert widget.history.records[-1].pixels == {1: 300, 2: 300}
     assert set(widget.history.records[-1].images) == {"cells", "cells_2"}
+
+
+def test_every_image_is_looked_at_as_before(
+    started, saved, tmp_path, make_napari_viewer_proxy, make_widget
+):
+    viewer, widget = started()
+    tifffile.imwrite(tmp_path / "stack.tif", np.random.default_rng(0).random((5, 80, 90)))
+    widget.keeper.add_files([tmp_path / "stack.tif"])
+    saved(widget)
+
+    def look(plane, center, zoom, contrast):
+        viewer.dims.set_current_step(0, plane)
+        viewer.scene.camera.center, viewer.scene.camera.zoom = center, zoom
+        widget.images.current.image.contrast_limits = contrast
+
+    def looked(viewer, widget):
+        camera, image = viewer.scene.camera, widget.images.current.image
+        plane = viewer.dims.current_step[0] if viewer.dims.ndim == 3 else 0
+        return plane, camera.center, camera.zoom, tuple(image.contrast_limits)
+
+    stack, flat = (3, (0, 20, 30), 7.5, (0.25, 0.5)), (0, (0, 50, 60), 3.0, (40, 120))
+    widget.keeper.step(3)
+    look(*stack)
+    widget.keeper.step(-3)
+    look(*flat)
+    widget.keeper.step(3)
+    assert looked(viewer, widget) == stack
+    widget.keeper.step(-3)
+    assert looked(viewer, widget) == flat
+    widget.keeper.step(3)
+    widget.keeper.close()
+
+    other = make_napari_viewer_proxy()
+    fresh = make_widget(other)
+    fresh.keeper.open(tmp_path / "p")
+    assert looked(other, fresh) == stack
 
 
 def test_the_class_and_the_brush_go_along_to_another_image(started):
@@ -472,6 +511,77 @@ def test_a_missing_image_is_said_and_located(started, pictures, tmp_path, paint)
     assert [layer.name for layer in viewer.layers] == ["picture1"]
 
 
+def test_a_round_goes_on_without_an_image_that_is_missing(
+    started, pictures, paint, wait, saved, qtbot
+):
+    _, widget = started()
+    said = []
+    widget.keeper.failed.connect(said.append)
+    paint(widget.start_annotating(), 1, 10)
+    widget.keeper.step(1)
+    layer = widget.start_annotating()
+    paint(layer, 1, 10)
+    paint(layer, 2, 70)
+    pictures[0].unlink()
+    widget.adapt()
+    wait(widget)
+    saved(widget)
+    assert widget.status.startswith("Round 1 is done")
+    assert widget.history.records[0].images == ("picture1",)
+    (sentence,) = said
+    assert sentence.startswith("The round goes on without 'picture0', not found on disk; ")
+    assert "Locate" in sentence
+
+
+def test_an_image_is_removed_with_its_strokes_and_its_rounds_stay(
+    started, pictures, paint, wait, saved, monkeypatch
+):
+    viewer, widget = started()
+    asked, failed = [], []
+    monkeypatch.setattr(
+        "qtpy.QtWidgets.QMessageBox.question", lambda *a: asked.append(a[2]) or _YES
+    )
+    widget.keeper.failed.connect(failed.append)
+    remove = next(b for b in widget.project.findChildren(QPushButton) if b.text() == "Remove…")
+    for i in range(2):
+        layer = widget.start_annotating()
+        paint(layer, 1, 10)
+        paint(layer, 2, 70)
+        widget.keeper.step(1 - i)
+    widget.adapt()
+    wait(widget)
+    saved(widget)
+    widget.keeper.step(-1)
+    widget.project.images.setCurrentRow(0)
+    remove.click()
+    assert asked == [
+        "Remove 'picture0' and its 300 painted pixels from the project? The image file and all "
+        "rounds stay; Undo does not bring the strokes back."
+    ]
+    assert [e.stem for e in widget.keeper.entries] == ["picture1", "picture2"]
+    assert "picture0" not in viewer.layers
+    assert widget.keeper.current == "picture1"
+    folder = widget.keeper.project.folder / "annotations"
+    assert not (folder / "picture0.tif").exists()
+    newest = max((folder / "versions").glob("picture0.*.tif"))
+    assert (tifffile.imread(newest) > 0).sum() == 300
+
+    pictures[2].unlink()  # one that is missing can be removed as well
+    widget.project.images.setCurrentRow(1)
+    remove.click()
+    paint(widget.start_annotating(), 1, 30)
+    widget.adapt()
+    wait(widget)
+    saved(widget)
+    assert [r.images for r in widget.history.records] == [("picture1", "picture0"), ("picture1",)]
+    widget.keeper.add_files(pictures[:1])
+    saved(widget)
+    widget.keeper.step(1)
+    assert [layer.name for layer in viewer.layers] == ["picture0"]  # and no strokes of before
+    assert widget.keeper.current == "picture0_2"
+    assert not failed
+
+
 def test_an_image_that_was_removed_finds_its_strokes_again(
     started, paint, saved, pictures, tmp_path
 ):
@@ -528,6 +638,20 @@ def test_a_window_that_is_closed_comes_back_with_the_image_that_was_worked_on(
     viewer.close()  # takes the layers away first
     qtbot.waitUntil(lambda: keeper.closed)
     assert Project.open(tmp_path / "p").manifest.current == "picture1"
+
+
+def test_a_class_of_an_image_that_is_not_open_stays_in_the_table(started, paint, wait, tmp_path):
+    _, widget = started()
+    (tmp_path / "two.json").write_text('{"1": "soil", "2": "leaf"}')
+    third = widget.table.add("stem").id
+    paint(widget.start_annotating(), third, 10)
+    widget.keeper.step(1)
+    paint(widget.start_annotating(), 2, 70)
+    widget.load_classes(tmp_path / "two.json")
+    assert [c.name for c in widget.classes] == ["soil", "leaf", "stem"]
+    widget.adapt()
+    wait(widget)
+    assert widget.status.startswith("Round 1 is done")
 
 
 def test_a_full_disk_is_said_and_the_next_autosave_catches_up(
