@@ -183,6 +183,9 @@ class Keeper(QObject):
         for kept in self._kept:
             if kept.dirty:
                 self._keep(kept)
+            left = kept.record.left
+            if left is not None:  # what was rejected stays so until the next prediction
+                self._keep_prediction(kept, left)
         self._soon.setInterval(max(AUTOSAVE_MS, round(_REST * 1000 * (time.monotonic() - begun))))
         if self.project is not None:
             project, chosen = self.project, self._manifest()
@@ -351,15 +354,19 @@ class Keeper(QObject):
         self.changed.emit()
 
     def _on_predicted(self, record: ImageLayers, labels: np.ndarray) -> None:
-        kept, project = self.find(record), self.project
-        if kept is not None and project is not None:
-
-            def write() -> None:
-                if kept.stem is not None:
-                    project.keep_prediction(kept.stem, labels)
-
-            self.writer.put(write)
+        kept = self.find(record)
+        if kept is not None:
+            self._keep_prediction(kept, labels)
             self.writer.put(self.wrote.emit)
+
+    def _keep_prediction(self, kept: Kept, labels: np.ndarray) -> None:
+        project = self.project
+
+        def write() -> None:
+            if project is not None and kept.stem is not None:
+                project.keep_prediction(kept.stem, labels)
+
+        self.writer.put(write)
 
     def _elsewhere(self) -> list[Snapshot]:
         """Annotated images of the project that are not in the viewer, and can be found."""

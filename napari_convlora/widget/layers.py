@@ -94,6 +94,12 @@ class ImageLayers(ImageFrame):
         return layer is not None and layer in self.viewer.layers and self.fits(layer)
 
     @property
+    def left(self) -> np.ndarray | None:
+        """What is left (P, H, W) of a prediction that was edited; None if it was not."""
+        written = self._written
+        return written.left if self.predicted and written and written.edited else None
+
+    @property
     def corrected(self) -> bool:
         """Whether something painted on the prediction is no annotation yet."""
         written = self._written

@@ -45,6 +45,11 @@ class Written:
         """What the layer shows (P, H, W), as a view."""
         return self.layer.data.reshape(self._shape)
 
+    @property
+    def left(self) -> np.ndarray:
+        """What the model wrote (P, H, W), without what the user has cleared."""
+        return np.where(self.view == UNLABELLED, np.uint8(UNLABELLED), self._written)
+
     def corrected(self, part: Any = np.s_[:]) -> np.ndarray:
         """Whether pixels (an index into (P, H, W)) were painted by the user."""
         now = self.view[part]

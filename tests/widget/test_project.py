@@ -488,6 +488,22 @@ def test_a_correction_without_annotations_goes_with_its_image(started, paint, wa
     assert (viewer.layers["annotations"].data == 2).sum() == 150
 
 
+def test_what_was_rejected_stays_away_when_its_image_comes_back(started, paint, saved):
+    viewer, widget = started()
+    paint(widget.start_annotating(), 1, 5)
+    saved(widget)
+    widget.images.restore(None, np.ones((1, 80, 90), np.uint8))
+    mask = np.zeros((1, 80, 90), bool)
+    mask[0, 40:60, 40:60] = True
+    widget.review.accept_or_reject(False, mask, 0)
+    mask[0, 40:50] = False
+    widget.review.accept_or_reject(False, ~mask & (np.arange(80) < 2)[:, None], 0)
+    viewer.layers["prediction"].undo()
+    widget.keeper.step(1)
+    widget.keeper.step(-1)
+    assert (viewer.layers["prediction"].data == 0).sum() == 20 * 20
+
+
 def test_the_latest_stroke_wins_over_a_correction_before_it(started, paint, saved):
     viewer, widget = started()
     widget.start_annotating()
