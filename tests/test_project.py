@@ -172,6 +172,23 @@ def test_a_zarr_folder_is_learnt_from_and_moves_with_its_project(tmp_path: Path)
     assert (image.image == pixels).all()
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 1, 20, 30), (2, 1, 20, 30, 3)])
+def test_a_zarr_is_added_as_it_is_held(project: Project, tmp_path: Path, shape: tuple) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, shape, np.uint8)
+    names = "tczyx" if shape[-1] > 3 else "tzyxc"
+    zarr.create_array(tmp_path / "a.zarr", shape=shape, dtype=np.uint8, dimension_names=names)[
+        ...
+    ] = pixels
+    own = project.add_file(tmp_path / "a.zarr")
+    assert own.rgb == (shape[-1] == 3)
+    (planes,) = own.levels(project.folder)
+    expected = np.moveaxis(pixels, names.index("c"), -1).reshape(2, 20, 30, 3)
+    assert (planes[1][3:9, 5:30] == expected[1, 3:9, 5:30]).all()
+    layer = own.as_layer(planes)
+    assert (layer[(slice(None),) * 5] == pixels).all()
+    assert (layer[(1, *(slice(None),) * 4)] == pixels[1]).all()
+
+
 def test_what_is_too_large_to_copy_and_without_a_file_has_no_place(project: Project) -> None:
     lazy = lazy_planes(np.zeros(SHAPE[1:3], np.uint8))
     own = project.add(entry("lazy"), lazy)

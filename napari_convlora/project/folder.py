@@ -191,7 +191,9 @@ class Project:
             shape = (*leading, height, width, 3) if rgb else (*leading, channels, height, width)
         channel_axis = None if rgb or channels == 1 else len(leading)
         if isinstance(planes, LazyPlanes):  # it is shown as the file holds it
-            shape, channel_axis = planes.source.shape, None if rgb else planes.channel
+            shape = planes.source.shape
+            rgb = rgb and planes.channel == len(shape) - 1
+            channel_axis = None if rgb else planes.channel
         return self.add(
             ImageEntry(
                 stem="",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cloudpickle
 import dask.array as da
 import numpy as np
 import pytest
@@ -274,7 +275,7 @@ def test_an_ome_zarr_reopens_lazily_with_its_strokes_and_is_learnt_from_while_cl
         (da.Array, (1, 280, 320)),
     ]
     assert (viewer.layers["annotations"].data == painted).all()
-    widget.adapt()  # its pixels go to the process that trains
+    widget.adapt()
     wait(widget)
     assert widget.status.startswith("Round 1 is done")
     widget.keeper.step(1)
@@ -331,7 +332,11 @@ def test_a_lazy_layer_without_a_file_is_said_and_keeps_its_strokes(
     assert "no file holds it" in widget.status
     tifffile.imwrite(tmp_path / "wide.tif", wide, tile=(64, 64))
     widget.keeper.locate("wide", tmp_path / "wide.tif")
-    assert isinstance(viewer.layers["wide"].data, da.Array)
+    data = viewer.layers["wide"].data
+    assert isinstance(data, da.Array)
+    sent = cloudpickle.dumps(data)  # to the process that trains
+    assert len(sent) < wide.nbytes / 10
+    assert (np.asarray(cloudpickle.loads(sent)) == wide).all()
     assert (viewer.layers["annotations"].data > 0).sum() == 300
 
 
