@@ -62,7 +62,7 @@ def layers(theirs: ModuleType, dim: int) -> dict[str, nn.Module]:
     }
     for layer in found.values():
         layer.train()
-        nn.init.normal_(layer.lora_B, std=0.02)
+        nn.init.normal_(layer.get_parameter("lora_B"), std=0.02)
     return found
 
 

@@ -1,6 +1,6 @@
 """Memory and time per pixel of predicting images of growing size, with a tiny random backbone.
 
-    python benchmarks/large_images.py --sizes 5120 10240 20480
+    python benchmarks/large_images.py --sizes 5120 10240 20480 [--at-most 900]
 
 Every image is a zarr of random uint8, predicted in a process of its own into a tiled TIFF. Memory
 is the peak above what that process held before, with everything imported and the model loaded.
@@ -32,6 +32,7 @@ from napari_convlora.events import RunControl
 from napari_convlora.prediction import prepare
 from napari_convlora.scorer import Scorer
 from napari_convlora.stores import open_image
+from napari_convlora.tiles import Tile
 
 
 def floor_seconds(scorer: Scorer) -> float:
@@ -41,19 +42,20 @@ def floor_seconds(scorer: Scorer) -> float:
     plane = scorer.image[0]
     start = time.perf_counter()
     sample = corners[:: max(1, len(corners) // 40)]
-    for top, left in sample:
-        scorer._tile(plane, top, left)
+    for corner in sample:
+        found = scorer._tile(plane, corner, ("head", "context"))
     tiles = (time.perf_counter() - start) / len(sample) * len(corners)
     assert scorer.model.detail is not None
     start = time.perf_counter()
     sample_blocks = blocks[:: max(1, len(blocks) // 8)]
     for block in sample_blocks:
         features = filter_bank(scorer.normalizer(plane[block.rows, block.columns]))
-        scorer.model.detail.logits(features)
+        context = [Tile(*c, scorer.side, found["context"]) for c in scorer.corners(block)]
+        scorer.model.detail.logits(features, context, block.rows, block.columns)
     return tiles + (time.perf_counter() - start) / len(sample_blocks) * len(blocks)
 
 
-def measure(folder: Path, side: int) -> None:
+def measure(folder: Path, side: int, at_most: float) -> None:
     """Predict one image and print what it took as JSON; runs in a process of its own."""
     torch.set_num_threads(1)
     paths = folder / "a.safetensors", folder / f"{side}.zarr"
@@ -63,38 +65,45 @@ def measure(folder: Path, side: int) -> None:
     necessary = len({c for b in plan(image.shape) for c in scorer.corners(b)})
     idle = psutil.Process().memory_info().rss
     start = time.perf_counter()
-    steps = large.predict_file(task, adapter, backbone, image, folder / "out.tif", RunControl())
-    computed = sum(1 for _ in steps)
+    control, computed, share = RunControl(), 0, 0.0
+    for step in large.predict_file(task, adapter, backbone, image, folder / "out.tif", control):
+        computed, share = computed + 1, step.done / step.total
+        if time.perf_counter() - start > at_most:
+            control.stop()
     seconds = time.perf_counter() - start
     peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - idle
     floor = floor_seconds(scorer)
-    print(json.dumps([seconds, floor, peak / 1e6, computed / necessary]))
+    print(json.dumps([share, seconds, share * floor, peak / 1e6, computed / share / necessary]))
 
 
 def main() -> None:
     """Measure every size and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[5120, 10240, 20480])
+    parser.add_argument(
+        "--at-most", type=float, default=float("inf"), metavar="S", help="seconds for each size"
+    )
     parser.add_argument("--measure", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        measure(options.folder, options.measure)
+        measure(options.folder, options.measure, options.at_most)
         return
-    print("| side | s | s per Mpx | floor, s per Mpx | MB above idle | tiles / necessary |")
-    print("|---|---|---|---|---|---|", flush=True)
+    print("| side | part | s | s per Mpx | floor, s per Mpx | MB above idle | tiles / necessary |")
+    print("|---|---|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         save_adapter(folder / "a.safetensors")
         for side in options.sizes:
             save_image(folder / f"{side}.zarr", side)
             command = [sys.executable, __file__, "--measure", str(side), "--folder", name]
+            command += ["--at-most", str(options.at_most)]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            seconds, floor, peak, ratio = json.loads(done.stdout)
-            mega = side**2 / 1e6
+            share, seconds, floor, peak, ratio = json.loads(done.stdout)
+            mega = share * side**2 / 1e6
             print(
-                f"| {side} | {seconds:.0f} | {seconds / mega:.2f} | {floor / mega:.2f} "
-                f"| {peak:.0f} | {ratio:.3f} |",
+                f"| {side} | {share:.0%} | {seconds:.0f} | {seconds / mega:.2f} "
+                f"| {floor / mega:.2f} | {peak:.0f} | {ratio:.3f} |",
                 flush=True,
             )
 

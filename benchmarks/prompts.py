@@ -42,8 +42,9 @@ def prompts_for(mask: np.ndarray, rng: np.random.Generator) -> dict[str, Prompt]
     low, high = (rows.min() - 0.5, columns.min() - 0.5), (rows.max() + 0.5, columns.max() + 0.5)
     depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
     inner = np.argwhere(depth >= depth.max() / 2)
-    click = inner[rng.integers(len(inner))]
-    return {"box": Prompt(box=Box(*low, *high)), "click": Prompt((Click(*map(float, click)),))}
+    row, column = inner[rng.integers(len(inner))]
+    click = Click(float(row), float(column))
+    return {"box": Prompt(box=Box(*low, *high)), "click": Prompt((click,))}
 
 
 def main() -> None:
