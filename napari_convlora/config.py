@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -210,3 +211,9 @@ class TrainConfig:
         """Check what not every source of random numbers would take."""
         if not 0 <= self.seed < 2**31:
             raise InputError(f"The seed is {self.seed}; choose one between 0 and {2**31 - 1}.")
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return the first three names, and how many more there are."""
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

@@ -16,7 +16,7 @@ import numpy as np
 from napari_convlora import __version__
 from napari_convlora.annotations import parse_classes
 from napari_convlora.blocks import plan
-from napari_convlora.config import ClassInfo, InputError, ModelConfig, TrainConfig
+from napari_convlora.config import ClassInfo, InputError, ModelConfig, TrainConfig, listed
 from napari_convlora.planes import (
     LazyPlanes,
     Planes,
@@ -345,9 +345,8 @@ def split_missing(images: Sequence[ImageEntry], folder: Path) -> tuple[list[Imag
             missing.append(f"'{entry.name}'")
     if not missing:
         return found, ""
-    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
     return found, (
-        f"The round goes on without {', '.join(missing[:3])}{more}, not found on disk; show "
+        f"The round goes on without {listed(missing)}, not found on disk; show "
         "with Locate in the window where the image is, or remove it from the project there."
     )
 

@@ -96,8 +96,7 @@ def may_remove(parent: QWidget, name: str, painted: int) -> bool:
         f"Remove '{name}' and erase its {painted:,} painted pixels in all images? Undo (Ctrl-Z on "
         "the annotations layer) brings back those of the images that are open."
     )
-    yes = QMessageBox.StandardButton.Yes
-    return not painted or QMessageBox.question(parent, "Remove class", question) == yes
+    return not painted or _agreed(parent, "Remove class", question)
 
 
 def may_merge(parent: QWidget, name: str, into: str, stored: int) -> bool:
@@ -106,8 +105,7 @@ def may_merge(parent: QWidget, name: str, into: str, stored: int) -> bool:
         f"Merge '{name}' into '{into}'? Its {stored:,} painted pixels in images that are not open "
         "are merged for good, as undo does not reach them."
     )
-    yes = QMessageBox.StandardButton.Yes
-    return not stored or QMessageBox.question(parent, "Merge classes", question) == yes
+    return not stored or _agreed(parent, "Merge classes", question)
 
 
 def may_remove_image(parent: QWidget, name: str, painted: int) -> bool:
@@ -116,8 +114,11 @@ def may_remove_image(parent: QWidget, name: str, painted: int) -> bool:
         f"Remove '{name}' and its {painted:,} painted pixels from the project? The image file and "
         "all rounds stay; Undo does not bring the strokes back."
     )
-    yes = QMessageBox.StandardButton.Yes
-    return QMessageBox.question(parent, "Remove image", question) == yes
+    return _agreed(parent, "Remove image", question)
+
+
+def _agreed(parent: QWidget, title: str, question: str) -> bool:
+    return QMessageBox.question(parent, title, question) == QMessageBox.StandardButton.Yes
 
 
 def _save(parent: QWidget, action: Action, title: str, name: str, kinds: str) -> None:

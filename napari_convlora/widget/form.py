@@ -29,12 +29,6 @@ def words(text: str = "") -> QLabel:
     return label
 
 
-def listed(names: Sequence[str]) -> str:
-    """Return the first three names, and how many more there are."""
-    shown = ", ".join(names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
-
-
 class Form(QWidget):
     """Rows of a label and a widget; the labels share one column, whichever rows are shown.
 

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from qtpy.QtCore import QObject, Signal
 
-from napari_convlora.config import ConvLoRAError, InputError
+from napari_convlora.config import ConvLoRAError, InputError, listed
 from napari_convlora.project import RoundRecord, Settings
 from napari_convlora.project.rounds import ADAPTER
 from napari_convlora.rounds import Correction, decide
-from napari_convlora.widget.form import listed
 from napari_convlora.widget.jobs import Recipe, Snapshot
 from napari_convlora.widget.keeper import Keeper
 from napari_convlora.widget.kept import Kept

@@ -11,13 +11,12 @@ from napari.layers import Image, Labels, Layer, Shapes
 from qtpy.QtCore import QObject, Signal
 
 from napari_convlora.annotations import find_background
-from napari_convlora.config import MAX_CLASSES, ClassInfo, ConvLoRAError, InputError
+from napari_convlora.config import MAX_CLASSES, ClassInfo, ConvLoRAError, InputError, listed
 from napari_convlora.project import View
 from napari_convlora.reviewed import Outlines
 from napari_convlora.widget.camera import show_view
 from napari_convlora.widget.class_colours import known_classes
 from napari_convlora.widget.counting import Counter, Counts
-from napari_convlora.widget.form import listed
 from napari_convlora.widget.layers import ImageLayers
 
 if TYPE_CHECKING:
