@@ -18,7 +18,7 @@ from napari_convlora.adapter_file import Adapter
 from napari_convlora.annotations import LabelledImage
 from napari_convlora.backbones import Backbone, load_backbone
 from napari_convlora.blocks import Block
-from napari_convlora.config import UNLABELLED, ClassInfo, ConvLoRAError, ModelConfig, TrainConfig
+from napari_convlora.config import ClassInfo, ConvLoRAError, ModelConfig, TrainConfig
 from napari_convlora.devices import available_memory, choose_device
 from napari_convlora.events import Event, Failed, Finished, RunControl, Started
 from napari_convlora.feature_cache import FeatureCache
@@ -34,7 +34,7 @@ from napari_convlora.prompter import Prompter
 from napari_convlora.rounds import Verdict, decide
 from napari_convlora.scorer import Progress
 from napari_convlora.training import adapt
-from napari_convlora.training.compare import Learnt, Rival, learnt_pixels
+from napari_convlora.training.compare import Learnt, Rival, learnt_pixels, taken_back
 from napari_convlora.training.team import ALONE, Team
 
 _CACHE_BYTES = 2 * 1024**3
@@ -45,10 +45,6 @@ _CACHE_SHARE = 4
 
 def _cache() -> FeatureCache:
     return FeatureCache(min(_CACHE_BYTES, available_memory() // _CACHE_SHARE), _CACHE_DISK_BYTES)
-
-
-_RETOUCHED = 0.01
-"""Erasing a greater part of the labels means that some were wrong."""
 
 
 class State(Enum):
@@ -158,7 +154,7 @@ class Session:
                 cache=self.cache,
                 start=self.installed if self.train_config.start == "installed" else None,
                 rival=None if self.installed is None else Rival(self.installed, self._learnt),
-                before=None if self._taken_back(images) else self.installed,
+                before=None if taken_back(images, self._learnt) else self.installed,
                 team=self.team,
             )
             for event in events:
@@ -170,24 +166,6 @@ class Session:
         finally:
             if not ended:
                 self.state = State.FAILED
-
-    def _taken_back(self, images: Sequence[LabelledImage]) -> bool:
-        """Whether labels that the installed adapter learnt from were erased, not only retouched.
-
-        What it says elsewhere may rest on them, so it is no longer what the user left uncorrected.
-        """
-        names = [image.name for image in images]
-        learnt = erased = 0
-        for image in images:
-            shape, bits = self._learnt.get(image.name, ((), np.empty(0, np.uint8)))
-            if shape == image.annotations.shape and names.count(image.name) == 1:
-                before = np.unpackbits(bits, count=image.annotations.size).astype(bool)
-                blank = np.asarray(image.annotations) == UNLABELLED
-                if image.reviewed is not None:
-                    blank &= ~image.reviewed.astype(bool, copy=False)
-                learnt += int(np.count_nonzero(before))
-                erased += int(np.count_nonzero(before & blank.ravel()))
-        return erased > _RETOUCHED * learnt
 
     def record(self, event: Event) -> None:
         """Keep account of what a round reports, wherever it runs."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import numpy as np
 
 from napari_convlora.adapter_file import Adapter
 from napari_convlora.annotations import LabelledImage
+from napari_convlora.config import UNLABELLED
 from napari_convlora.losses import VOID
 from napari_convlora.metrics import confusion, scores
 from napari_convlora.prediction import Returning, plane_logits
@@ -22,6 +24,9 @@ _REGIONS = 4
 
 _PIXELS = 50
 """Fewer than this say nothing."""
+
+_RETOUCHED = 0.01
+"""Erasing a greater part of the labels means that some were wrong."""
 
 _WAIT = 10.0
 """Seconds after which no further square is begun if somebody has pressed Stop."""
@@ -49,6 +54,25 @@ def learnt_pixels(images: Sequence[LabelledImage], adapter: Adapter) -> Learnt:
         name: (target.shape, np.packbits((target != VOID) | (names.count(name) > 1)))
         for name, target in zip(names, data.target, strict=True)
     }
+
+
+def taken_back(images: Sequence[LabelledImage], learnt: Learnt) -> bool:
+    """Return whether labels that an adapter learnt from were erased, not only retouched.
+
+    What it says elsewhere may rest on them, so it is no longer what the user left uncorrected.
+    Images that share a name are not asked, nor are those of another size than then.
+    """
+    names = [image.name for image in images]
+    known = erased = 0
+    for image in images:
+        before = _unpacked(learnt, image.name, image.annotations.shape)
+        if before is not None and names.count(image.name) == 1:
+            blank = np.asarray(image.annotations) == UNLABELLED
+            if image.reviewed is not None:
+                blank &= ~image.reviewed.astype(bool, copy=False)
+            known += int(np.count_nonzero(before))
+            erased += int(np.count_nonzero(before & blank))
+    return erased > _RETOUCHED * known
 
 
 def compare(run: RoundState, rival: Rival | None) -> dict[str, Any]:
@@ -120,12 +144,19 @@ def compare(run: RoundState, rival: Rival | None) -> dict[str, Any]:
 def _unseen(run: RoundState, index: int, learnt: Learnt) -> np.ndarray:
     """Held-out pixels (P, H, W) bool of an image that the installed adapter did not learn from."""
     held = run.data.held[index] != VOID
-    shape, bits = learnt.get(run.data.images[index].name, (held.shape, None))
-    if bits is None:
+    name = run.data.images[index].name
+    if name not in learnt:
         return held
-    if shape != held.shape:
-        return np.zeros_like(held)
-    return held & ~np.unpackbits(bits, count=held.size).astype(bool).reshape(shape)
+    known = _unpacked(learnt, name, held.shape)
+    return np.zeros_like(held) if known is None else held & ~known
+
+
+def _unpacked(learnt: Learnt, name: str, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Return which pixels (P, H, W) of an image were learnt from; None if it had another size."""
+    then, bits = learnt.get(name, ((), None))
+    if bits is None or then != shape:
+        return None
+    return np.unpackbits(bits, count=math.prod(shape)).astype(bool).reshape(shape)
 
 
 def _regions(fresh: list[np.ndarray], side: int) -> Iterator[tuple[int, int, Any]]:
