@@ -164,10 +164,11 @@ class DetailBranch(nn.Module):
         """
         n = n_features(self.n_channels)
         local, context = features[..., :n], features[..., n:]
-        alone = self._alone(local)
+        scaled = (local - self.mean[:n]) / self.std[:n]
+        alone = self.filter_layers(self.filters(scaled))
         if not self.n_context:
             return [alone]
-        hidden = self._local(local)
+        hidden = F.linear(scaled, self.first.weight[:, :n], self.first.bias)
         if self.training:
             hidden[::2] += self._context(context[::2])
         else:

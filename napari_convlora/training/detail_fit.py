@@ -99,11 +99,14 @@ def fit(
                 opinion = opinion.lerp(earlier, _TRUST * (1 - labelled))
         known = torch.cat([features, surroundings[rows]])
     branch.mean.copy_(known.mean(0))
-    branch.std.copy_(known.std(0, unbiased=False).clamp_min(1e-6))
+    # Tensor.std takes three times as long along this axis.
+    branch.std.copy_((known - branch.mean).square_().mean(0).sqrt_().clamp_min(1e-6))
     weights = class_weights(counts, drawn)
     few = _TEACHING_ALONE, _TEACHING if before is None else _TEACHING_TRUSTED
     teachings = [_TEACHING * labelled + weight * (1 - labelled) for weight in few]
-    optimiser = torch.optim.AdamW(branch.parameters(), lr=_LEARNING_RATE, weight_decay=1e-2)
+    optimiser = torch.optim.AdamW(
+        branch.parameters(), lr=_LEARNING_RATE, weight_decay=1e-2, fused=True
+    )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, _LEARNING_RATE, total_steps=max(2, steps)
     )
@@ -184,6 +187,8 @@ def relight(features: Tensor, n_channels: int, spread: float) -> None:
         Scale of what is drawn for each pixel, from the global state: a factor for all channels, one
         for each channel, and an offset.
     """
+    if not spread:
+        return
     draw = (torch.randn(len(features), n_channels + 2) * spread).to(features.device)
     gain = (2 * draw[:, :1] + draw[:, 1:-1]).exp()
     local = features[:, : n_features(n_channels)].unflatten(1, (n_channels, SCALES, KINDS))
