@@ -199,6 +199,11 @@ class DetailBranch(nn.Module):
         return mix(alone, with_context, self.context_share, dim=-1)
 
     @torch.inference_mode()
+    def at(self, features: np.ndarray) -> np.ndarray:
+        """Score single pixels (N, F), filter responses first, and return their logits (K, N)."""
+        return self(torch.from_numpy(features).to(self.mean.device)).T.cpu().numpy()
+
+    @torch.inference_mode()
     def logits(
         self, features: np.ndarray, context: Sequence[Tile], rows: slice, columns: slice
     ) -> np.ndarray:

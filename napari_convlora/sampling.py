@@ -32,6 +32,9 @@ _REGION = 512
 _PIXELS = 120_000
 _SURROUNDINGS = 4096
 
+_MOST_SINGLE = 0.2
+"""Part of a region up to which its pixels are scored one by one, which costs each of them more."""
+
 
 Context = Callable[[int, int, slice, slice], Sequence[Tile]]
 """From image, plane, rows and columns to the frozen embeddings of the tiles around that region."""
@@ -282,10 +285,14 @@ def detail_block(
     fold = data.fold[image][plane][block]
     known = np.maximum(data.target[image][plane][block], data.held[image][plane][block]) != VOID
     logits = whole.logits(features, tiles, *block)
+    corner = np.array([[block[0].start], [block[1].start]])
     for i, branch in enumerate(blind):
         inside = known & (fold == i)
-        if inside.any():
+        if inside.mean() > _MOST_SINGLE:
             logits[:, inside] = branch.logits(features, tiles, *block)[:, inside]
+        elif inside.any():  # strokes
+            seen = _seen(features, tiles, block, np.stack(inside.nonzero()) + corner)
+            logits[:, inside] = branch.at(seen)
     return logits
 
 

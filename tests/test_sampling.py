@@ -270,6 +270,8 @@ class Memory:
     def logits(self, features: np.ndarray, *_: Any) -> np.ndarray:
         return np.isin(features[..., 0], self.seen)[None].astype(np.float32)
 
+    at = logits
+
 
 def cut_detail(data: TrainingSet, view: View, whole: Any, blind: list[Any]) -> torch.Tensor:
     def block(where: tuple[int, int, int, int]) -> np.ndarray:
@@ -278,10 +280,12 @@ def cut_detail(data: TrainingSet, view: View, whole: Any, blind: list[Any]) -> t
     return view_detail(view, data.target[view.image].shape[1:], 64, block)
 
 
+@pytest.mark.parametrize("most_single", [0, 1])
 @pytest.mark.parametrize("turns", [0, 1])
 def test_detail_logits_come_from_the_branch_that_did_not_see_the_pixel(
-    monkeypatch: pytest.MonkeyPatch, turns: int
+    monkeypatch: pytest.MonkeyPatch, turns: int, most_single: int
 ) -> None:
+    monkeypatch.setattr("napari_convlora.sampling._MOST_SINGLE", most_single)
     monkeypatch.setattr("napari_convlora.detail.filter_bank", lambda array: array)
     annotations = dense(100, 100).copy()
     annotations[0, 40:50] = 0
@@ -302,10 +306,12 @@ def test_detail_logits_come_from_the_branch_that_did_not_see_the_pixel(
     assert swapped[0][labelled].all()
 
 
+@pytest.mark.parametrize("most_single", [0, 1])
 @pytest.mark.parametrize(("top", "left", "size"), [(0, 0, 64), (-10, 30, 64), (5, 7, 32)])
 def test_all_that_a_view_shows_is_in_register(
-    monkeypatch: pytest.MonkeyPatch, top: int, left: int, size: int
+    monkeypatch: pytest.MonkeyPatch, top: int, left: int, size: int, most_single: int
 ) -> None:
+    monkeypatch.setattr("napari_convlora.sampling._MOST_SINGLE", most_single)
     monkeypatch.setattr("napari_convlora.detail.filter_bank", lambda array: array)
     monkeypatch.setattr("napari_convlora.sampling._REGION", 24)  # the view spans several blocks
     annotations = np.kron(np.random.default_rng(1).integers(1, 3, (1, 12, 12)), np.ones((1, 8, 8)))
@@ -316,6 +322,9 @@ def test_all_that_a_view_shows_is_in_register(
     class Echo:
         def logits(self, features: np.ndarray, *_: Any) -> np.ndarray:
             return features.transpose(2, 0, 1)
+
+        def at(self, features: np.ndarray) -> np.ndarray:
+            return features.T
 
     view = View(0, 0, top, left, size, turns=3, flip=True)
     target = view_target(data, view, 64)
