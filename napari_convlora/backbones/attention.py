@@ -93,11 +93,16 @@ class MapAttention(nn.Module):
         n, heads, h, w, _ = grid.shape
         row_bytes = grid.element_size() * n * heads * w * k.shape[2]
         step = max(1, _MASK_BYTES // row_bytes)
+        more = k.shape[2] - h * w
+        # Their sum inherits their layout, and would be copied to be flattened; so would a pad of 0.
+        bias_h, bias_w = bias_h.contiguous(), bias_w.contiguous()
         parts = []
         for top in range(0, h, step):
             some = slice(top, top + step)
             mask = bias_h[:, :, some, :, :, None] + bias_w[:, :, some, :, None, :]
-            mask = F.pad(mask.flatten(4).flatten(2, 3), (0, k.shape[2] - h * w))
+            mask = mask.flatten(4).flatten(2, 3)
+            if more:
+                mask = F.pad(mask, (0, more))
             queries = grid[:, :, some].flatten(2, 3)
             parts.append(
                 F.scaled_dot_product_attention(queries, k, v, attn_mask=mask, scale=self.scale)
