@@ -164,27 +164,30 @@ class DetailBranch(nn.Module):
         """
         n = n_features(self.n_channels)
         local, context = features[..., :n], features[..., n:]
-        scaled = (local - self.mean[:n]) / self.std[:n]
-        alone = self.filter_layers(self.filters(scaled))
+        scaled = self._scaled(local)
+        alone = self._alone(scaled)
         if not self.n_context:
             return [alone]
-        hidden = F.linear(scaled, self.first.weight[:, :n], self.first.bias)
+        hidden = self._local(scaled)
         if self.training:
             hidden[::2] += self._context(context[::2])
         else:
             hidden = hidden + self._context(context)
         return [alone, self.layers(hidden)]
 
-    def _alone(self, features: Tensor) -> Tensor:
-        """Return what filter responses (..., F) say by themselves."""
+    def _scaled(self, features: Tensor) -> Tensor:
+        """Standardise filter responses (..., F)."""
         n = n_features(self.n_channels)
-        return self.filter_layers(self.filters((features - self.mean[:n]) / self.std[:n]))
+        return (features - self.mean[:n]) / self.std[:n]
 
-    def _local(self, features: Tensor) -> Tensor:
-        """Return what the first layer makes of filter responses (..., F)."""
-        n = n_features(self.n_channels)
-        weight = self.first.weight[:, :n] / self.std[:n]
-        return F.linear(features - self.mean[:n], weight, self.first.bias)
+    def _alone(self, scaled: Tensor) -> Tensor:
+        """Return what standardised filter responses (..., F) say by themselves."""
+        return self.filter_layers(self.filters(scaled))
+
+    def _local(self, scaled: Tensor) -> Tensor:
+        """Return what the first layer makes of standardised filter responses (..., F)."""
+        weight = self.first.weight[:, : n_features(self.n_channels)]
+        return F.linear(scaled, weight, self.first.bias)
 
     def _context(self, embedding: Tensor) -> Tensor:
         """Return what an embedding (..., n_context) adds to that."""
@@ -232,12 +235,12 @@ class DetailBranch(nn.Module):
             tiles.append(replace(tile, values=values.movedim(-1, 0).cpu()))
         parts = []
         for i in range(0, len(features), _STRIP):
-            local = torch.from_numpy(features[i : i + _STRIP]).to(device)
-            said = [self._alone(local)]
+            scaled = self._scaled(torch.from_numpy(features[i : i + _STRIP]).to(device))
+            said = [self._alone(scaled)]
             if tiles:
-                strip = slice(rows.start + i, rows.start + i + len(local))
+                strip = slice(rows.start + i, rows.start + i + len(scaled))
                 seen = torch.from_numpy(blend(tiles, strip, columns)).movedim(0, -1)
-                said.append(self.layers(self._local(local) + seen.to(device)))
+                said.append(self.layers(self._local(scaled) + seen.to(device)))
             parts.append(self._mix(*said).cpu().numpy())
         return np.concatenate(parts).transpose(2, 0, 1)
 
