@@ -123,7 +123,8 @@ class ViTEncoder(Encoder):
                 position.permute(0, 3, 1, 2), size=x.shape[1:3], mode="bicubic", align_corners=False
             )
             position = resized.permute(0, 2, 3, 1)
-        return x + position
+        # Patches come channels first in memory; every block would copy them to normalise them.
+        return x.contiguous() + position
 
     def add_prompts(self, index: int, prompts: nn.Parameter) -> None:
         """Give the block's attention further keys; see `Encoder.add_prompts`."""
