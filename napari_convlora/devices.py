@@ -115,6 +115,17 @@ def mixed_precision(device: torch.device) -> AbstractContextManager:
     return nullcontext()
 
 
+def seed_draws(seed: int, device: torch.device) -> None:
+    """Seed what is drawn on a device and on the CPU.
+
+    Cheap enough for every small step: `torch.manual_seed` writes out the call stack for each kind
+    of device that is absent.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        getattr(torch, device.type).manual_seed(seed)
+
+
 @contextmanager
 def use_threads(count: int) -> Iterator[None]:
     """Let torch use `count` threads for a while, as sums depend on it in their last bits."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from napari_convlora import devices
-from napari_convlora.devices import available_memory, mixed_precision
+from napari_convlora.devices import available_memory, mixed_precision, seed_draws
 
 
 def group(folder: Path, names: tuple[str, str, str], limit: str, used: int, files: int) -> None:
@@ -48,3 +48,24 @@ def test_without_control_groups_the_machine_is_the_bound(
 def test_there_is_no_mixed_precision_on_the_cpu() -> None:
     with mixed_precision(torch.device("cpu")):
         assert (torch.rand(3, 3) @ torch.rand(3, 3)).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+        ),
+    ],
+)
+def test_the_same_seed_draws_the_same_on_a_device_and_on_the_cpu(device: str) -> None:
+    drawn = []
+    with torch.random.fork_rng():
+        for seed in (1, 2, 1):
+            seed_draws(seed, torch.device(device))
+            drawn.append((torch.rand(5), torch.rand(5, device=device)))
+    for first, other, again in zip(*drawn, strict=True):
+        assert first.equal(again)
+        assert not first.equal(other)

@@ -19,6 +19,7 @@ from joblib import parallel_config
 from torch import Tensor
 
 from napari_convlora.detail import KINDS, SCALES, DetailBranch, n_features
+from napari_convlora.devices import seed_draws
 from napari_convlora.losses import class_weights
 
 _BATCH = 512
@@ -121,7 +122,7 @@ def fit(
                 taught = torch.randint(len(opinion), (_TAUGHT,), generator=generator)
                 pick = torch.cat([pick, len(target) + taught])
             with torch.random.fork_rng():  # dropout and light draw from the global state
-                torch.manual_seed(seed * steps + step)
+                seed_draws(seed * steps + step, known.device)
                 torch.index_select(known, 0, pick.to(known.device), out=shown)
                 relight(shown, branch.n_channels, brightness)
                 readings = branch.readings(shown)
