@@ -1,26 +1,28 @@
-"""SAM's attention with decomposed relative positions, by a fused kernel.
+"""SAM's attention with decomposed relative positions, without matrices of all pairs of tokens.
 
 ``segment_anything`` adds a bias ``q . Rh[y - y'] + q . Rw[x - x']`` to the scores of every pair of
 tokens, and forms several matrices of all pairs on the way: 805 MB each for a global block of ViT-B
-at 1024 px. Two exact formulations let `scaled_dot_product_attention` do the work instead:
+at 1024 px. Two exact formulations do without:
 
-*Additive*: the bias as a mask, for a few rows of queries at a time. Fastest on a CPU, but autograd
-would keep all masks, and a mask that needs a gradient has no fused kernel.
+*Additive*: the scores of a few windows, or of a few rows of queries, are added to their bias while
+it is in the processor's cache. Fastest on a CPU, but autograd would keep all scores.
 
 *Augmented*: ``rel_h(q), rel_w(q)`` appended to q, and one-hot rows and columns to k, so that their
-product is the bias. No matrix of pairs is ever formed, also in the backward pass.
+product is the bias, and `scaled_dot_product_attention` does the rest. No matrix of pairs is ever
+formed, also in the backward pass.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_MASK_BYTES = 16 * 1024**2
-"""Size of the additive mask of one call: some rows of queries, still in the processor's cache."""
+_SCORE_BYTES = 6 * 1024**2
+"""Size of the scores computed at a time: they stay in cache, and memory is used again."""
 
 
 class MapAttention(nn.Module):
@@ -64,13 +66,25 @@ class MapAttention(nn.Module):
         # One zero token more fills the windows up. A linear layer works token by token and need not
         # project it again for every place; an adapter around it may need to see maps.
         tokens = F.pad(x.flatten(1, 2), (0, 0, 0, 1))
+        parts: Iterable[Tensor]
+        some = self._windows_at_once(x) * side**2
         if type(self.qkv) is nn.Linear:
-            qkv = self.qkv(tokens).index_select(1, inside).view(-1, side, side, 3 * c)
+            qkv = self.qkv(tokens)
+            parts = (qkv.index_select(1, places) for places in inside.split(some))
         else:
             qkv = self.qkv(tokens.index_select(1, inside).view(-1, side, side, c))
-        attended = self._attend(qkv).reshape(b, -1, c)
+            parts = qkv.view(b, -1, 3 * c).split(some, dim=1)
+        windows = (self._attend(part.reshape(-1, side, side, 3 * c)) for part in parts)
+        attended = torch.cat([part.reshape(b, -1, c) for part in windows], dim=1)
         out: Tensor = self.proj(attended.index_select(1, back).view(x.shape))
         return out
+
+    def _windows_at_once(self, x: Tensor) -> int:
+        """How many windows of each map (B, H, W, C) to attend within at a time."""
+        if x.device.type != "cpu" or torch.is_grad_enabled():
+            return x.shape[1] * x.shape[2]
+        pairs = self.window**4 * self.num_heads
+        return max(1, _SCORE_BYTES // (x.element_size() * x.shape[0] * pairs))
 
     def _attend(self, qkv: Tensor) -> Tensor:
         """Attend within each of the maps (N, h, w, 3 * C); the result is (N, h, w, C)."""
@@ -92,22 +106,21 @@ class MapAttention(nn.Module):
     ) -> Tensor:
         n, heads, h, w, _ = grid.shape
         row_bytes = grid.element_size() * n * heads * w * k.shape[2]
-        step = max(1, _MASK_BYTES // row_bytes)
+        step = max(1, _SCORE_BYTES // row_bytes)
         more = k.shape[2] - h * w
         # Their sum inherits their layout, and would be copied to be flattened; so would a pad of 0.
-        bias_h, bias_w = bias_h.contiguous(), bias_w.contiguous()
+        bias_h, bias_w = (bias.flatten(0, 1).contiguous() for bias in (bias_h, bias_w))
+        grid, k, v = (values.flatten(0, 1) for values in (grid, k, v))
         parts = []
         for top in range(0, h, step):
             some = slice(top, top + step)
-            mask = bias_h[:, :, some, :, :, None] + bias_w[:, :, some, :, None, :]
-            mask = mask.flatten(4).flatten(2, 3)
+            scores = bias_h[:, some, :, :, None] + bias_w[:, some, :, None, :]
+            scores = scores.flatten(3).flatten(1, 2)
             if more:
-                mask = F.pad(mask, (0, more))
-            queries = grid[:, :, some].flatten(2, 3)
-            parts.append(
-                F.scaled_dot_product_attention(queries, k, v, attn_mask=mask, scale=self.scale)
-            )
-        return torch.cat(parts, dim=2)
+                scores = F.pad(scores, (0, more))
+            scores.baddbmm_(grid[:, some].flatten(1, 2), k.transpose(1, 2), alpha=self.scale)
+            parts.append(scores.softmax(-1) @ v)
+        return torch.cat(parts, dim=1).unflatten(0, (n, heads))
 
     def _augmented(
         self, grid: Tensor, k: Tensor, v: Tensor, bias_h: Tensor, bias_w: Tensor

@@ -58,14 +58,19 @@ def test_values_and_gradients_are_those_of_segment_anything(
         torch.testing.assert_close(gradient / scale, expected[name] / scale, rtol=0, atol=1e-5)
 
 
-def test_a_map_is_attended_to_in_strips_with_the_same_result(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("window", [0, 3])
+@pytest.mark.parametrize("n_bytes", [1, 3000])
+@pytest.mark.parametrize("adapted", [False, True])
+def test_a_map_is_attended_to_part_by_part_with_the_same_result(
+    window: int, n_bytes: int, adapted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, ours = pair(0)
-    x = torch.randn(1, 7, 6, 16)
+    _, ours = pair(window)
+    if adapted:
+        ours.attn.qkv = nn.Sequential(ours.attn.qkv)
+    x = torch.randn(2, 7, 6, 16)
     with torch.no_grad():
         whole = ours(x)
-        monkeypatch.setattr(attention, "_MASK_BYTES", 1)
+        monkeypatch.setattr(attention, "_SCORE_BYTES", n_bytes)
         torch.testing.assert_close(ours(x), whole)
 
 
