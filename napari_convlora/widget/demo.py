@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
@@ -43,7 +44,12 @@ def run_demo(out: Path, *, headless: bool = False) -> int:
     """
     if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
         return _on_virtual_screen(out)
-    return _run(out, headless)
+    if not headless:
+        return _run(out, headless)
+    # Nobody will ask for these strokes again, and they would displace what a user left unsaved.
+    with TemporaryDirectory(ignore_cleanup_errors=True) as aside:
+        os.environ["NAPARI_CONVLORA_RECOVERY"] = aside
+        return _run(out, headless)
 
 
 def _on_virtual_screen(out: Path) -> int:
