@@ -116,14 +116,15 @@ def mixed_precision(device: torch.device) -> AbstractContextManager:
 
 
 def seed_draws(seed: int, device: torch.device) -> None:
-    """Seed what is drawn on a device and on the CPU.
+    """Seed what is drawn for a computation on `device`, as `torch.manual_seed` does.
 
-    Cheap enough for every small step: `torch.manual_seed` writes out the call stack for each kind
-    of device that is absent.
+    Without a GPU that function writes out the call stack for each kind of device that is absent,
+    which is dear for small steps.
     """
-    torch.default_generator.manual_seed(seed)
-    if device.type != "cpu":
-        getattr(torch, device.type).manual_seed(seed)
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
 
 
 @contextmanager
