@@ -42,6 +42,7 @@ from napari_convlora.events import (
 if TYPE_CHECKING:
     from napari_convlora.adapter_file import Adapter
     from napari_convlora.session import Session
+    from napari_convlora.training.compare import Learnt
 
 Job = Callable[[Callable[[], "Session"], Controls], Iterator[Any]]
 """Takes what returns the process's session, and controls; yields messages that can be pickled."""
@@ -97,7 +98,11 @@ class Child:
         return self._process.poll() is None
 
     def run(
-        self, job: Job, controls: Controls, installed: Adapter | None = None
+        self,
+        job: Job,
+        controls: Controls,
+        installed: Adapter | None = None,
+        learnt: Learnt | None = None,
     ) -> Iterator[list[Any]]:
         """Run `job` in the process and hand on its messages; call it in one thread at a time.
 
@@ -107,8 +112,9 @@ class Child:
             Sent by reference where it can be imported, else (closures, lambdas) by value.
         controls
             What is asked of them here is asked of the job.
-        installed
-            What the process's session has installed when the job begins.
+        installed, learnt
+            What the process's session has installed when the job begins, and which pixels that
+            learnt from.
 
         Yields
         ------
@@ -127,7 +133,7 @@ class Child:
         interim: Interim | None = None
         training = False
         try:
-            for messages in self._exchange(job, controls, installed):
+            for messages in self._exchange(job, controls, (installed, learnt)):
                 news = []
                 for message in messages:
                     match message:
@@ -156,13 +162,13 @@ class Child:
             raise
 
     def _exchange(
-        self, job: Job, controls: Controls, installed: Adapter | None
+        self, job: Job, controls: Controls, installed: tuple[Adapter | None, Learnt | None]
     ) -> Iterator[list[Any]]:
         """Send the job, then its messages here and wishes there until it ends.
 
         Raises EOFError with the beginning of a sentence when the process ends.
         """
-        self._send("job", cloudpickle.dumps((job, installed)))
+        self._send("job", cloudpickle.dumps((job, *installed)))
         told = [_wishes(RunControl())] * 2
         patience = float("inf")
         heard, silent = time.monotonic(), False
@@ -308,11 +314,11 @@ def _listen(jobs: queue.SimpleQueue[tuple[bytes, Controls]]) -> None:
 
 
 def _work(content: bytes, controls: Controls, session: Session) -> Iterator[list[Any]]:
-    job, installed = pickle.loads(content)
+    job, installed, learnt = pickle.loads(content)
     if not _same(installed, session.installed):
         session.installed = None
         if installed is not None:
-            session.install(installed)
+            session.install(installed, learnt)
     session.rounds.clear()  # the other side keeps them
     yield from batched(job(lambda: session, controls))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -147,11 +147,13 @@ class Finished:
     """The round ended with a usable adapter.
 
     `reason` is ``"steps"``, ``"time"``, ``"plateau"``, ``"stopped"``, or ``"terminated"`` if it did
-    not stop in time, so that the adapter is what it had learnt shortly before.
+    not stop in time, so that the adapter is what it had learnt shortly before. `learnt` tells which
+    pixels it learnt from, see `training.compare.Learnt`; None where that is not known.
     """
 
     adapter: Adapter
     reason: str
+    learnt: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,8 @@ class Session:
         Used by the next round.
     backbone_name
         Name or checkpoint path of the backbone of the next round.
+    installed, learnt
+        The adapter that predicts, and which pixels it learnt from; empty where that is not known.
     team
         The processes that train together.
     """
@@ -93,7 +95,7 @@ class Session:
     state: State = State.EMPTY
     cache: FeatureCache = field(default_factory=_cache)
     team: Team = ALONE
-    _learnt: Learnt = field(default_factory=dict)
+    learnt: Learnt = field(default_factory=dict)
     _backbone: tuple[str, Backbone] | None = None
     _prompter: Prompter | None = None
 
@@ -153,15 +155,15 @@ class Session:
                 control=control,
                 cache=self.cache,
                 start=self.installed if self.train_config.start == "installed" else None,
-                rival=None if self.installed is None else Rival(self.installed, self._learnt),
-                before=None if taken_back(images, self._learnt) else self.installed,
+                rival=None if self.installed is None else Rival(self.installed, self.learnt),
+                before=None if taken_back(images, self.learnt) else self.installed,
                 team=self.team,
             )
             for event in events:
+                if isinstance(event, Finished) and decide(event.adapter.summary).better:
+                    event = replace(event, learnt=learnt_pixels(images, event.adapter))
                 self.record(event)
                 ended = isinstance(event, Finished | Failed)
-                if isinstance(event, Finished) and self.installed is event.adapter:
-                    self._learnt = learnt_pixels(images, event.adapter)
                 yield event
         finally:
             if not ended:
@@ -172,18 +174,18 @@ class Session:
         match event:
             case Started():
                 self.state = State.TRAINING
-            case Finished(adapter, reason):
-                self._keep(adapter, reason)
+            case Finished(adapter, reason, learnt):
+                self._keep(adapter, reason, learnt)
             case Failed(_, Adapter() as adapter):
-                self._keep(adapter, "failed")
+                self._keep(adapter, "failed", None)
             case Failed():
                 self.state = State.FAILED
 
-    def _keep(self, adapter: Adapter, reason: str) -> None:
+    def _keep(self, adapter: Adapter, reason: str, learnt: Learnt | None) -> None:
         verdict = decide(adapter.summary)
         seconds = adapter.summary["seconds"]
         if verdict.better:
-            self.install(adapter)
+            self.install(adapter, learnt)
         self.rounds = [
             earlier if earlier.adapter is self.installed else replace(earlier, adapter=None)
             for earlier in self.rounds
@@ -193,12 +195,12 @@ class Session:
 
     def install(self, adapter: Adapter, learnt: Learnt | None = None) -> None:
         """Make `adapter` the one that predicts; `learnt` tells which pixels it learnt from."""
-        self.installed, self._learnt = adapter, learnt or {}
+        self.installed, self.learnt = adapter, learnt or {}
         self.state = State.READY
 
     def uninstall(self) -> None:
         """Let no adapter predict."""
-        self.installed, self._learnt, self.state = None, {}, State.EMPTY
+        self.installed, self.learnt, self.state = None, {}, State.EMPTY
 
     def reinstall(self, adapter: Adapter, labels: Sequence[tuple[str, np.ndarray]]) -> None:
         """Install the adapter of an earlier round.

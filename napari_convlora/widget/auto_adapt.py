@@ -31,8 +31,8 @@ _NO_GAIN = "the last round brought no gain"
 class AutoAdapt(QCheckBox):
     """A switch that starts a round whenever annotations have changed, until one gains nothing.
 
-    No round begins while another job runs, a mouse button is held or a polygon is being drawn; what
-    is painted meanwhile is learnt in the next one.
+    No round begins while another job runs, a mouse button is held, a polygon is being drawn or the
+    panel is put away; what is painted meanwhile is learnt in the next one.
 
     Parameters
     ----------
@@ -141,7 +141,7 @@ class AutoAdapt(QCheckBox):
     def _on_pause(self) -> None:
         """Begin a round if something has changed and nothing is in its way."""
         changed = self._changed or any(record.corrected for record in self._images.records)
-        if not changed or not self.isChecked() or self._workflow.running:
+        if not changed or not self.isChecked() or self._workflow.running or self._workflow.resting:
             return
         if self._drawing or QApplication.mouseButtons() != Qt.MouseButton.NoButton:
             self._soon.start()
@@ -165,7 +165,7 @@ class AutoAdapt(QCheckBox):
         self._ours = False  # a round that ends because of that says nothing
 
     def _on_workflow(self) -> None:
-        if self._workflow.running:
+        if self._workflow.running or self._workflow.resting:
             return
         if self._ours:
             self._ours, self.paused = False, self._verdict

@@ -18,6 +18,7 @@ from napari_convlora.widget.camera import show_view
 from napari_convlora.widget.class_colours import known_classes
 from napari_convlora.widget.counting import Counter, Counts
 from napari_convlora.widget.layers import ImageLayers
+from napari_convlora.widget.visibility import Visibility
 
 if TYPE_CHECKING:
     from napari.viewer import Viewer
@@ -65,10 +66,11 @@ class Images(QObject):
         self.merged: dict[int, int] = {}
         """For classes that were merged, the one that has taken their pixels."""
         self.elsewhere: Callable[[], Sequence[ImageEntry]] = tuple
-        """Returns the images of the project but the current one."""
+        """Returns the images but the current one that a round may learn from."""
         self._active: Layer | None = None
         self._records: dict[tuple[Image, int | None], ImageLayers] = {}
         self._counting: ImageLayers | None = None
+        self._visibility = Visibility(viewer)
         self._counter = Counter(self._annotated, self)
         self._counter.counted.connect(self._on_counted)
         viewer.layers.events.removed.connect(self._on_layer_removed)
@@ -77,6 +79,7 @@ class Images(QObject):
     def close(self) -> None:
         """Let go of the viewer; corrections that were not learnt yet become annotations."""
         self._counter.stop()
+        self._visibility.close()
         self.viewer.layers.events.removed.disconnect(self._on_layer_removed)
         self.viewer.layers.selection.events.active.disconnect(self._on_active)
         for record in self._records.values():
@@ -138,7 +141,7 @@ class Images(QObject):
                 other
                 for other in self._records.values()
                 if other is not current
-                and (other.annotating or other.outlines())
+                and other.teaching
                 and other.n_channels == current.n_channels
             ),
         ]
@@ -154,7 +157,9 @@ class Images(QObject):
             return f"Press Start annotating, then paint a few strokes{each}."
         missing = [info.name for info in self.classes if info.id not in learnable]
         if enough:
-            where = " of all images" if self._others() else ""
+            others = [f"'{entry.name}'" for entry in self._others()]
+            own = [f"'{self.current.image.name}'"] if self.counts.pixels else []
+            where = f" of {listed(own + others)}" if others else ""
             but = f"; no labels yet for {listed(missing)}" if missing else ""
             n_pixels = sum(learnable.values())
             return f"Press Adapt to learn from {n_pixels:,} annotated pixels{where}{but}."
@@ -185,7 +190,7 @@ class Images(QObject):
         return [entry for entry in self.elsewhere() if entry.annotated and entry.shape[3] == n]
 
     def choose(self, image: Image | None, channel_axis: int | None = None) -> None:
-        """Work on `image` from now on; the layers of other images stay as they are."""
+        """Work on `image` from now on; others that lie over it are hidden."""
         record = None
         if image is not None:
             key = (image, None if image.rgb else channel_axis)
@@ -199,6 +204,8 @@ class Images(QObject):
         self.leaving.emit(self.current, "")
         self.current = record
         self.look_for_layers()
+        if record is not None:
+            self._visibility.turn_to(record.image, self.records)
         self.select_class(self.class_id)
         self._touch()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -145,9 +145,10 @@ class Kept:
 
 @dataclass(frozen=True)
 class Loaded:
-    """An adapter was read from a file."""
+    """An adapter was read from a file; which pixels it learnt from, where that is known."""
 
     adapter: Adapter
+    learnt: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -251,7 +252,7 @@ def load(
         if snapshot is not None:
             adapter.build(state.backbone())  # of another backbone: nothing has changed yet
         state.reinstall(adapter, labels)
-        yield Loaded(adapter)
+        yield Loaded(adapter, state.learnt)
         if snapshot is not None:
             yield from _predict(state, snapshot, controls, recipe)
 

@@ -13,7 +13,7 @@ import numpy as np
 from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_convlora.annotations import find_background
-from napari_convlora.config import ClassInfo, ConvLoRAError, InputError
+from napari_convlora.config import ClassInfo, ConvLoRAError, InputError, listed
 from napari_convlora.project import ImageEntry, Manifest, Project, Settings, recovery
 from napari_convlora.project.writer import Writer
 from napari_convlora.widget.jobs import Recipe, Snapshot
@@ -110,6 +110,20 @@ class Keeper(QObject):
         return [entry for entry in self.entries if entry.stem not in here]
 
     @property
+    def removed(self) -> set[str]:
+        """Stems of images that the user took out of the viewer; a named project lists them still."""
+        gone = {k.stem for k in self._kept if k.record not in self._images.records}
+        return set() if self.named else {stem for stem in gone if stem is not None}
+
+    @property
+    def others(self) -> list[ImageEntry]:
+        """The images but the current one from which a round may learn."""
+        records = self._images.records
+        silent = {k.stem for k in self._kept if k.record in records and not k.record.teaching}
+        silent |= {self.current, *self.removed}
+        return [entry for entry in self.entries if entry.stem not in silent]
+
+    @property
     def classes(self) -> tuple[ClassInfo, ...]:
         """The class table."""
         return self._images.classes
@@ -134,6 +148,7 @@ class Keeper(QObject):
             The folder holds something, or cannot be written.
         """
         self._settle()
+        gone = [f"'{entry.name}'" for entry in self.entries if entry.stem in self.removed]
         if self.project is None:
             self.project = Project.create(folder, self._manifest())
         else:
@@ -142,7 +157,10 @@ class Keeper(QObject):
             if not self.named:
                 recovery.discard(before.folder)
         self.named = True
-        self.said.emit(f"The project is in {folder}; it saves itself from now on.")
+        also = (
+            f" {listed(gone)}, taken out of the viewer before, is on its list, too." if gone else ""
+        )
+        self.said.emit(f"The project is in {folder}; it saves itself from now on.{also}")
         for entry in self.entries:
             if entry.homeless:
                 self.failed.emit(entry.homeless)
@@ -375,7 +393,8 @@ class Keeper(QObject):
         self.save()
         self.writer.flush()
         n_channels, background = self._images.need().n_channels, find_background(self.classes)
-        found, remark = stored_snapshots(self.project, self.stored, n_channels, background)
+        stored = [entry for entry in self.stored if entry.stem not in self.removed]
+        found, remark = stored_snapshots(self.project, stored, n_channels, background)
         if remark:
             self.failed.emit(remark)
         return found

@@ -88,10 +88,16 @@ class ImageLayers(ImageFrame):
         return self.annotations is not None and self.annotations in self.viewer.layers
 
     @property
+    def teaching(self) -> bool:
+        """Whether there is a layer from which a round may learn."""
+        return self.annotating or bool(self.outlines())
+
+    @property
     def predicted(self) -> bool:
-        """Whether the prediction layer is in the viewer."""
-        layer = self.prediction
-        return layer is not None and layer in self.viewer.layers and self.fits(layer)
+        """Whether a prediction is in the viewer, not just the layer for one."""
+        written, layer = self._written, self.prediction
+        here = layer is not None and layer in self.viewer.layers and self.fits(layer)
+        return here and written is not None and written.begun
 
     @property
     def left(self) -> np.ndarray | None:
@@ -350,12 +356,19 @@ class ImageLayers(ImageFrame):
         """
         if self.prediction is None or not self.fits(self.prediction):
             self._written = Written(self._new("prediction"), self.planes_shape)
-        if not self.predicted:
-            layers = self.viewer.layers
+        layers = self.viewer.layers
+        if self.prediction not in layers:
             below = layers.index(self.annotations) if self.annotating else len(layers)
             active = layers.selection.active
             layers.insert(below, self.prediction)
             layers.selection.active = active  # the user may be painting on another layer
+
+    def withdraw_prediction(self) -> None:
+        """Take the prediction layer out of the viewer again if nothing was written or painted."""
+        written = self._written
+        if written is not None and not written.begun and not written.edited:
+            if written.layer in self.viewer.layers:
+                self.viewer.layers.remove(written.layer)
 
     def show(self, labels: np.ndarray, plane: int | None = None) -> bool:
         """Write class ids (P, H, W), or (H, W) of one plane, into the prediction layer.

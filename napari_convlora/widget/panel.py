@@ -9,7 +9,15 @@ from napari.utils.notifications import show_error, show_warning
 from napari.utils.theme import get_theme
 from qtpy.QtCore import QEvent, Qt
 from qtpy.QtGui import QKeySequence
-from qtpy.QtWidgets import QFrame, QPushButton, QScrollArea, QShortcut, QVBoxLayout, QWidget
+from qtpy.QtWidgets import (
+    QApplication,
+    QFrame,
+    QPushButton,
+    QScrollArea,
+    QShortcut,
+    QVBoxLayout,
+    QWidget,
+)
 
 from napari_convlora.annotations import (
     default_classes,
@@ -23,6 +31,7 @@ from napari_convlora.widget import dialogs
 from napari_convlora.widget.auto_adapt import AutoAdapt
 from napari_convlora.widget.class_table import ClassTable
 from napari_convlora.widget.counting import Counts
+from napari_convlora.widget.docking import Docking
 from napari_convlora.widget.form import Unfolding, leave_keys_to_canvas
 from napari_convlora.widget.history import History
 from napari_convlora.widget.instances_section import InstancesSection
@@ -52,6 +61,10 @@ _BRUSH_KEY = "Ctrl+B"
 class ConvLoRAWidget(QWidget):
     """Paint, adapt, correct, adapt again, export.
 
+    A viewer has one panel: where there is one already, this is that one. When its dock is closed it
+    ends what runs, with what it has learnt, and its process, and rests in the window until it is
+    opened again or the window is closed.
+
     Parameters
     ----------
     napari_viewer
@@ -66,8 +79,19 @@ class ConvLoRAWidget(QWidget):
         The parts, each of which works without the others.
     """
 
+    def __new__(cls, napari_viewer: "napari.viewer.Viewer", session: "Session | None" = None):
+        # Two panels would each take what the other writes for corrections. napari offers no other
+        # way to bring a widget back: it wants a class, and makes one of it.
+        panels = (
+            w for w in QApplication.allWidgets() if type(w) is cls and w.serves(napari_viewer)
+        )
+        return next(panels, None) or super().__new__(cls)
+
     def __init__(self, napari_viewer: "napari.viewer.Viewer", session: "Session | None" = None):
+        if "_viewer" in self.__dict__:
+            return
         super().__init__()
+        self._viewer = napari_viewer
         self.workflow = Workflow(napari_viewer, session, self)
         self.images = self.workflow.images
         self.source = SourceForm(napari_viewer, self._fits, self)
@@ -103,12 +127,14 @@ class ConvLoRAWidget(QWidget):
         self.images.show_classes(self.table.classes)
         # Captures what can do without Qt, as this widget is half gone when `destroyed` comes.
         workflow, prompts, keeper, automatic = flow, self.prompts, self.keeper, self.automatic
-        self.images.elsewhere = lambda: [e for e in keeper.entries if e.stem != keeper.current]
+        self.images.elsewhere = lambda: keeper.others
         self.destroyed.connect(lambda *_: workflow.close())
         self.destroyed.connect(lambda *_: prompts.close_down())
         self.destroyed.connect(lambda *_: keeper.close())
         self.destroyed.connect(lambda *_: automatic.let_go())
-        self._viewer = napari_viewer
+        docking = Docking(self)
+        docking.closed.connect(self._rest)
+        docking.opened.connect(self._wake)
         self._follow_theme()
         self._on_image()
         self._refresh()
@@ -132,6 +158,11 @@ class ConvLoRAWidget(QWidget):
     def classes(self) -> tuple[ClassInfo, ...]:
         """The class table."""
         return self.table.classes
+
+    def serves(self, viewer: "napari.viewer.Viewer") -> bool:
+        """Whether it works on `viewer`, and was not ended."""
+        ours, theirs = (getattr(v, "__wrapped__", v) for v in (self._viewer, viewer))
+        return ours is theirs and not self.keeper.closed and not self.workflow.runner.closed
 
     def changeEvent(self, event: QEvent | None) -> None:
         """Follow napari's theme."""
@@ -209,6 +240,18 @@ class ConvLoRAWidget(QWidget):
     def save_classes(self, path: str | Path) -> None:
         """Write the class table."""
         self._try(lambda: write_classes(path, self.classes))
+
+    def _rest(self) -> None:
+        self.prompts.rest()
+        self.review.rest()
+        self.workflow.rest()
+        self.keeper.save()
+
+    def _wake(self) -> None:
+        if self.workflow.resting:
+            self.show()
+            self.review.wake()
+            self.workflow.wake()
 
     def _follow_theme(self) -> None:
         # The palette has no colour that stands out in both of napari's themes.

@@ -133,6 +133,8 @@ class ProjectSection(QWidget):
         counts = [f"{names.get(i, i)} {n:,}" for i, n in entry.counts.items()]
         if entry.regions:
             counts.append(f"{entry.regions} reviewed")
+        if entry.stem in self._keeper.removed:
+            counts.append("not in the viewer, not learnt from")
         return f"{marks} {entry.name}" + (f"  ({', '.join(counts)})" if counts else "")
 
     def _show(self, item: QListWidgetItem) -> None:

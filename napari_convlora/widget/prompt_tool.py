@@ -129,6 +129,11 @@ class PromptTool(QWidget):
             self.words.setText("Cancelled. " + _HELP)
         self.finish()
 
+    def rest(self) -> None:
+        """Put the tool down and end its process."""
+        self.leave()
+        self.runner.rest()
+
     def close_down(self) -> None:
         """Let go of the viewer; makes no use of Qt, which may have deleted the widget."""
         self._put_down()

@@ -104,6 +104,7 @@ class ReviewSection(QWidget):
         self.keep_uncertainty.setToolTip("An image from 0 to 100 %; its eye in the list shows it.")
         self._lay_out()
         self._wire()
+        self.wake()
         self._on_confidence()
         self.refresh()
 
@@ -193,7 +194,22 @@ class ReviewSection(QWidget):
             self.by_confidence[accept].clicked.connect(
                 partial(self._try, self._on_by_confidence, accept)
             )
-        viewer, button = self._viewer, self.compare_button
+        self._keys = self._actions()
+        self.destroyed.connect(partial(_let_go, self._viewer, self.tool, self._keys.values()))
+
+    def wake(self) -> None:
+        """Take up the keys on the canvas."""
+        for key, action in self._keys.items():
+            self._viewer.bind_key(key, action, overwrite=True)
+
+    def rest(self) -> None:
+        """Let go of the keys, and of the region tool."""
+        self.compare_button.setChecked(False)
+        _let_go(self._viewer, self.tool, self._keys.values())
+
+    def _actions(self) -> dict[str, Callable]:
+        """Return what the keys do."""
+        button = self.compare_button
 
         def hold(_: Any) -> Iterator[None]:
             shown = button.isChecked()
@@ -210,11 +226,8 @@ class ReviewSection(QWidget):
 
             return take
 
-        bound: dict[str, Callable] = {NEXT_KEY: go_on, COMPARE_KEY: hold}
-        bound |= {key: taking(accept) for accept, key in _TAKE_KEYS.items()}
-        for key, action in bound.items():
-            viewer.bind_key(key, action, overwrite=True)
-        self.destroyed.connect(partial(_let_go, viewer, self.tool, bound.values()))
+        taken: dict[str, Callable] = {k: taking(accept) for accept, k in _TAKE_KEYS.items()}
+        return {NEXT_KEY: go_on, COMPARE_KEY: hold, **taken}
 
     def _try(self, action: Callable[..., None], *arguments: Any) -> None:
         try:

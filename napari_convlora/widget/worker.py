@@ -55,7 +55,12 @@ class Runner:
         self._preparations: list[Job] = []
         self._idle = threading.Event()
         self._idle.set()
-        self._closed = False
+        self._closed = self._resting = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more jobs."""
+        return self._closed
 
     @property
     def session(self) -> Session | None:
@@ -71,7 +76,7 @@ class Runner:
         """Run `job` in the thread, after the warm-up if that is still going on."""
         if self.busy or self._closed:
             raise ConvLoRAError("Something is running already; wait for it or press Stop.")
-        self._job, self.controls = job, Controls()
+        self._job, self.controls, self._resting = job, Controls(), False
         self._idle.clear()
         if self._worker is None:
             self._launch(job, self.controls)
@@ -79,13 +84,22 @@ class Runner:
     def prepare(self, *preparations: Job) -> None:
         """Run these, one after the other until a job comes, so that it need not wait for them."""
         if self._worker is None and not self._closed:
-            self._preparations = [*preparations]
+            self._preparations, self._resting = [*preparations], False
             self._next_preparation()
 
     def stop(self) -> None:
         """End the job as soon as possible; what it has learnt is kept."""
         if self.controls is not None:
             self.controls.stop()
+
+    def rest(self) -> None:
+        """Stop, and end the process as soon as it is idle; the next job starts another."""
+        self._preparations.clear()
+        self._resting = True
+        if self.busy:
+            self.stop()
+        elif self._worker is None:
+            self._end_child()
 
     def wait(self, seconds: float) -> bool:
         """Wait until the thread is out of the job; False if it is not in time."""
@@ -104,9 +118,12 @@ class Runner:
         self._closed = True
         self.on_messages = self.on_error = self.on_end = _ignore
         self.stop()
+        self._end_child()
+        return self.wait(seconds)
+
+    def _end_child(self) -> None:
         if self._child is not None:
             self._child.close()
-        return self.wait(seconds)
 
     def _next_preparation(self) -> None:
         self._idle.clear()
@@ -135,8 +152,8 @@ class Runner:
             # torch's are RuntimeErrors.
             raise JobError(str(error)) from error
         finally:
-            if self._closed and self._child is not None:
-                self._child.close()
+            if self._closed:
+                self._end_child()
             self._idle.set()
 
     def _in_this_thread(self, job: Job, controls: Controls) -> Iterator[list[Any]]:
@@ -151,12 +168,13 @@ class Runner:
             from napari_convlora.session import Session  # takes seconds, as the child does
 
             self._session = Session()
-        for messages in self._child.run(job, controls, self._session.installed):
+        session = self._session
+        for messages in self._child.run(job, controls, session.installed, session.learnt):
             for message in messages:
                 if isinstance(message, Loaded):
-                    self._session.install(message.adapter)
+                    session.install(message.adapter, message.learnt)
                 else:
-                    self._session.record(message)
+                    session.record(message)
             yield messages
 
     def _on_yielded(self, messages: list[Any]) -> None:
@@ -178,6 +196,8 @@ class Runner:
             self._launch(self._job, self.controls)
         elif self._preparations:
             self._next_preparation()
+        if self._resting and self._worker is None:
+            self._end_child()
 
 
 def in_thread(

@@ -11,7 +11,7 @@ import numpy as np
 from qtpy.QtCore import QObject, Signal
 
 from napari_convlora import events
-from napari_convlora.config import ConvLoRAError, InputError
+from napari_convlora.config import ConvLoRAError, InputError, listed
 from napari_convlora.rounds import decide
 from napari_convlora.widget import jobs
 from napari_convlora.widget.images import Images
@@ -53,6 +53,8 @@ class Workflow(QObject):
         Returns annotated images that are not in the viewer, to learn from as well.
     earlier
         Rounds of an earlier session, which count too.
+    resting
+        Whether the panel is put away, so that nothing begins by itself.
 
     Signals
     -------
@@ -104,6 +106,7 @@ class Workflow(QObject):
         self.images = Images(viewer, self)
         self.phase: Phase = "idle"
         self.earlier = 0
+        self.resting = False
         self.elsewhere: Callable[[], list[jobs.Snapshot]] = list
         self._target: ImageLayers | None = None
         self._learning: tuple[list[jobs.Snapshot], jobs.Recipe | None] = [], None
@@ -120,7 +123,7 @@ class Workflow(QObject):
         self.images.failed.connect(lambda sentence: self.failed.emit(sentence, False))
         self._dims = viewer.dims
         viewer.dims.events.current_step.connect(self._on_plane)
-        self.runner.prepare(jobs.warm_up, jobs.prepare_training)
+        self.wake()
 
     @property
     def running(self) -> bool:
@@ -148,6 +151,17 @@ class Workflow(QObject):
         self._dims.events.current_step.disconnect(self._on_plane)
         self.images.close()
         return self.runner.close()
+
+    def rest(self) -> None:
+        """End what runs, with what it has learnt, and the process; images stay as they are."""
+        self.resting = True
+        self.runner.rest()
+
+    def wake(self) -> None:
+        """Be ready for the next job."""
+        self.resting = False
+        self.runner.prepare(jobs.warm_up, jobs.prepare_training)
+        self.changed.emit()
 
     def adapt(self, recipe: jobs.Recipe) -> None:
         """Start a round on everything painted so far."""
@@ -365,7 +379,9 @@ class Workflow(QObject):
     def _learning_from(self, message: events.Started) -> str:
         names = {info.id: info.name for info in self.images.classes}
         used = [names.get(i, str(i)) for i, n in message.pixels.items() if n]
-        return f"{sum(message.pixels.values()):,} painted pixels of {', '.join(used)}"
+        taught = [s for s in self._learning[0] if s.annotations.any() or s.reviewed]
+        images = listed([f"'{snapshot.name}'" for snapshot in taught])
+        return f"{sum(message.pixels.values()):,} painted pixels of {', '.join(used)} in {images}"
 
     def _finish(self, message: events.Finished) -> None:
         session = self.runner.session
@@ -405,6 +421,8 @@ class Workflow(QObject):
         if not self._outcome and self._stopping:
             predicting = self.phase == "predicting"
             self._outcome = _STOPPED if predicting else "Stopped; nothing has changed."
+        if self._target is not None:
+            self._target.withdraw_prediction()
         self.phase, self._target = "idle", None
         self.said.emit(self._outcome)
         self._outcome = ""

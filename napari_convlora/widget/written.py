@@ -25,6 +25,8 @@ class Written:
 
     Attributes
     ----------
+    begun
+        Whether the model has written anything.
     edited
         Whether the user may have painted since the model last wrote.
     stroke
@@ -34,7 +36,8 @@ class Written:
     def __init__(self, layer: Labels, shape: tuple[int, int, int]) -> None:
         self.layer, self._shape = layer, shape
         self._written = np.zeros(shape, np.uint8)
-        if self.view.any():  # memory of zeros is not taken before it is written to
+        self.begun = bool(self.view.any())
+        if self.begun:  # memory of zeros is not taken before it is written to
             np.copyto(self._written, self.view, casting="unsafe")
         self.edited = False
         self.stroke = StrokeWatch(layer)
@@ -71,6 +74,7 @@ class Written:
         """Write class ids into parts (indices into (P, H, W)), as the model's own."""
         for part, labels in parts:
             self.view[part] = self._written[part] = labels
+            self.begun = True
         self._forget_undo()
         self.layer.refresh()
 

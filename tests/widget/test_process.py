@@ -286,3 +286,67 @@ def test_no_process_is_left_however_napari_ends(tiny, monkeypatch, tmp_path, the
         pass
     except psutil.TimeoutExpired:
         assert psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE
+
+
+CLOSED_DOCK = """
+import gc
+import sys
+import time
+
+import napari
+import psutil
+from qtpy.QtCore import QEvent
+from qtpy.QtWidgets import QApplication
+
+from napari_convlora.widget import ConvLoRAWidget
+
+
+def until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "too late"
+        QApplication.processEvents()
+        QApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)  # as the main loop does
+        time.sleep(0.01)
+
+
+viewer = napari.Viewer(show=False)
+viewer.open_sample("napari-convlora", "nuclei")
+dock, widget = viewer.window.add_plugin_dock_widget("napari-convlora", "Conv-LoRA")
+until(lambda: widget.workflow.runner._worker is None)
+if {training}:
+    widget.settings.max_steps.value = 100_000
+    widget.adapt()
+    until(lambda: widget.plot.losses)
+child = psutil.Process(widget.workflow.runner._child.pid)
+dock.destroyOnClose()
+until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+until(lambda: not widget.running)
+assert widget.workflow.has_adapter == {training}
+dock, again = viewer.window.add_plugin_dock_widget("napari-convlora", "Conv-LoRA")
+assert again is widget
+until(lambda: widget.workflow.runner._child.alive)
+until(lambda: not widget.workflow.runner._worker and not widget.running)
+dock.destroyOnClose()
+until(lambda: widget.workflow.resting)
+viewer.close()
+del dock, widget, again, viewer
+until(lambda: not any(isinstance(w, ConvLoRAWidget) for w in QApplication.allWidgets()))
+gc.collect()
+left = [p for p in psutil.Process().children() if p.status() != psutil.STATUS_ZOMBIE]
+assert not left, left
+print("done")
+"""
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_process_ends_with_the_dock_and_everything_with_the_viewer(
+    tiny, monkeypatch, tmp_path, training
+):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(CLOSED_DOCK.format(training=training)))
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=200
+    )
+    assert done.stdout.endswith("done\n"), done.stderr

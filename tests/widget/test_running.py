@@ -43,6 +43,47 @@ def test_stop_before_the_first_step_keeps_the_adapter_of_before(ready, wait):
     assert widget.status == "Stopped before anything was learnt; nothing has changed."
 
 
+def test_nothing_can_be_exported_after_a_round_that_said_nothing(ready, wait):
+    viewer, widget = ready()
+    widget.adapt()
+    assert (
+        not widget.output.masks.isEnabled()
+    )  # there is a layer for the prediction, but it is empty
+    widget.stop()
+    wait(widget)
+    assert not widget.workflow.has_adapter
+    assert not widget.output.masks.isEnabled()
+    assert "prediction" not in viewer.layers
+    widget.adapt()
+    wait(widget)
+    assert widget.output.masks.isEnabled()
+
+
+def test_a_round_that_is_refused_leaves_no_prediction(ready, wait, monkeypatch):
+    viewer, widget = ready()
+    widget.session.backbone_name = "litemedsam"
+    widget.source.choose_backbone("/nowhere/sam.pth")
+    widget.adapt()
+    wait(widget)
+    assert widget.run_bar.status.wrong
+    assert not widget.output.masks.isEnabled()
+    assert "prediction" not in viewer.layers
+
+
+def test_what_is_painted_on_the_empty_prediction_of_a_stopped_round_is_kept(ready, wait, paint):
+    viewer, widget = ready()
+    widget.adapt()
+    layer = viewer.layers["prediction"]
+    layer.paint((30, 40), 2)
+    widget.stop()
+    wait(widget)
+    assert not widget.output.masks.isEnabled()
+    assert "prediction" in viewer.layers
+    widget.adapt()
+    assert viewer.layers["annotations"].data[30, 40] == 2
+    wait(widget)
+
+
 def test_pause_holds_the_round_and_resume_goes_on(ready, qtbot, wait):
     _, widget = ready(max_steps=LONG)
     begin(qtbot, widget)

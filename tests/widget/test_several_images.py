@@ -138,7 +138,7 @@ def test_what_to_do_next_considers_every_image_of_the_project(started, paint, sa
     assert widget.status == "Press Start annotating, then paint a few strokes."
     layer = widget.start_annotating()
     paint(layer, 2, 30)
-    learn = "Press Adapt to learn from 450 annotated pixels of all images"
+    learn = "Press Adapt to learn from 450 annotated pixels of 'picture1', 'picture0'"
     qtbot.waitUntil(lambda: widget.status == f"{learn}.")
     widget.table.add("third")
     assert widget.status == f"{learn}; no labels yet for third."
@@ -251,3 +251,121 @@ def test_an_image_of_many_channels_is_shown(started, halves, tmp_path, saved):
     saved(widget)
     widget.keeper.show_image("hyper")
     assert widget.images.current.n_channels == 70
+
+
+def visible(viewer):
+    return {layer.name for layer in viewer.layers if layer.visible}
+
+
+def test_choosing_an_image_shows_its_layers_and_hides_those_of_others(two, paint, wait, qtbot):
+    viewer, widget, a, b = two
+    for name, column in (("a", 10), ("b", 70)):
+        choose(widget.source.image_combo, name)
+        layer = widget.start_annotating()
+        paint(layer, 1, column)
+        paint(layer, 2, 40)
+        widget.adapt()
+        wait(widget)
+    assert visible(viewer) == {"b", "annotations of b", "prediction of b"}
+    viewer.layers["prediction of b"].visible = False  # the user's own choice
+    choose(widget.source.image_combo, "a")
+    assert visible(viewer) == {"a", "annotations", "prediction"}
+    choose(widget.source.image_combo, "b")
+    assert visible(viewer) == {"b", "annotations of b"}
+    viewer.layers.remove("b")
+    qtbot.waitUntil(lambda: widget.images.current.image == a)
+    assert {"a", "annotations", "prediction"} <= visible(viewer)
+
+
+def test_a_round_that_goes_on_behind_another_image_stays_hidden(two, paint, wait, qtbot):
+    viewer, widget, _, _ = two
+    layer = widget.start_annotating()
+    paint(layer, 1, 10)
+    paint(layer, 2, 70)
+    qtbot.waitUntil(lambda: len(widget.images.counts.pixels) == 2)
+    widget.adapt()
+    choose(widget.source.image_combo, "b")
+    wait(widget)
+    assert viewer.layers["prediction"].data.any()
+    assert visible(viewer) == {"b"}
+    choose(widget.source.image_combo, "a")
+    assert visible(viewer) == {"a", "annotations", "prediction"}
+
+
+def test_images_beside_each_other_and_channels_above_stay_visible(two, halves):
+    viewer, widget, a, b = two
+    b.translate = (0, 200)
+    viewer.add_image(halves, name="stain", blending="additive")
+    choose(widget.source.image_combo, "b")
+    choose(widget.source.image_combo, "a")
+    assert visible(viewer) == {"a", "b", "stain"}
+    b.translate = (0, 0)
+    choose(widget.source.image_combo, "b")
+    choose(widget.source.image_combo, "a")
+    assert visible(viewer) == {"a", "stain"}  # b lay over it
+    choose(widget.source.image_combo, "b")
+    viewer.canvas.grid.enabled = True
+    choose(widget.source.image_combo, "a")
+    assert visible(viewer) == {"a", "b", "stain"}
+
+
+def test_images_that_were_deleted_teach_no_more(two, paint, wait, saved, qtbot):
+    viewer, widget, a, b = two
+    layer = widget.start_annotating()
+    paint(layer, 1, 10)
+    paint(layer, 2, 40)
+    saved(widget)
+    for name in ("annotations", "a"):
+        viewer.layers.remove(name)
+    assert widget.images.current.image == b
+    layer = widget.start_annotating()
+    paint(layer, 1, 20)
+    qtbot.waitUntil(lambda: widget.images.counts.pixels == {1: 150})
+    assert "paint a stroke" in widget.status  # the other class was on the image that is gone
+    paint(layer, 2, 70)
+    qtbot.waitUntil(lambda: widget.status == "Press Adapt to learn from 300 annotated pixels.")
+    said = []
+    widget.workflow.said.connect(said.append)
+    learnt = []
+    widget.workflow.learnt.connect(lambda message, images, recipe: learnt.extend(images))
+    widget.adapt()
+    wait(widget)
+    assert [image.name for image in learnt] == ["b"]
+    assert "Training on cpu: 300 painted pixels of background, class 2 in 'b'." in said
+    # What was painted on it is kept, shown, and learnt from again once it is back.
+    (row,) = [t for t in rows(widget.project.images) if " a " in t]
+    assert "150" in row and "not in the viewer" in row
+    widget.keeper.show_image(widget.keeper.entries[0].stem)
+    assert (widget.images.current.annotations.data > 0).sum() == 300
+    widget.adapt()
+    wait(widget)
+    assert [image.name for image in learnt] == ["b", "a", "b"]
+
+
+def rows(combo):
+    return [combo.item(i).text() for i in range(combo.count())]
+
+
+def test_a_project_that_is_saved_names_images_that_were_deleted(two, paint, saved, tmp_path):
+    viewer, widget, _, _ = two
+    paint(widget.start_annotating(), 1, 10)
+    saved(widget)
+    viewer.layers.remove("annotations")
+    viewer.layers.remove("a")
+    widget.keeper.create(tmp_path / "p")
+    assert widget.status.endswith("'a', taken out of the viewer before, is on its list, too.")
+
+
+def test_an_image_whose_annotations_were_removed_is_not_counted(two, paint, saved, qtbot):
+    viewer, widget, _, _ = two
+    paint(widget.start_annotating(), 1, 10)
+    saved(widget)
+    choose(widget.source.image_combo, "b")
+    layer = widget.start_annotating()
+    paint(layer, 1, 10)
+    paint(layer, 2, 40)
+    learn = "Press Adapt to learn from"
+    qtbot.waitUntil(lambda: widget.status == f"{learn} 450 annotated pixels of 'b', 'a'.")
+    viewer.layers.remove("annotations")
+    widget._suggest()
+    assert widget.status == f"{learn} 300 annotated pixels."

@@ -1,0 +1,92 @@
+"""One image at a time is seen: the layers of others are hidden where they lie over it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from napari.layers import Image, Layer
+
+from napari_convlora.widget.derived import is_derived
+from napari_convlora.widget.layers import ImageLayers
+
+if TYPE_CHECKING:
+    from napari.viewer import Viewer
+
+_COVERING = ("translucent", "translucent_no_depth", "opaque")
+
+
+class Visibility:
+    """Hides layers and shows them again; what the user has hidden stays so.
+
+    Parameters
+    ----------
+    viewer
+        Whose layers these are.
+    """
+
+    def __init__(self, viewer: Viewer) -> None:
+        self._viewer = viewer
+        self._hidden: dict[Image, list[Layer]] = {}
+        self._records: Sequence[ImageLayers] = ()
+        viewer.layers.events.inserted.connect(self._on_inserted)
+
+    def close(self) -> None:
+        """Let go of the viewer."""
+        self._viewer.layers.events.inserted.disconnect(self._on_inserted)
+
+    def turn_to(self, chosen: Image, records: Sequence[ImageLayers]) -> None:
+        """Show the layers of an image that were hidden here, and hide those of others over it.
+
+        Images beside each other, in a mosaic or in napari's grid, stay as they are, and so do
+        images that were never worked on, unless they cover this one.
+
+        Parameters
+        ----------
+        chosen
+            The image to see.
+        records
+            All images that were worked on.
+        """
+        self._records = records
+        for layer in self._hidden.pop(chosen, ()):
+            layer.visible = True
+        if len(records) == 1:  # a panel that is opened hides nothing
+            return
+        layers = self._viewer.layers
+        # Equal, not the same: napari hands plugins proxies of layers.
+        for other in [x for x in layers if isinstance(x, Image) and not is_derived(x)]:
+            if other == chosen or other in self._hidden or not self._over(other, chosen):
+                continue
+            own = self._layers_of(other)
+            covers = layers.index(other) > layers.index(chosen) and _covers(other)
+            if own or covers:
+                self._hidden[other] = []
+                for layer in (other, *own):
+                    self._hide(other, layer)
+
+    def _over(self, one: Image, other: Image) -> bool:
+        n = min(one.ndim, other.ndim)
+        (top, bottom), (first, last) = (i.extent.world[:, -n:] for i in (one, other))
+        overlap = np.maximum(top, first) <= np.minimum(bottom, last)
+        return not self._viewer.canvas.grid.enabled and bool(overlap.all())
+
+    def _layers_of(self, image: Image) -> list[Layer]:
+        mine = (record for record in self._records if record.image == image)
+        return [layer for r in mine for layer in (*r.layers, *r.derived.layers)]
+
+    def _hide(self, image: Image, layer: Layer) -> None:
+        if layer in self._viewer.layers and layer.visible:
+            layer.visible = False
+            self._hidden[image].append(layer)
+
+    def _on_inserted(self, event: Any) -> None:
+        """Hide what a round or a prediction brings that goes on behind another image."""
+        for image in self._hidden:
+            if event.value in self._layers_of(image):
+                self._hide(image, event.value)
+
+
+def _covers(image: Image) -> bool:
+    return image.visible and image.opacity == 1 and str(image.blending) in _COVERING
