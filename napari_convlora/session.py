@@ -160,10 +160,11 @@ class Session:
                 team=self.team,
             )
             for event in events:
-                if isinstance(event, Finished) and decide(event.adapter.summary).better:
-                    event = replace(event, learnt=learnt_pixels(images, event.adapter))
                 self.record(event)
                 ended = isinstance(event, Finished | Failed)
+                if isinstance(event, Finished) and self.installed is event.adapter:
+                    self.learnt = learnt_pixels(images, event.adapter)
+                    event = replace(event, learnt=self.learnt)
                 yield event
         finally:
             if not ended:

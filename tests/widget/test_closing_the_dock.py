@@ -102,7 +102,8 @@ def test_nothing_begins_while_the_panel_is_closed_but_strokes_are_saved(
     layer.paint((40, 40), 2)
     qtbot.waitUntil(lambda: widget.keeper.entries != ())
     qtbot.wait(100)
-    assert not widget.running and not widget.history.records
+    assert not widget.running
+    assert not widget.history.records
     viewer.window.add_plugin_dock_widget("napari-convlora", "Conv-LoRA")
     qtbot.waitUntil(lambda: widget.running, timeout=10_000)  # the switch is still on
     widget.stop()

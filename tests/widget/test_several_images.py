@@ -258,7 +258,7 @@ def visible(viewer):
 
 
 def test_choosing_an_image_shows_its_layers_and_hides_those_of_others(two, paint, wait, qtbot):
-    viewer, widget, a, b = two
+    viewer, widget, a, _b = two
     for name, column in (("a", 10), ("b", 70)):
         choose(widget.source.image_combo, name)
         layer = widget.start_annotating()
@@ -293,7 +293,7 @@ def test_a_round_that_goes_on_behind_another_image_stays_hidden(two, paint, wait
 
 
 def test_images_beside_each_other_and_channels_above_stay_visible(two, halves):
-    viewer, widget, a, b = two
+    viewer, widget, _a, b = two
     b.translate = (0, 200)
     viewer.add_image(halves, name="stain", blending="additive")
     choose(widget.source.image_combo, "b")
@@ -310,7 +310,7 @@ def test_images_beside_each_other_and_channels_above_stay_visible(two, halves):
 
 
 def test_images_that_were_deleted_teach_no_more(two, paint, wait, saved, qtbot):
-    viewer, widget, a, b = two
+    viewer, widget, _a, b = two
     layer = widget.start_annotating()
     paint(layer, 1, 10)
     paint(layer, 2, 40)
@@ -334,7 +334,8 @@ def test_images_that_were_deleted_teach_no_more(two, paint, wait, saved, qtbot):
     assert "Training on cpu: 300 painted pixels of background, class 2 in 'b'." in said
     # What was painted on it is kept, shown, and learnt from again once it is back.
     (row,) = [t for t in rows(widget.project.images) if " a " in t]
-    assert "150" in row and "not in the viewer" in row
+    assert "150" in row
+    assert "not in the viewer" in row
     widget.keeper.show_image(widget.keeper.entries[0].stem)
     assert (widget.images.current.annotations.data > 0).sum() == 300
     widget.adapt()
