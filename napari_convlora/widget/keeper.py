@@ -111,7 +111,7 @@ class Keeper(QObject):
 
     @property
     def removed(self) -> set[str]:
-        """Stems of images that the user took out of the viewer; a named project lists them still."""
+        """Stems of images that the user took out of the viewer; none in a named project."""
         gone = {k.stem for k in self._kept if k.record not in self._images.records}
         return set() if self.named else {stem for stem in gone if stem is not None}
 
@@ -157,10 +157,10 @@ class Keeper(QObject):
             if not self.named:
                 recovery.discard(before.folder)
         self.named = True
-        also = (
-            f" {listed(gone)}, taken out of the viewer before, is on its list, too." if gone else ""
-        )
-        self.said.emit(f"The project is in {folder}; it saves itself from now on.{also}")
+        sentence = f"The project is in {folder}; it saves itself from now on."
+        if gone:
+            sentence += f" {listed(gone)}, taken out of the viewer before, is on its list, too."
+        self.said.emit(sentence)
         for entry in self.entries:
             if entry.homeless:
                 self.failed.emit(entry.homeless)

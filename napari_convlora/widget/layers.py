@@ -365,10 +365,10 @@ class ImageLayers(ImageFrame):
 
     def withdraw_prediction(self) -> None:
         """Take the prediction layer out of the viewer again if nothing was written or painted."""
-        written = self._written
-        if written is not None and not written.begun and not written.edited:
-            if written.layer in self.viewer.layers:
-                self.viewer.layers.remove(written.layer)
+        written, layers = self._written, self.viewer.layers
+        blank = written is not None and not written.begun and not written.edited
+        if blank and self.prediction in layers:
+            layers.remove(self.prediction)
 
     def show(self, labels: np.ndarray, plane: int | None = None) -> bool:
         """Write class ids (P, H, W), or (H, W) of one plane, into the prediction layer.

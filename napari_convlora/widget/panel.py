@@ -80,12 +80,12 @@ class ConvLoRAWidget(QWidget):
     """
 
     def __new__(cls, napari_viewer: "napari.viewer.Viewer", session: "Session | None" = None):
+        """Return the panel of the viewer if it has one."""
         # Two panels would each take what the other writes for corrections. napari offers no other
         # way to bring a widget back: it wants a class, and makes one of it.
-        panels = (
-            w for w in QApplication.allWidgets() if type(w) is cls and w.serves(napari_viewer)
-        )
-        return next(panels, None) or super().__new__(cls)
+        panels = (widget for widget in QApplication.allWidgets() if type(widget) is cls)
+        mine = (panel for panel in panels if panel.serves(napari_viewer))
+        return next(mine, None) or super().__new__(cls)
 
     def __init__(self, napari_viewer: "napari.viewer.Viewer", session: "Session | None" = None):
         if "_viewer" in self.__dict__:
