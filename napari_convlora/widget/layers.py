@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from napari.layers import Image, Labels, Layer, Shapes
 
+from napari_convlora import importing
 from napari_convlora.annotations import find_background, known_only, protect
 from napari_convlora.blocks import Block
 from napari_convlora.config import UNLABELLED, ClassInfo, InputError
@@ -133,6 +134,15 @@ class ImageLayers(ImageFrame):
         self.annotations = layer
         self.show_classes(self.classes)
 
+    def adopt_copy(self, layer: Labels, plan: importing.Plan) -> None:
+        """Use a copy of the user's own `layer` as annotations, its values replaced by class ids."""
+        self.check_fits(layer)
+        copy = self._new("annotations")
+        importing.apply(plan, layer.data, copy.data)
+        self.viewer.add_layer(copy)
+        layer.visible = False
+        self.adopt(copy)
+
     @property
     def layers(self) -> tuple[Layer, ...]:
         """The layers that belong to the image."""
@@ -143,7 +153,8 @@ class ImageLayers(ImageFrame):
         """Leave the annotations layer to the user; the next one will be new."""
         self.collect_corrections()
         if self.annotations is not None:
-            self.annotations.metadata.pop(class_colours.KEY, None)
+            # Its classes stay known, but it belongs to no image.
+            self.annotations.metadata.get(class_colours.KEY, {}).pop("image", None)
         self.annotations = None
 
     def find_layers(self, taken: Collection[int] = ()) -> bool:
