@@ -18,8 +18,9 @@ from napari_convlora.annotations import (
 from napari_convlora.blocks import plan as blocks_of
 from napari_convlora.config import MAX_CLASSES, UNLABELLED, ClassInfo, InputError
 
-MOST_CLASSES = 12
-"""Values beyond which each of them, if it is one blob, is more likely an object than a class."""
+MOST_CLASSES = 12, 50
+"""Values beyond which each is more likely an object than a class: if it is one blob, in any case.
+"""
 
 _BACKGROUND, _OBJECT = "background", "object"
 _CHUNK = 2**22
@@ -109,7 +110,8 @@ def survey(labels: np.ndarray) -> Survey:
         return Survey(counts)
     fullest = max(blocks_of(labels.shape), key=lambda b: np.count_nonzero(labels[b.index]))
     parts_per_value, compact = _shapes(labels[fullest.index])
-    many = n_values > MAX_CLASSES or (n_values > MOST_CLASSES and parts_per_value <= _BLOBS)
+    few, some = MOST_CLASSES
+    many = n_values > some or (n_values > few and parts_per_value <= _BLOBS)
     labelled = 1 - counts.get(UNLABELLED, 0) / labels.size
     # No brush paints with the number 255 alone.
     binary = n_values == 1 and 1 not in counts
