@@ -106,9 +106,11 @@ class AdoptDialog(QDialog):
             )
         )
         zeros = counts.get(UNLABELLED, 0)
+        named = any(name.casefold() == "background" for name in self._names.values())
+        finished = self._seen.finished and not named
         share = f"{100 * zeros / data.size:.0f} % of all"
         title = f"0 ({zeros:,} pixels, {share}) is"
-        self._ask(column, title, self.strokes, self.finished_mask, self._seen.finished, zeros > 0)
+        self._ask(column, title, self.strokes, self.finished_mask, finished, zeros > 0)
         many = len(values) > MAX_CLASSES
         title = f"Each of the {len(values):,} other values is"
         self._ask(column, title, self.classes, self.objects, self._seen.instances, len(values) > 1)
@@ -125,6 +127,7 @@ class AdoptDialog(QDialog):
         header.setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
         header.setSectionResizeMode(_CLASS, QHeaderView.ResizeMode.Stretch)
         self.note = words()
+        self.note.setTextFormat(Qt.TextFormat.PlainText)
         self.buttons = QDialogButtonBox(
             QDialogButtonBox.StandardButton.Ok | QDialogButtonBox.StandardButton.Cancel
         )

@@ -131,6 +131,7 @@ class ImageLayers(ImageFrame):
     def adopt(self, layer: Labels) -> None:
         """Use the user's own `layer` as annotations; its pixels stay as they are."""
         self.check_fits(layer)
+        self._disown()
         self.annotations = layer
         self.show_classes(self.classes)
 
@@ -152,10 +153,13 @@ class ImageLayers(ImageFrame):
     def part_with_annotations(self) -> None:
         """Leave the annotations layer to the user; the next one will be new."""
         self.collect_corrections()
-        if self.annotations is not None:
-            # Its classes stay known, but it belongs to no image.
-            self.annotations.metadata.get(class_colours.KEY, {}).pop("image", None)
+        self._disown()
         self.annotations = None
+
+    def _disown(self) -> None:
+        """Have a later panel not find the annotations; their classes stay known."""
+        if self.annotations is not None:
+            self.annotations.metadata.get(class_colours.KEY, {}).pop("image", None)
 
     def find_layers(self, taken: Collection[int] = ()) -> bool:
         """Take up layers that an earlier session or the sample data made; True if there were.

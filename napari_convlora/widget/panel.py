@@ -162,7 +162,7 @@ class ConvLoRAWidget(QWidget):
         meaning
             What its values stand for; None: they are class ids, and 0 is unlabelled.
         """
-        kept = self._kept()
+        kept = () if meaning is None else self._kept()
         plan = self._try(lambda: self.images.use_annotations(layer, meaning, kept))
         if plan is None:
             return
@@ -176,7 +176,8 @@ class ConvLoRAWidget(QWidget):
                 f"'{layer.name}' stays as it is, hidden: "
                 f"'{self.images.current.annotations.name}' is a copy in the classes of the table."
             )
-        self._suggest()
+        if not self.running:
+            self._suggest()
 
     def adapt(self) -> None:
         """Start a round."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QApplication, QDialogButtonBox
@@ -206,6 +207,31 @@ def test_a_script_passes_the_answer_and_is_not_asked(ready, discs, answer):
         (2, "class 2", False),
         (3, "cell", False),
     ]
+
+
+def test_the_next_panel_finds_the_annotations_that_were_chosen_last(
+    ready, discs, answer, make_widget
+):
+    viewer, widget = ready()
+    layer = viewer.add_labels(discs, name="mask")
+    answer(lambda dialog: dialog.objects.click())
+    widget.source.annotations_combo.value = layer
+    chosen = widget.images.current.annotations
+    assert chosen != viewer.layers["annotations"]
+    widget.workflow.close()
+    assert make_widget(viewer).images.current.annotations == chosen
+
+
+def test_names_of_a_layer_are_proposed(chosen, discs):
+    def look(dialog):
+        assert dialog.strokes.isChecked()  # as the background has a value of its own
+        assert dialog.class_box(2).currentText() == "nucleus"
+
+    names = pd.DataFrame({"index": [1, 2], "name": ["background", "nucleus"]})
+    _, widget, layer, asked = chosen(np.minimum(discs, 2), look, features=names)
+    assert asked
+    assert widget.images.current.annotations == layer
+    assert [info.name for info in widget.classes] == ["background", "nucleus"]
 
 
 def test_an_adopted_mask_is_kept_in_a_project(started, discs, answer, saved):
