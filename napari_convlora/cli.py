@@ -73,6 +73,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="LAB",
         help="integer images in the order of the images; 0 = unlabelled",
     )
+    sub.add_argument(
+        "--zero-is-background",
+        action="store_true",
+        default=None,
+        help="the labels are finished masks: 0 is a class, the background",
+    )
     sub.add_argument("--out", type=Path, metavar="A.safetensors", help="the adapter to write")
     sub.add_argument(
         "--project", type=Path, metavar="DIR", help="add a round on all its images; no --out needed"

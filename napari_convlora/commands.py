@@ -7,7 +7,8 @@ import json
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -19,6 +20,9 @@ from napari_convlora.config import (
     InputError,
     TrainConfig,
 )
+
+if TYPE_CHECKING:
+    from napari_convlora import importing
 
 # The engine imports torch, which takes seconds: commands import it when they run, not for --help.
 
@@ -46,7 +50,15 @@ def _bar(what: str, total: float | None) -> Iterator[Callable[..., None]]:
 
 def adapt(options: argparse.Namespace) -> int:
     """Run a round on annotated images, or repeat or add one."""
-    from napari_convlora import annotations, export, files, project_commands, results, stores
+    from napari_convlora import (
+        annotations,
+        export,
+        files,
+        importing,
+        project_commands,
+        results,
+        stores,
+    )
     from napari_convlora.parts import labelled_parts
     from napari_convlora.session import Session
 
@@ -54,12 +66,13 @@ def adapt(options: argparse.Namespace) -> int:
     _need(
         options, *(("images", "labels") if by_file else ()), *(() if options.project else ("out",))
     )
+    files_given = ("images", "labels", "classes", "zero_is_background")
     if options.recipe:
         kept = ("backbone", "method", "preset", "start", "max_steps", "max_minutes", "seed")
-        _refuse(options, "recipe", "project", "images", "labels", "classes", *kept)
+        _refuse(options, "recipe", "project", *files_given, *kept)
         _refuse(options, "recipe", "device", "devices", "keep_uncorrected")
     elif options.project:
-        _refuse(options, "project", "images", "labels", "classes", "devices")
+        _refuse(options, "project", *files_given, "devices")
     elif options.start == "installed" or options.keep_uncorrected is not None:
         options.parser.error(
             "--start installed and --keep-uncorrected go with --project, whose installed round "
@@ -76,15 +89,22 @@ def adapt(options: argparse.Namespace) -> int:
                 f"{len(options.images)} images but {len(options.labels)} label images; "
                 "give one each"
             )
+        classes = annotations.read_classes(options.classes) if options.classes else ()
+        plan = _finished(options.labels, classes) if options.zero_is_background else None
         images = []
         for image_path, label_path in zip(options.images, options.labels, strict=True):
             image = stores.open_image(image_path)
             labels = files.read_labels(label_path, image.shape[:3])
+            if plan is not None:
+                importing.apply(plan, labels, labels)
             images += [part for _, part in labelled_parts(image, labels, image_path.stem)]
-        if options.classes:
-            classes = annotations.read_classes(options.classes)
-        else:
-            classes = annotations.default_classes({i for im in images for i in set(_ids(im))})
+        ids = {i for im in images for i in set(_ids(im))} - {0}
+        if len(ids) == 1 and plan is None:
+            raise InputError(
+                f"Only class {ids.pop()} is annotated, as 0 means unlabelled; label a second class "
+                "too, or give --zero-is-background if the labels are finished masks."
+            )
+        classes = (*classes, *plan.classes) if plan else classes or annotations.default_classes(ids)
         settings = project_commands.settings(options)
         session = Session(settings.model, settings.train, settings.backbone)
         if options.devices:
@@ -163,6 +183,17 @@ def _run_round(
     if control.stopping and not last.adapter.summary["steps"]:
         raise ConvLoRAError("Stopped before the first step; nothing was written.")
     return last, history
+
+
+def _finished(paths: Sequence[Path], classes: Sequence[ClassInfo]) -> importing.Plan:
+    """Return what becomes of the values of finished masks, whose 0 is the background."""
+    from napari_convlora import files, importing
+
+    values = {value for path in paths for value in importing.count_values(files.read_labels(path))}
+    seen = importing.Survey(dict.fromkeys(sorted(values), 0))
+    names = {info.id: info.name for info in classes}
+    meaning = importing.propose(seen, classes, names, finished=True, one_class=False)
+    return importing.plan(seen.counts, meaning, classes)
 
 
 def _ids(image: Any) -> Iterator[int]:

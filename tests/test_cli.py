@@ -404,3 +404,29 @@ def test_the_module_runs_as_a_program() -> None:
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == cli.BAD_USAGE
     assert "usage:" in run.stderr
+
+
+def test_finished_masks_have_a_background(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    truth = np.asarray(Image.open(folder / "truth" / "image0.png"))
+    mask = Image.fromarray(((truth == 2) * 255).astype(np.uint8))
+    mask.save(folder / "mask.png")
+    labels = ["--labels", str(folder / "mask.png")]
+    assert adapt(folder, *labels) == commands.FAILED
+    assert "0 means unlabelled" in (said := one_line(capsys))
+    assert "--zero-is-background" in said
+    assert adapt(folder, *labels, "--zero-is-background") == commands.DONE
+    learnt = Adapter.load(folder / "a.safetensors").classes
+    assert [(c.id, c.name, c.background) for c in learnt] == [
+        (1, "background", True),
+        (2, "object", False),
+    ]
+
+
+def test_finished_masks_keep_the_ids_of_a_class_table(folder: Path) -> None:
+    truth = np.asarray(Image.open(folder / "truth" / "image0.png"))
+    Image.fromarray((truth == 2).astype(np.uint8)).save(folder / "mask.png")
+    (folder / "classes.json").write_text('{"1": "cell", "2": "wall"}')
+    more = ["--labels", str(folder / "mask.png"), "--classes", str(folder / "classes.json")]
+    assert adapt(folder, *more, "--zero-is-background") == commands.DONE
+    learnt = Adapter.load(folder / "a.safetensors").classes
+    assert [(c.id, c.name) for c in learnt] == [(1, "cell"), (3, "background")]

@@ -58,14 +58,14 @@ def known_classes(meta: Mapping[str, Any]) -> tuple[ClassInfo, ...]:
             ClassInfo(int(r["id"]), str(r["name"]), str(r["colour"]), r.get("background") is True)
             for r in rows
         )
-    names = _names(meta.get("features"))
-    colours = getattr(meta.get("colormap"), "color_dict", {})
-    ids = {*names, *(i for i in colours if isinstance(i, int))} - {0}
+    names = names_of(meta.get("features"))
+    colours = colours_of(meta.get("colormap"))
+    ids = {*names, *colours} - {0}
     return tuple(
         ClassInfo(
             info.id,
             names.get(info.id, info.name),
-            _hex(colours[info.id]) if info.id in colours else info.colour,
+            colours.get(info.id, info.colour),
         )
         for info in default_classes(i for i in ids if 0 < i <= MAX_CLASSES)
     )
@@ -79,11 +79,18 @@ def complete(classes: Iterable[ClassInfo], ids: Iterable[int]) -> tuple[ClassInf
     return tuple(table[i] for i in sorted(table))
 
 
-def _names(table: Any) -> dict[int, str]:
+def names_of(table: Any) -> dict[int, str]:
+    """Return class names by id from a layer's features."""
     if table is None or "index" not in table or "name" not in table:
         return {}
     pairs = zip(table["index"], table["name"], strict=True)
     return {int(i): str(name) for i, name in pairs if str(name).strip() and name == name}
+
+
+def colours_of(colormap: Any) -> dict[int, str]:
+    """Return colours by id from a layer's colormap, if it names them one by one."""
+    table = getattr(colormap, "color_dict", {})
+    return {i: _hex(colour) for i, colour in table.items() if isinstance(i, int)}
 
 
 def _hex(colour: Any) -> str:

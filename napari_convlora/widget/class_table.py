@@ -207,9 +207,12 @@ class ClassTable(QWidget):
         self.selected.emit(self.current)
 
     def ensure(self, classes: Sequence[ClassInfo]) -> None:
-        """Add those of `classes` whose id has no row; a removed class gets its old row back."""
+        """Add those of `classes` whose id has no row; an unnamed one gets its removed row back."""
         taken = {info.id for info in self._classes}
-        missing = [self._removed.pop(i.id, i) for i in classes if i.id not in taken]
+        missing = []
+        for info in (i for i in classes if i.id not in taken):
+            removed = self._removed.pop(info.id, info)
+            missing.append(removed if (info,) == default_classes([info.id]) else info)
         for info in missing:  # one by one, as two of them may share a name
             self.set_classes([*self._classes, replace(info, name=self._unique(info.name))])
         if missing:

@@ -10,12 +10,13 @@ import numpy as np
 from napari.layers import Image, Labels, Layer, Shapes
 from qtpy.QtCore import QObject, Signal
 
+from napari_convlora import importing
 from napari_convlora.annotations import find_background
 from napari_convlora.config import MAX_CLASSES, ClassInfo, ConvLoRAError, InputError, listed
 from napari_convlora.project import View
 from napari_convlora.reviewed import Outlines
 from napari_convlora.widget.camera import show_view
-from napari_convlora.widget.class_colours import known_classes
+from napari_convlora.widget.class_colours import colours_of, known_classes
 from napari_convlora.widget.counting import Counter, Counts
 from napari_convlora.widget.layers import ImageLayers
 from napari_convlora.widget.visibility import Visibility
@@ -253,34 +254,65 @@ class Images(QObject):
         self._touch()
         return layer
 
-    def use_annotations(self, layer: Labels | None) -> None:
+    def use_annotations(
+        self,
+        layer: Labels | None,
+        meaning: importing.Meaning | None = None,
+        kept: Sequence[ClassInfo] = (),
+    ) -> importing.Plan | None:
         """Take the user's own Labels layer for annotations of the current image; None: a new one.
+
+        Where `meaning` changes a pixel its layer stays as it is, hidden, and a copy is taken.
+
+        Parameters
+        ----------
+        layer
+            The layer.
+        meaning
+            What its values stand for; None: they are class ids, and 0 is unlabelled.
+        kept
+            Classes that no value may join unless it has the same name.
+
+        Returns
+        -------
+        Plan or None
+            What became of the values, if a meaning was given; the class table is to take up its
+            classes.
 
         Raises
         ------
         InputError
-            It has another size, or cannot be painted on.
+            It has another size, or cannot be painted on, or its meaning cannot be used.
         """
         record = self.need()
         if layer is record.annotations:
-            return
+            return None
         if layer is None:
             self.leaving.emit(record, "new annotations were begun")
             record.part_with_annotations()
             self.start_annotating(self.class_id)
-            return
+            return None
         record.check_fits(layer)
-        largest = int(np.max(layer.data, initial=0))
-        if largest > MAX_CLASSES:
+        plan = None
+        if meaning is not None:
+            values = importing.count_values(layer.data)
+            plan = importing.plan(values, meaning, kept, colours_of(layer.colormap))
+        elif (largest := int(np.max(layer.data, initial=0))) > MAX_CLASSES:
             raise InputError(
                 f"'{layer.name}' holds the id {largest}, but classes end at {MAX_CLASSES}; "
                 "renumber it, or start annotations of their own."
             )
         self.leaving.emit(record, "other annotations were chosen")
-        self._learn_classes(layer)
-        record.adopt(layer)
+        if plan is None:
+            self._learn_classes(layer)
+        if plan is not None and plan.changes:
+            record.adopt_copy(layer, plan)
+        else:
+            record.adopt(layer)
         self._listen(record)
+        self.select_class(self.class_id)
         self._touch()
+        return plan
 
     def erase_class(self, class_id: int) -> int:
         """Erase a class from every image; Ctrl-Z on the annotations brings its strokes back."""

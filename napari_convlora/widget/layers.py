@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from napari.layers import Image, Labels, Layer, Shapes
 
+from napari_convlora import importing
 from napari_convlora.annotations import find_background, known_only, protect
 from napari_convlora.blocks import Block
 from napari_convlora.config import UNLABELLED, ClassInfo, InputError
@@ -136,8 +137,18 @@ class ImageLayers(ImageFrame):
     def adopt(self, layer: Labels) -> None:
         """Use the user's own `layer` as annotations; its pixels stay as they are."""
         self.check_fits(layer)
+        self._disown()
         self.annotations = layer
         self.show_classes(self.classes)
+
+    def adopt_copy(self, layer: Labels, plan: importing.Plan) -> None:
+        """Use a copy of the user's own `layer` as annotations, its values replaced by class ids."""
+        self.check_fits(layer)
+        copy = self._new("annotations")
+        importing.apply(plan, layer.data, copy.data)
+        self.viewer.add_layer(copy)
+        layer.visible = False
+        self.adopt(copy)
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -148,9 +159,13 @@ class ImageLayers(ImageFrame):
     def part_with_annotations(self) -> None:
         """Leave the annotations layer to the user; the next one will be new."""
         self.collect_corrections()
-        if self.annotations is not None:
-            self.annotations.metadata.pop(class_colours.KEY, None)
+        self._disown()
         self.annotations = None
+
+    def _disown(self) -> None:
+        """Have a later panel not find the annotations; their classes stay known."""
+        if self.annotations is not None:
+            self.annotations.metadata.get(class_colours.KEY, {}).pop("image", None)
 
     def find_layers(self, taken: Collection[int] = ()) -> bool:
         """Take up layers that an earlier session or the sample data made; True if there were.

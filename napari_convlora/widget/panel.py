@@ -26,8 +26,9 @@ from napari_convlora.annotations import (
     write_classes,
 )
 from napari_convlora.config import ClassInfo, ConvLoRAError
+from napari_convlora.importing import Meaning
 from napari_convlora.project import Manifest
-from napari_convlora.widget import dialogs
+from napari_convlora.widget import adopt_dialog, dialogs
 from napari_convlora.widget.auto_adapt import AutoAdapt
 from napari_convlora.widget.class_table import ClassTable
 from napari_convlora.widget.counting import Counts
@@ -118,7 +119,7 @@ class ConvLoRAWidget(QWidget):
         self.memory = MemorySection(self.workflow)
         self._untouched = True
         self._counts = Counts()
-        self._hint = ""
+        self._hint = self._news = ""
         self._say = self.run_bar.status.say
         self._annotate = QPushButton("Start annotating")
         self._annotate.setToolTip(f"Take up the brush ({_BRUSH_KEY}), on a layer of its own.")
@@ -180,9 +181,34 @@ class ConvLoRAWidget(QWidget):
         """Create the annotations layer of the chosen image and take up the brush."""
         return self._try(lambda: self.images.start_annotating(self.table.current or 1))
 
-    def use_annotations(self, layer: "napari.layers.Labels | None") -> None:
-        """Use a Labels layer of the user's own as annotations, or a new one."""
-        self._try(lambda: self.images.use_annotations(layer))
+    def use_annotations(
+        self, layer: "napari.layers.Labels | None", meaning: Meaning | None = None
+    ) -> None:
+        """Use a Labels layer of the user's own as annotations, or a new one.
+
+        Parameters
+        ----------
+        layer
+            The layer; None for a new one.
+        meaning
+            What its values stand for; None: they are class ids, and 0 is unlabelled.
+        """
+        kept = () if meaning is None else self._kept()
+        plan = self._try(lambda: self.images.use_annotations(layer, meaning, kept))
+        if plan is None:
+            return
+        self.table.set_classes(kept)
+        self.table.ensure(plan.classes)
+        if plan.background is not None and find_background(self.classes) is None:
+            self.table.mark_background(plan.background)
+        self._on_classes()
+        if plan.changes:
+            self._news = (
+                f"'{layer.name}' stays as it is, hidden: "
+                f"'{self.images.current.annotations.name}' is a copy in the classes of the table."
+            )
+        if not self.running:
+            self._suggest()
 
     def adapt(self) -> None:
         """Start a round."""
@@ -234,8 +260,7 @@ class ConvLoRAWidget(QWidget):
 
     def load_classes(self, path: str | Path) -> None:
         """Take over a class table; classes that it lacks are kept if an image uses them."""
-        used = self.images.used_classes().union(*(e.counts for e in self.keeper.stored))
-        self._try(lambda: self.table.replace_with(read_classes(path), used))
+        self._try(lambda: self.table.replace_with(read_classes(path), self._used()))
 
     def save_classes(self, path: str | Path) -> None:
         """Write the class table."""
@@ -303,7 +328,7 @@ class ConvLoRAWidget(QWidget):
     def _wire(self) -> None:
         flow, table, bar = self.workflow, self.table, self.run_bar
         self.source.image_chosen.connect(self._on_image)
-        self.source.annotations_chosen.connect(self.use_annotations)
+        self.source.annotations_chosen.connect(self._on_annotations)
         self.source.file_asked.connect(
             lambda: dialogs.with_checkpoint(self, self.source.choose_backbone)
         )
@@ -372,12 +397,31 @@ class ConvLoRAWidget(QWidget):
         self._say(sentence, wrong=True)
 
     def _on_image(self) -> None:
+        self._news = ""
         self.images.choose(self.source.image, self.source.channel_axis)
         if not self.running:  # or it says why that ends
             self._suggest()
 
+    def _on_annotations(self, layer: "napari.layers.Labels | None") -> None:
+        """Use the layer that was chosen; what was not made here needs an answer first."""
+        if layer is None or not adopt_dialog.is_strange(layer):
+            self.use_annotations(layer)
+        elif meaning := adopt_dialog.ask(self, layer, self._kept()):
+            self.use_annotations(layer, meaning)
+        self._refresh()  # the combo goes back where nothing came of it
+
+    def _used(self) -> set[int]:
+        return self.images.used_classes().union(*(e.counts for e in self.keeper.stored))
+
+    def _kept(self) -> tuple[ClassInfo, ...]:
+        """Return the classes that somebody relies on: of the table at the start, those in use."""
+        if self.workflow.has_adapter or not self._untouched:
+            return self.classes
+        used = self._used()
+        return tuple(info for info in self.classes if info.id in used)
+
     def _suggest(self) -> None:
-        self._hint = self.images.next_step()
+        self._hint = f"{self._news} {self.images.next_step()}".strip()
         self._say(self._hint)
 
     def _on_classes(self) -> None:
@@ -434,6 +478,7 @@ class ConvLoRAWidget(QWidget):
             self._suggest()
 
     def _on_started(self, total_steps: int, held_out: bool) -> None:
+        self._news = ""
         self.plot.restart(total_steps, held_out)
         self.plot.show()
         self.run_bar.restart(total_steps, self.settings.train_config().max_minutes)

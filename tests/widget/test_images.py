@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from napari_convlora.config import InputError
-from napari_convlora.widget import dialogs
+from napari_convlora.importing import Meaning
+from napari_convlora.widget import adopt_dialog, dialogs
 
 
 @pytest.fixture
@@ -97,7 +98,7 @@ def test_channels_and_pyramids(make_napari_viewer_proxy, make_widget, halves, pa
 
 
 def test_the_users_own_labels_layer_serves_as_annotations(
-    make_napari_viewer_proxy, make_widget, halves, wait, qtbot
+    make_napari_viewer_proxy, make_widget, halves, wait, qtbot, monkeypatch
 ):
     viewer = make_napari_viewer_proxy()
     viewer.add_image(halves, name="halves")
@@ -109,9 +110,13 @@ def test_the_users_own_labels_layer_serves_as_annotations(
     widget = make_widget(viewer)
     combo = widget.source.annotations_combo.native
     assert [combo.itemText(i) for i in range(combo.count())] == ["new layer", "mine"]
+    # What it holds is asked; tests/widget/test_adopt_dialog.py has the dialog.
+    said = Meaning({1: "background", 4: "class 4"})
+    monkeypatch.setattr(adopt_dialog, "ask", lambda *_: said)
     widget.source.annotations_combo.value = layer
     assert (layer.data == own).all()
-    qtbot.waitUntil(lambda: [info.id for info in widget.classes] == [1, 2, 4])
+    assert [info.id for info in widget.classes] == [1, 4]
+    qtbot.waitUntil(lambda: len(widget.images.counts.pixels) == 2)
     widget.adapt()
     wait(widget)
     assert widget.status.startswith("Round 1 is done")
