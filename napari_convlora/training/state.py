@@ -109,6 +109,9 @@ class RoundState:
         if (
             detail is None
             or adapter.backbone_sha256 != self.model.backbone.checkpoint_sha256
+            # None: as the checkpoint says, which is what this round does.
+            or adapter.pixel_mean not in (None, self.model.backbone.spec.pixel_mean)
+            or adapter.pixel_std not in (None, self.model.backbone.spec.pixel_std)
             # An id may have been given away and taken again; a name tells.
             or [(c.id, c.name) for c in adapter.classes] != [(c.id, c.name) for c in self.classes]
             or len(own.low) != len(new.low)
@@ -222,6 +225,8 @@ class RoundState:
         return Adapter(
             backbone_name=self.model.backbone.spec.name,
             backbone_sha256=self.model.backbone.checkpoint_sha256,
+            pixel_mean=self.model.backbone.spec.pixel_mean,
+            pixel_std=self.model.backbone.spec.pixel_std,
             model=self.model.config,
             classes=self.classes,
             normalizer=self.normalizer,

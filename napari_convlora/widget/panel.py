@@ -262,7 +262,9 @@ class ConvLoRAWidget(QWidget):
         self.source.image_chosen.connect(self._on_image)
         self.source.annotations_chosen.connect(self.use_annotations)
         self.source.file_asked.connect(
-            lambda: dialogs.with_checkpoint(self, self.source.choose_backbone)
+            lambda said: dialogs.with_checkpoint(
+                self, lambda path: self.source.choose_backbone(f"{said}{path}")
+            )
         )
         self._annotate.clicked.connect(self.start_annotating)
         QShortcut(QKeySequence(_BRUSH_KEY), self).activated.connect(self.start_annotating)
