@@ -23,7 +23,7 @@ from napari_convlora.widget import dialogs
 from napari_convlora.widget.auto_adapt import AutoAdapt
 from napari_convlora.widget.class_table import ClassTable
 from napari_convlora.widget.counting import Counts
-from napari_convlora.widget.form import Unfolding, leave_keys_to_canvas
+from napari_convlora.widget.form import Unfolding, leave_keys_to_canvas, read_points_and_commas
 from napari_convlora.widget.history import History
 from napari_convlora.widget.instances_section import InstancesSection
 from napari_convlora.widget.jobs import Recipe
@@ -247,6 +247,7 @@ class ConvLoRAWidget(QWidget):
             column.addWidget(part)
         column.addStretch()
         leave_keys_to_canvas(inside)
+        read_points_and_commas(inside)
         scroll = QScrollArea()
         scroll.setWidgetResizable(True)
         scroll.setFrameShape(QFrame.Shape.NoFrame)
