@@ -100,6 +100,7 @@ class RoundState:
         self.details, self.blind = FeatureCache(_DETAIL_BYTES), list[DetailBranch]()
         self.plan = Plan(self.device, config.batch, config.decoder_batch)
         self.peak_memory = 0
+        self.tiles_per_plane, self.seconds_per_tile = 0, 0.0  # of the last preview
         self.start = time.monotonic()
 
     def _detail_of(self, adapter: Adapter) -> DetailBranch | None:

@@ -289,7 +289,6 @@ class ConvLoRAWidget(QWidget):
         flow.found.connect(self._on_found)
         flow.ready.connect(self.source.set_backbones)
         flow.started.connect(self._on_started)
-        flow.planned.connect(bar.show_plan)
         flow.stepped.connect(self._on_steps)
         flow.scored.connect(lambda s: self.plot.add(scores=[(s.step, s.score)]))
         flow.tiled.connect(bar.show_tiles)
@@ -396,7 +395,7 @@ class ConvLoRAWidget(QWidget):
     def _on_started(self, total_steps: int, held_out: bool) -> None:
         self.plot.restart(total_steps, held_out)
         self.plot.show()
-        self.run_bar.restart(total_steps, self.settings.train_config().max_minutes)
+        self.run_bar.restart()
 
     def _on_steps(self, steps: list) -> None:
         self.plot.add(losses=[(s.step, s.loss) for s in steps])
