@@ -81,9 +81,9 @@ class _EitherPoint(QValidator):
         super().__init__(box)
         self._box = box
 
-    def validate(self, text: str, position: int) -> tuple[QValidator.State, str, int]:
+    def validate(self, text: str | None, position: int) -> tuple[QValidator.State, str, int]:
         """Replace commas in `text`, and ask the box about the rest."""
-        return self._box.validate(text.replace(",", "."), position)
+        return self._box.validate((text or "").replace(",", "."), position)
 
 
 def read_points_and_commas(panel: QWidget) -> None:

@@ -57,7 +57,8 @@ class RunBar(QWidget):
         self._recent = deque[Step](maxlen=_RECENT)
         self._said = 0.0
         self._since = 0.0
-        self._clock = QTimer(self, interval=1000)
+        self._clock = QTimer(self)
+        self._clock.setInterval(1000)
         self._clock.timeout.connect(self._show_wait)
         self.main_button = QPushButton("Adapt")
         self.pause_button = QPushButton("Pause")
