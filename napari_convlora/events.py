@@ -60,11 +60,16 @@ class Planned:
     peak_memory: int
     seconds_left: float
 
-    def __str__(self) -> str:
+    @property
+    def needs(self) -> str:
+        """What does not change as the round goes on."""
         return (
             f"A step takes {self.seconds_per_step:.2g} s and up to {self.peak_memory / 1e9:.1f} GB "
-            f"of memory; about {duration_text(self.seconds_left)} to go."
+            "of memory"
         )
+
+    def __str__(self) -> str:
+        return f"{self.needs}; about {duration_text(self.seconds_left)} to go."
 
 
 @dataclass(frozen=True)
