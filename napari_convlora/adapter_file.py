@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from napari_convlora.annotations import parse_classes
-from napari_convlora.backbones import Backbone
+from napari_convlora.backbones import REGISTRY, Backbone
 from napari_convlora.config import (
     AdapterError,
     ClassInfo,
@@ -53,6 +53,9 @@ class Adapter:
         Training summary: steps, seconds, score and the like, JSON-compatible.
     version
         Version of the package that wrote it.
+    pixel_mean, pixel_std
+        How pixels were normalised for the backbone, per channel (RGB) in units of a [0, 1] image;
+        None for as its checkpoint says.
     """
 
     backbone_name: str
@@ -64,6 +67,8 @@ class Adapter:
     state: dict[str, Tensor] = field(repr=False)
     summary: dict[str, Any] = field(default_factory=dict)
     version: str = ""
+    pixel_mean: tuple[float, float, float] | None = None
+    pixel_std: tuple[float, float, float] | None = None
 
     def build(self, backbone: Backbone, device: str | torch.device = "cpu") -> SemanticSAM:
         """Put the adapter on its backbone; the model is in eval mode on `device`.
@@ -85,6 +90,8 @@ class Adapter:
                 f"{backbone.spec.name} ({backbone.checkpoint_sha256[:12] or 'without hash'}); "
                 "load it together with the backbone it was trained on."
             )
+        if self.pixel_mean is not None and self.pixel_std is not None:
+            backbone = backbone.normalised_by(self.pixel_mean, self.pixel_std)
         n_channels = len(self.normalizer.low)
         model = SemanticSAM(backbone, self.model, len(self.classes), n_channels)
         model.load_adapter_state(self.state)
@@ -102,7 +109,12 @@ class Adapter:
         header = {
             "format": FORMAT_VERSION,
             "package": self.version,
-            "backbone": {"name": self.backbone_name, "sha256": self.backbone_sha256},
+            "backbone": {
+                "name": self.backbone_name,
+                "sha256": self.backbone_sha256,
+                "pixel_mean": self.pixel_mean,
+                "pixel_std": self.pixel_std,
+            },
             "model": asdict(self.model),
             "classes": [asdict(c) for c in self.classes],
             "normalizer": asdict(self.normalizer),
@@ -206,9 +218,16 @@ def _from_header(header: dict[str, Any]) -> dict[str, Any]:
     )
     if not 0 < len(low) == len(high) <= 4096 or any(b <= a for a, b in zip(low, high, strict=True)):
         raise ValueError("its normaliser has no range")
+    backbone = header["backbone"]
+    # Before it was stored, what a name in the registry stood for decided.
+    row = REGISTRY.get(backbone["name"])
+    mean = backbone.get("pixel_mean", row and row.pixel_mean)
+    std = backbone.get("pixel_std", row and row.pixel_std)
     return {
-        "backbone_name": str(header["backbone"]["name"])[:200],
-        "backbone_sha256": str(header["backbone"]["sha256"]),
+        "backbone_name": str(backbone["name"])[:200],
+        "backbone_sha256": str(backbone["sha256"]),
+        "pixel_mean": None if mean is None else _per_channel(mean, -1e3, 1e3),
+        "pixel_std": None if std is None else _per_channel(std, 1e-3, 1e3),
         "model": ModelConfig(**model, method_config=MethodConfig(**method)),
         "classes": parse_classes({"classes": header["classes"]}, "its class table"),
         "normalizer": Normalizer(low, high),
@@ -225,6 +244,11 @@ def _check_experts(model: ModelConfig, size: int) -> None:
         weights = len(config.scales) * config.rank**2 * 9
         if 4 * weights > size:
             raise ValueError(f"its experts have {weights} weights, more than the file holds")
+
+
+def _per_channel(values: Any, low: float, high: float) -> tuple[float, float, float]:
+    red, green, blue = (_number(value, low, high) for value in values)
+    return red, green, blue
 
 
 def _whole(value: Any, low: int, high: int) -> int:

@@ -88,7 +88,10 @@ def _parser() -> argparse.ArgumentParser:
         "--classes", type=Path, metavar="classes.json", help='class table, as {"1": "background"}'
     )
     sub.add_argument(
-        "--backbone", metavar="NAME|PATH", help="frozen Segment Anything model; litemedsam"
+        "--backbone",
+        metavar="NAME|PATH",
+        help="frozen Segment Anything model; litemedsam. NAME:PATH is a file whose pixels are to "
+        "be normalised as NAME's, such as medsam:tuned.pth",
     )
     sub.add_argument(
         "--method",

@@ -11,8 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
 from napari_convlora.config import (
     ClassInfo,
@@ -33,6 +41,17 @@ out = Console(soft_wrap=True, markup=False)
 err = Console(stderr=True, soft_wrap=True, markup=False)
 
 
+class _TimeLeft(TimeRemainingColumn):
+    """The time left that a round tells; else what the pace until now would take."""
+
+    def render(self, task: Task) -> Text:
+        """Return the words of a task."""
+        from napari_convlora.events import duration_text
+
+        left = task.fields["left"]
+        return super().render(task) if left is None else Text(f"about {duration_text(left)} left")
+
+
 @contextmanager
 def _bar(what: str, total: float | None) -> Iterator[Callable[..., None]]:
     """Progress bar on a terminal, silence elsewhere; yields its update function."""
@@ -41,10 +60,10 @@ def _bar(what: str, total: float | None) -> Iterator[Callable[..., None]]:
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(),
+        _TimeLeft(),
     )
     with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
-        task = progress.add_task(what, total=total, note="")
+        task = progress.add_task(what, total=total, note="", left=None)
         yield lambda **fields: progress.update(task, **fields)
 
 
@@ -171,7 +190,8 @@ def _run_round(
         for event in session.run_round(images, classes, control):
             history.append(event)
             if isinstance(event, events.Step):
-                update(completed=event.step, note=f"loss {event.loss:.3f}")
+                loss = f"loss {event.loss:.3f}"
+                update(completed=event.step, note=loss, left=event.seconds_left)
                 if event.step == stop_after:
                     control.stop()
             elif isinstance(event, events.Planned | events.Adjusted):

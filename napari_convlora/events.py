@@ -53,18 +53,23 @@ class Planned:
     peak_memory
         Most bytes that a step had in use: of the GPU, or of the whole process.
     seconds_left
-        Until the last step, if nothing ends the round before.
+        Of the first steps' `Step.seconds_left`.
     """
 
     seconds_per_step: float
     peak_memory: int
     seconds_left: float
 
-    def __str__(self) -> str:
+    @property
+    def needs(self) -> str:
+        """What does not change as the round goes on."""
         return (
             f"A step takes {self.seconds_per_step:.2g} s and up to {self.peak_memory / 1e9:.1f} GB "
-            f"of memory; {duration_text(self.seconds_left)} to go at most."
+            "of memory"
         )
+
+    def __str__(self) -> str:
+        return f"{self.needs}; about {duration_text(self.seconds_left)} to go."
 
 
 @dataclass(frozen=True)
@@ -97,12 +102,26 @@ class Silent:
 
 @dataclass(frozen=True)
 class Step:
-    """One optimiser step: its 1-based number, loss, and seconds since training began."""
+    """One optimiser step.
+
+    Parameters
+    ----------
+    step, total_steps
+        Its 1-based number, and the most there will be.
+    loss
+        NaN for a step that was left out.
+    seconds
+        Since training began, pauses not counted.
+    seconds_left
+        About how long the round will yet take, by what its last steps took, and what is known to
+        follow them; None until that is known. It may end before, when its score no longer rises.
+    """
 
     step: int
     total_steps: int
     loss: float
     seconds: float
+    seconds_left: float | None = None
 
 
 @dataclass(frozen=True)
@@ -217,6 +236,9 @@ class RunControl:
         Where the first images lie, if they are parts of a large one.
     keep_every
         Seconds between `Interim` events; None asks for none.
+    planes_after
+        How many planes of the first image are predicted when the round is over; assign where that
+        is known, for the time left.
     hurry
         Assign True before `stop` to leave out the comparison with the installed adapter as well.
     """
@@ -231,6 +253,7 @@ class RunControl:
         self.places: Sequence[Block] = ()
         self._visible = (0, 0)
         self.keep_every: float | None = None
+        self.planes_after = 0
         self.hurry = False
 
     @property

@@ -57,6 +57,36 @@ def masked_dice(probabilities: Tensor, target: Tensor) -> Tensor:
     return (dice * present).sum() / present.sum().clamp_min(1)
 
 
+def weighted_cross_entropy(
+    logits: Tensor, target: Tensor, weights: Tensor, smoothing: float
+) -> Tensor:
+    """Cross-entropy of every pixel, smoothing included, times the weight of the pixel's class.
+
+    torch's own weighs the smoothing by the classes that a pixel is *not*: at 1000 to 1 the best
+    answer for a pixel that is surely of the common class would be the rare one.
+
+    Parameters
+    ----------
+    logits
+        (N, K, ...).
+    target
+        (N, ...) int64 class index, or `VOID`.
+    weights
+        (K,).
+    smoothing
+        Share of the target that is spread over all classes, in [0, 1).
+
+    Returns
+    -------
+    Tensor
+        (N, ...); 0 where nobody labelled.
+    """
+    each = F.cross_entropy(
+        logits, target, ignore_index=VOID, reduction="none", label_smoothing=smoothing
+    )
+    return each * weights[target.clamp_min(0)]
+
+
 def dense_loss(logits: Tensor, target: Tensor, weights: Tensor, smoothing: float = 0.0) -> Tensor:
     """Class-weighted cross-entropy plus Dice, both over labelled pixels.
 
@@ -77,14 +107,7 @@ def dense_loss(logits: Tensor, target: Tensor, weights: Tensor, smoothing: float
         Scalar; 0 with zero gradient when nothing is labelled.
     """
     labelled = (target != VOID).sum().clamp_min(1)
-    cross_entropy = F.cross_entropy(
-        logits,
-        target,
-        weight=weights,
-        ignore_index=VOID,
-        reduction="sum",
-        label_smoothing=smoothing,
-    )
+    cross_entropy = weighted_cross_entropy(logits, target, weights, smoothing).sum()
     return cross_entropy / labelled + masked_dice(logits.softmax(1), target)
 
 

@@ -135,7 +135,9 @@ class SemanticSAM(nn.Module):
 
     def _key(self, pixels: Tensor, what: Hashable) -> Hashable:
         digest = hashlib.blake2b(pixels.contiguous().numpy().data, digest_size=16).digest()
-        return self.backbone.spec.name, self.backbone.checkpoint_sha256, what, digest
+        spec = self.backbone.spec  # an old adapter may normalise otherwise than its checkpoint
+        statistics = spec.pixel_mean, spec.pixel_std
+        return spec.name, self.backbone.checkpoint_sha256, statistics, what, digest
 
     def suffix(self, features: Tensor) -> HeadOutput:
         """Score what `prefix` returned; logits are (B, K, h, w) at the head's resolution."""

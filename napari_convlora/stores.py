@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 import shutil
+import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -159,7 +161,12 @@ def _open_tiff(path: Path) -> list[LazyPlanes]:
 
 
 def _tiff_level(path: Path, level: int) -> Any:
-    return zarr.open_array(tifffile.TiffFile(path).series[0].aszarr(level=level), mode="r")
+    """Open one level of a TIFF as an array; the file is closed when nobody holds the array."""
+    with ExitStack() as opened:
+        tif = opened.enter_context(tifffile.TiffFile(path))
+        array = zarr.open_array(tif.series[0].aszarr(level=level), mode="r")
+        weakref.finalize(array, opened.pop_all().close)
+    return array
 
 
 def _by_letters(source: Any, letters: str, alpha: bool = False) -> LazyPlanes:

@@ -20,6 +20,7 @@ from napari_convlora.backbones import REGISTRY, Backbone
 from napari_convlora.backbones.sam import build_vit
 from napari_convlora.backbones.testing import random_backbone
 from napari_convlora.config import AdapterError, InputError, ModelConfig, TrainConfig
+from napari_convlora.feature_cache import FeatureCache
 from napari_convlora.model import SemanticSAM
 from napari_convlora.prediction import Returning, predict
 
@@ -47,6 +48,57 @@ def test_a_loaded_adapter_predicts_the_same(
     loaded = Adapter.load(adapter.save(tmp_path / "a.safetensors"))
     assert loaded == replace(adapter, state=loaded.state)
     np.testing.assert_array_equal(probabilities(adapter, backbone), probabilities(loaded, backbone))
+
+
+def saved_without_statistics(adapter: Adapter, path: Path) -> Path:
+    """Write an adapter file as they were before they held how pixels were normalised."""
+    adapter.save(path)
+    with safetensors.safe_open(path, "pt") as file:
+        header = json.loads(file.metadata()["napari_convlora"])
+    del header["backbone"]["pixel_mean"], header["backbone"]["pixel_std"]
+    safetensors.torch.save_file(adapter.state, path, {"napari_convlora": json.dumps(header)})
+    return path
+
+
+def test_an_adapter_keeps_the_statistics_of_pixels_that_it_was_trained_with(
+    adapter: Adapter, backbone: Backbone, tmp_path: Path
+) -> None:
+    spec = backbone.spec
+    assert (adapter.pixel_mean, adapter.pixel_std) == (spec.pixel_mean, spec.pixel_std)
+    expected = probabilities(adapter, backbone)
+    today = backbone.normalised_by(REGISTRY["vit_b"].pixel_mean, REGISTRY["vit_b"].pixel_std)
+    loaded = Adapter.load(adapter.save(tmp_path / "a.safetensors"))
+    np.testing.assert_array_equal(probabilities(loaded, today), expected)
+    of_today = replace(adapter, pixel_mean=today.spec.pixel_mean, pixel_std=today.spec.pixel_std)
+    assert not np.array_equal(probabilities(of_today, backbone), expected), "it matters"
+
+
+def test_an_old_adapter_of_a_medsam_file_predicts_as_it_did(
+    adapter: Adapter, backbone: Backbone, tmp_path: Path
+) -> None:
+    """Then every ViT-B file was called `vit_b` and normalised as SAM is."""
+    plain, sam = REGISTRY["medsam"], REGISTRY["vit_b"]
+    then = backbone.normalised_by(sam.pixel_mean, sam.pixel_std)
+    now = backbone.normalised_by(plain.pixel_mean, plain.pixel_std)
+    then.checkpoint_sha256 = now.checkpoint_sha256 = "a" * 64
+    then.spec, now.spec = replace(then.spec, name="vit_b"), replace(now.spec, name="medsam")
+    old = replace(adapter, backbone_name="vit_b", backbone_sha256="a" * 64)
+    expected = probabilities(replace(old, pixel_mean=None, pixel_std=None), then)
+    loaded = Adapter.load(saved_without_statistics(old, tmp_path / "old.safetensors"))
+    np.testing.assert_array_equal(probabilities(loaded, now), expected)
+
+
+def test_features_of_pixels_normalised_otherwise_are_not_taken_for_each_other(
+    adapter: Adapter, backbone: Backbone
+) -> None:
+    sam = REGISTRY["vit_b"]
+    other = replace(adapter, pixel_mean=sam.pixel_mean, pixel_std=sam.pixel_std)
+    pixels, cache = torch.rand(3, 64, 64), FeatureCache()
+    for first in (adapter, other):
+        model = first.build(backbone)
+        torch.testing.assert_close(
+            model.cached_prefix(pixels, cache), model.prefix(pixels[None])[0], rtol=0, atol=0
+        )
 
 
 def test_the_header_tells_what_a_person_wants_to_know(content: bytes, tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import tifffile
 import torch
 import zarr
 from PIL import Image
+from rich.console import Console
 
 from napari_convlora import cli, commands
 from napari_convlora.adapter_file import Adapter
@@ -57,6 +60,22 @@ def adapt(folder: Path, *more: str) -> int:
     )
 
 
+def test_the_bar_of_a_round_shows_the_time_that_the_round_tells(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, width=120)
+    monkeypatch.setattr(commands, "err", console)
+    with commands._bar("adapting", 4) as update:
+        update(completed=2, note="loss 0.100", left=75.0)
+    assert "2/4 loss 0.100 about 1 min 15 s left" in re.sub(
+        r"\x1b\[[^a-zA-Z]*[a-zA-Z]", "", text.getvalue()
+    )
+    with commands._bar("predicting", 4) as update:
+        update(completed=2)
+    assert "-:--:--" in text.getvalue(), "rich's own guess, where nothing is told"
+
+
 def one_line(capsys: pytest.CaptureFixture[str]) -> str:
     text = capsys.readouterr().err.strip()
     assert "Traceback" not in text
@@ -89,7 +108,8 @@ def test_adapt_predict_evaluate(folder: Path, capsys: pytest.CaptureFixture[str]
     assert all(float(row["loss"]) > 0 for row in rows)
     said = one_line(capsys)
     assert said.startswith("A step takes ")
-    assert said.endswith(" to go at most.")
+    assert "; about " in said
+    assert said.endswith(" to go.")
 
     images = [str(folder / f"image{i}.tif") for i in range(2)]
     out = folder / "masks"

@@ -15,6 +15,7 @@ from napari_convlora.losses import (
     masked_dice,
     structure_loss,
     taught_loss,
+    weighted_cross_entropy,
 )
 
 
@@ -87,6 +88,40 @@ def test_dense_loss_is_weighted_cross_entropy_plus_dice(
     if len(truth):
         expected += float(-(weights[truth] * logs[torch.arange(len(truth)), truth]).mean())
     assert dense_loss(logits, target, weights).item() == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("own", [0, 1, 2])
+def test_however_rare_a_class_is_smoothing_takes_the_same_share_of_its_pixels(own: int) -> None:
+    """The best answer for a pixel that is known is its class, as sure as without weights."""
+    logits = torch.zeros(1, 3, dtype=torch.float64, requires_grad=True)
+    weights = torch.tensor([1.0, 1000.0, 30.0], dtype=torch.float64)
+
+    def share_of_loss() -> torch.Tensor:
+        optimiser.zero_grad()
+        loss = weighted_cross_entropy(logits, torch.tensor([own]), weights, 0.1).sum()
+        loss = loss / weights[own]
+        loss.backward()
+        return loss
+
+    optimiser = torch.optim.LBFGS([logits], max_iter=200, line_search_fn="strong_wolfe")
+    optimiser.step(share_of_loss)
+    best = logits.detach().softmax(1)[0]
+    assert best.argmax() == own
+    expected = torch.full((3,), 0.1 / 3, dtype=torch.float64)
+    expected[own] += 0.9
+    torch.testing.assert_close(best, expected, atol=1e-4, rtol=0)
+
+
+@settings(deadline=None, max_examples=40)
+@cases
+def test_classes_of_equal_weight_are_smoothed_as_torch_does(
+    seed: int, n_classes: int, size: int, share: float
+) -> None:
+    logits, target = draw(seed, n_classes, size, share)
+    weights = torch.full((n_classes,), 0.7)
+    found = weighted_cross_entropy(logits, target, weights, 0.1)
+    expected = F.cross_entropy(logits, target, weights, None, VOID, None, "none", 0.1)
+    torch.testing.assert_close(found, expected)
 
 
 def test_nothing_labelled_costs_nothing() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import pickle
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import tifffile
 import zarr
@@ -161,6 +163,28 @@ def test_a_large_file_is_opened_again_by_a_process_it_is_sent_to(tmp_path: Path,
     sent = pickle.dumps(open_image(path))
     assert len(sent) < image.size / 4
     assert (whole(pickle.loads(sent))[..., 0] == image).all()
+
+
+@pytest.mark.usefixtures("everything_is_large")
+def test_a_large_tiff_is_closed_when_nobody_reads_it_any_more(tmp_path: Path) -> None:
+    path, array = tmp_path / "a.tif", noise(256, 256)
+    with tifffile.TiffWriter(path) as tif:
+        tif.write(array, tile=(64, 64), subifds=1, compression="zlib")
+        tif.write(array[::2, ::2], tile=(64, 64), subfiletype=1, compression="zlib")
+
+    def is_open() -> bool:
+        return any(Path(file.path) == path for file in psutil.Process().open_files())
+
+    levels = open_levels(path)
+    sent = pickle.dumps(levels[0])
+    np.testing.assert_array_equal(whole(levels[1])[0, ..., 0], array[::2, ::2])
+    del levels
+    again = pickle.loads(sent)
+    np.testing.assert_array_equal(whole(again)[0, ..., 0], array)
+    assert is_open()
+    del again
+    gc.collect()
+    assert not is_open()
 
 
 @pytest.mark.usefixtures("everything_is_large")

@@ -53,7 +53,10 @@ def load_backbone(
     ----------
     name_or_path
         A name in the registry, or any checkpoint of one of its architectures: the official ones,
-        MedSAM, micro-sam's generalists. The architecture is recognised from the tensors.
+        MedSAM, micro-sam's generalists. The architecture is recognised from the tensors; what
+        they do not tell, how pixels were normalised, from the SHA-256 or the published name of
+        the file, or from a name in the registry before its path: ``medsam:tuned.pth``. Else that
+        of the architecture's first checkpoint is assumed.
     download, progress
         For a name whose checkpoint is not on this computer; see `fetch`.
 
@@ -62,11 +65,12 @@ def load_backbone(
     WeightsError
         The checkpoint is absent, damaged, unsafe, not what its name promises, or no SAM.
     """
-    expected = REGISTRY.get(str(name_or_path))
-    if expected is not None:
-        path = checkpoint_path(expected.name, download=download, progress=progress)
+    name, colon, file = str(name_or_path).partition(":")
+    row = REGISTRY.get(name)
+    if row is not None and not colon:
+        path = checkpoint_path(row.name, download=download, progress=progress)
     else:
-        path = Path(name_or_path).expanduser()
+        path = Path(file if row is not None else name_or_path).expanduser()
         if not path.is_file():
             raise WeightsError(
                 f"There is no backbone or checkpoint file called {str(name_or_path)!r}; the known "
@@ -74,18 +78,23 @@ def load_backbone(
             )
     state = read_state(path)
     digest = sha256(path)
+    expected = None if colon else row
     if expected is not None and expected.sha256 not in (None, digest):
         raise WeightsError(
             f"{path} is not the published checkpoint of {expected.title} (SHA-256 {digest}, "
             f"expected {expected.sha256}); delete it and get it again, or load it by its path."
         )
     architecture = detect(state, path)
+    if row is not None and row.architecture != architecture:
+        raise WeightsError(
+            f"{path} has the architecture of {REGISTRY[architecture].title}, not that of "
+            f"{row.title}; load it by its path alone."
+        )
     with torch.device("meta"):  # random initialisation of ViT-H would take half a minute
         parts, image_size = _build(architecture, state)
     assign(parts, state, path)
-    return Backbone(
-        expected or _spec_of_file(architecture, path, digest, image_size), parts, digest
-    )
+    spec = _spec_of_file(row, architecture, path, digest, image_size)
+    return Backbone(spec, parts, digest)
 
 
 def _build(architecture: str, state: dict[str, torch.Tensor]) -> tuple[SamParts, int]:
@@ -100,20 +109,29 @@ def _build(architecture: str, state: dict[str, torch.Tensor]) -> tuple[SamParts,
     return build_vit(size), size.image_size
 
 
-def _spec_of_file(architecture: str, path: Path, digest: str, image_size: int) -> BackboneSpec:
-    """Describe a file by the registry row of its hash or, failing that, of its architecture."""
+def _spec_of_file(
+    row: BackboneSpec | None, architecture: str, path: Path, digest: str, image_size: int
+) -> BackboneSpec:
+    """Describe a file by the registry row of its hash, else of what the user called it (`row`).
+
+    Failing both, by the row of the name of the file, where nobody states a hash, or of its
+    architecture.
+    """
     for spec in REGISTRY.values():
         if spec.sha256 == digest:
             return spec
-    row = REGISTRY[architecture]
+        unhashed = spec.sha256 is None and spec.architecture == architecture
+        if row is None and unhashed and spec.file_name == path.name:
+            row = spec
+    row = row or REGISTRY[architecture]
     return replace(
         row,
-        title=f"{path.stem} ({row.title} architecture)",
+        title=f"{path.stem} (as {row.title})",
         url=None,
         file_name=path.name,
         sha256=None,
         size_bytes=None,
         licence="not stated",
         image_size=image_size,
-        note="Loaded from a file; the normalisation of the published checkpoint is assumed.",
+        note=f"Loaded from a file; the normalisation of {row.title} is assumed.",
     )

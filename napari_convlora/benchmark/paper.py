@@ -316,6 +316,8 @@ def to_adapter(trained: Trained, data: PaperData, config: PaperConfig, seed: int
     return Adapter(
         backbone_name=backbone.spec.name,
         backbone_sha256=backbone.checkpoint_sha256,
+        pixel_mean=backbone.spec.pixel_mean,
+        pixel_std=backbone.spec.pixel_std,
         model=trained.model.config,
         classes=default_classes(data.task.n_classes),
         normalizer=Normalizer((0.0,) * 3, (255.0,) * 3),

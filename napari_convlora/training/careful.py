@@ -6,6 +6,7 @@ import gc
 import math
 import statistics
 import time
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 
 import torch
@@ -20,6 +21,9 @@ from napari_convlora.training.step import train_step
 
 _MEASURED = 3
 """Steps that are measured before the round says what it takes."""
+
+_RECENT = 10
+"""Steps that tell what the next ones will take."""
 
 _FREE_SHARE = 0.8
 """Share of the free memory that a step may keep for its gradient, which needs some itself."""
@@ -39,6 +43,8 @@ class CarefulSteps:
         As for `train_step`.
     decoder_steps
         How many steps at the start leave the encoder as it is; all of them if nothing adapts it.
+    tiles_after
+        How many tiles the round predicts after its last step.
     """
 
     def __init__(
@@ -47,11 +53,14 @@ class CarefulSteps:
         optimiser: torch.optim.Optimizer,
         parameters: Sequence[Tensor],
         decoder_steps: int,
+        tiles_after: int = 0,
     ) -> None:
         self._run, self._optimiser, self._parameters = run, optimiser, parameters
-        self._decoder_steps = decoder_steps
+        self._decoder_steps, self._tiles_after = decoder_steps, tiles_after
         self._done = 0
-        self._seconds: dict[bool, list[float]] = {True: [], False: []}
+        self._seconds = {kind: deque[float](maxlen=_RECENT) for kind in (True, False)}
+        self._began = run.elapsed()
+        self._stepping = 0.0
         self._told = False
 
     def try_encoder(self) -> Iterator[Adjusted]:
@@ -92,8 +101,11 @@ class CarefulSteps:
         MemoryError or RuntimeError
             Memory ran out, and there is nothing left to do without.
         """
+        if not self._done:
+            self._began = self._run.elapsed()
         loss = yield from self._step(views, seed, decoder_only, self._optimiser)
         self._done += 1
+        self._stepping += self._seconds[decoder_only][-1]
         known = self._seconds[False] or self._decoder_steps == self._run.config.max_steps
         if not self._told and self._done >= _MEASURED and known:
             self._told = True
@@ -112,15 +124,16 @@ class CarefulSteps:
             views = views[: run.plan.views(decoder_only)]
             arguments = run, views, optimiser, self._parameters, seed, decoder_only
             try:
-                if self._told:
-                    return train_step(*arguments)
                 began = time.monotonic()
-                with (
-                    peak_memory(run.device) as peak,
-                    kept_bytes(run.model, self._limit(decoder_only)),
-                ):
+                if self._told:
                     loss = train_step(*arguments)
-                run.peak_memory = max(run.peak_memory, peak[0])
+                else:
+                    with (
+                        peak_memory(run.device) as peak,
+                        kept_bytes(run.model, self._limit(decoder_only)),
+                    ):
+                        loss = train_step(*arguments)
+                    run.peak_memory = max(run.peak_memory, peak[0])
                 self._seconds[decoder_only].append(time.monotonic() - began)
                 return loss
             except (MemoryError, RuntimeError) as error:
@@ -160,13 +173,25 @@ class CarefulSteps:
         return Adjusted(f"Memory ran out at step {self._done + 1}; the round goes on {how}.")
 
     def _planned(self) -> Planned:
-        config = self._run.config
-        median = {
-            kind: statistics.median(seconds) for kind, seconds in self._seconds.items() if seconds
-        }
+        per_step = statistics.median(self._seconds[False] or self._seconds[True])
+        return Planned(per_step, self._run.peak_memory, self.seconds_left() or 0.0)
+
+    def seconds_left(self) -> float | None:
+        """See `Step.seconds_left`."""
+        if self._done < _MEASURED:
+            return None
+        run, config = self._run, self._run.config
+        decoder, encoder = (
+            statistics.fmean(self._seconds[kind] or self._seconds[not kind])
+            for kind in (True, False)
+        )
         decoder_left = max(0, self._decoder_steps - self._done)
         encoder_left = config.max_steps - self._done - decoder_left
-        left = decoder_left * median.get(True, 0) + encoder_left * median.get(False, 0)
+        elapsed = run.elapsed()
+        # Previews and scores go on between the steps as they did until now.
+        between = max(1.0, (elapsed - self._began) / max(self._stepping, 1e-9))
+        left = between * (decoder_left * decoder + encoder_left * encoder)
         if config.max_minutes is not None:
-            left = min(left, max(0.0, 60 * config.max_minutes - self._run.elapsed()))
-        return Planned(median.get(False, median.get(True, 0.0)), self._run.peak_memory, left)
+            left = min(left, max(0.0, 60 * config.max_minutes - elapsed))
+        tiles = self._tiles_after + run.control.planes_after * run.tiles_per_plane
+        return left + tiles * run.seconds_per_tile

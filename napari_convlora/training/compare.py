@@ -75,6 +75,14 @@ def taken_back(images: Sequence[LabelledImage], learnt: Learnt) -> bool:
     return erased > _RETOUCHED * known
 
 
+def most_tiles(run: RoundState, rival: Rival | None) -> int:
+    """Return how many tiles `compare` will predict at most."""
+    if rival is None or not rival.learnt:
+        return 0
+    held = sum(bool((truth != VOID).any()) for truth in run.data.held)
+    return 2 * _REGIONS * held
+
+
 def compare(run: RoundState, rival: Rival | None) -> dict[str, Any]:
     """Return mean IoU of both adapters, or why they cannot be compared; empty without a rival.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -101,7 +102,11 @@ def preview(run: RoundState, stage: str) -> Iterator[Preview]:
             cache=run.cache,
         )
     )
+    tiles, began = 0, time.monotonic()
     for _ in steps:
         if run.control.stopping:
             return
+        tiles += 1
+    run.tiles_per_plane = tiles
+    run.seconds_per_tile = (time.monotonic() - began) / max(1, tiles)
     yield Preview(image, plane, run.ids[steps.value.argmax(0)], stage)

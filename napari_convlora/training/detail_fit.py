@@ -20,7 +20,7 @@ from torch import Tensor
 
 from napari_convlora.detail import KINDS, SCALES, DetailBranch, n_features
 from napari_convlora.devices import seed_draws
-from napari_convlora.losses import class_weights
+from napari_convlora.losses import class_weights, weighted_cross_entropy
 
 _BATCH = 512
 _LEARNING_RATE = 6e-3
@@ -128,9 +128,8 @@ def fit(
                 readings = branch.readings(shown)
             loss = known.new_zeros(())
             for said, teaching in zip(readings, teachings, strict=False):
-                loss = loss + F.cross_entropy(
-                    said[:n_drawn], truth, weights, label_smoothing=_SMOOTHING
-                )
+                each = weighted_cross_entropy(said[:n_drawn], truth, weights, _SMOOTHING)
+                loss = loss + each.sum() / weights[truth].sum()
                 if opinion is not None:
                     loss = loss + teaching * F.cross_entropy(said[n_drawn:], opinion[taught])
             optimiser.zero_grad()

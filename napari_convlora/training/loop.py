@@ -29,7 +29,7 @@ from napari_convlora.feature_cache import FeatureCache
 from napari_convlora.sampling import view_pool
 from napari_convlora.training.average import WeightAverage
 from napari_convlora.training.careful import CarefulSteps
-from napari_convlora.training.compare import Rival, compare
+from napari_convlora.training.compare import Rival, compare, most_tiles
 from napari_convlora.training.detail import fit_detail, preview
 from napari_convlora.training.start import begin_head
 from napari_convlora.training.state import RoundState
@@ -144,7 +144,7 @@ def _adapt(run: RoundState, rival: Rival | None) -> Iterator[Event]:
     kept = -math.inf
     broken_off = {} if rival is None else {"why": "it was broken off"}
     decoder_steps = math.ceil(alone * end) if adapter else end
-    careful = CarefulSteps(run, optimiser, parameters, decoder_steps)
+    careful = CarefulSteps(run, optimiser, parameters, decoder_steps, most_tiles(run, rival))
     yield from careful.try_encoder()
     while step < end:
         if control.keep_every is not None and time.monotonic() - kept >= control.keep_every:
@@ -189,7 +189,7 @@ def _adapt(run: RoundState, rival: Rival | None) -> Iterator[Event]:
         else:
             average.update()
         step += 1
-        yield Step(step, config.max_steps, loss, run.elapsed())
+        yield Step(step, config.max_steps, loss, run.elapsed(), careful.seconds_left())
         if step % config.score_every == 0 and run.confusion.any():
             score = take_score(run)
             yield Scored(step, score, run.data.holds_out)

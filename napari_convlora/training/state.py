@@ -100,6 +100,7 @@ class RoundState:
         self.details, self.blind = FeatureCache(_DETAIL_BYTES), list[DetailBranch]()
         self.plan = Plan(self.device, config.batch, config.decoder_batch)
         self.peak_memory = 0
+        self.tiles_per_plane, self.seconds_per_tile = 0, 0.0  # of the last preview
         self.start = time.monotonic()
 
     def _detail_of(self, adapter: Adapter) -> DetailBranch | None:
@@ -109,6 +110,9 @@ class RoundState:
         if (
             detail is None
             or adapter.backbone_sha256 != self.model.backbone.checkpoint_sha256
+            # None: as the checkpoint says, which is what this round does.
+            or adapter.pixel_mean not in (None, self.model.backbone.spec.pixel_mean)
+            or adapter.pixel_std not in (None, self.model.backbone.spec.pixel_std)
             # An id may have been given away and taken again; a name tells.
             or [(c.id, c.name) for c in adapter.classes] != [(c.id, c.name) for c in self.classes]
             or len(own.low) != len(new.low)
@@ -222,6 +226,8 @@ class RoundState:
         return Adapter(
             backbone_name=self.model.backbone.spec.name,
             backbone_sha256=self.model.backbone.checkpoint_sha256,
+            pixel_mean=self.model.backbone.spec.pixel_mean,
+            pixel_std=self.model.backbone.spec.pixel_std,
             model=self.model.config,
             classes=self.classes,
             normalizer=self.normalizer,

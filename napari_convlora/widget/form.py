@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qtpy.QtCore import Qt
+from qtpy.QtCore import QLocale, Qt
+from qtpy.QtGui import QValidator
 from qtpy.QtWidgets import (
     QAbstractButton,
     QComboBox,
+    QDoubleSpinBox,
     QFormLayout,
     QLabel,
     QListWidget,
@@ -70,6 +72,32 @@ class Unfolding(QPushButton):
         """Say something else on the button."""
         self._title = title
         self.setText(f"{title} {'▸' if self._content.isHidden() else '▾'}")
+
+
+class _EitherPoint(QValidator):
+    """Takes a comma for the point of a number box, whichever it is given."""
+
+    def __init__(self, box: QDoubleSpinBox) -> None:
+        super().__init__(box)
+        self._box = box
+
+    def validate(self, text: str | None, position: int) -> tuple[QValidator.State, str, int]:
+        """Replace commas in `text`, and ask the box about the rest."""
+        return self._box.validate((text or "").replace(",", "."), position)
+
+
+def read_points_and_commas(panel: QWidget) -> None:
+    """Let every field of `panel` read 2.5 and 2,5 alike, whatever the computer's language is.
+
+    A box drops what it does not expect, or takes it for a mark of thousands: one of the two is 25.
+    """
+    plain = QLocale(QLocale.Language.C)
+    plain.setNumberOptions(
+        QLocale.NumberOption.OmitGroupSeparator | QLocale.NumberOption.RejectGroupSeparator
+    )
+    for box in panel.findChildren(QDoubleSpinBox):
+        box.setLocale(plain)
+        box.lineEdit().setValidator(_EitherPoint(box))
 
 
 def leave_keys_to_canvas(panel: QWidget) -> None:

@@ -214,6 +214,8 @@ def adapt(snapshots: Sequence[Snapshot], classes: Sequence[ClassInfo], recipe: R
         places, event = [where for where, _ in first], None
         if is_large(snapshots[0].annotations.shape):
             controls.training.places = places
+        else:
+            controls.training.planes_after = len(snapshots[0].annotations)
         for event in state.run_round(images, classes, controls.training):
             yield _in_place(event, snapshots[0], places)
         if isinstance(event, Finished):

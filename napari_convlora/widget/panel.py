@@ -33,7 +33,7 @@ from napari_convlora.widget.auto_adapt import AutoAdapt
 from napari_convlora.widget.class_table import ClassTable
 from napari_convlora.widget.counting import Counts
 from napari_convlora.widget.docking import Docking
-from napari_convlora.widget.form import Unfolding, leave_keys_to_canvas
+from napari_convlora.widget.form import Unfolding, leave_keys_to_canvas, read_points_and_commas
 from napari_convlora.widget.history import History
 from napari_convlora.widget.instances_section import InstancesSection
 from napari_convlora.widget.jobs import Recipe
@@ -315,6 +315,7 @@ class ConvLoRAWidget(QWidget):
             column.addWidget(part)
         column.addStretch()
         leave_keys_to_canvas(inside)
+        read_points_and_commas(inside)
         scroll = QScrollArea()
         scroll.setWidgetResizable(True)
         scroll.setFrameShape(QFrame.Shape.NoFrame)
@@ -330,7 +331,9 @@ class ConvLoRAWidget(QWidget):
         self.source.image_chosen.connect(self._on_image)
         self.source.annotations_chosen.connect(self._on_annotations)
         self.source.file_asked.connect(
-            lambda: dialogs.with_checkpoint(self, self.source.choose_backbone)
+            lambda said: dialogs.with_checkpoint(
+                self, lambda path: self.source.choose_backbone(f"{said}{path}")
+            )
         )
         self._annotate.clicked.connect(self.start_annotating)
         QShortcut(QKeySequence(_BRUSH_KEY), self).activated.connect(self.start_annotating)
@@ -354,7 +357,6 @@ class ConvLoRAWidget(QWidget):
         flow.found.connect(self._on_found)
         flow.ready.connect(self.source.set_backbones)
         flow.started.connect(self._on_started)
-        flow.planned.connect(bar.show_plan)
         flow.stepped.connect(self._on_steps)
         flow.scored.connect(lambda s: self.plot.add(scores=[(s.step, s.score)]))
         flow.tiled.connect(bar.show_tiles)
@@ -481,7 +483,7 @@ class ConvLoRAWidget(QWidget):
         self._news = ""
         self.plot.restart(total_steps, held_out)
         self.plot.show()
-        self.run_bar.restart(total_steps, self.settings.train_config().max_minutes)
+        self.run_bar.restart()
 
     def _on_steps(self, steps: list) -> None:
         self.plot.add(losses=[(s.step, s.loss) for s in steps])

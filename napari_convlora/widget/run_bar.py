@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from qtpy.QtCore import Signal
+from qtpy.QtCore import QTimer, Signal
 from qtpy.QtGui import QKeySequence
 from qtpy.QtWidgets import (
     QHBoxLayout,
@@ -17,11 +19,14 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_convlora.events import Planned, Step, duration_text
+from napari_convlora.events import Step, duration_text
 from napari_convlora.widget.form import words
 from napari_convlora.widget.status_line import StatusLine
 
 ADAPT_KEY, STOP_KEY = "Ctrl+Return", "Ctrl+."
+_RECENT = 50
+"""Steps whose mean is shown as the seconds of one."""
+
 _ADAPT = "Learn from everything painted so far, then predict the image (Ctrl+Enter)."
 _STOP = f"End this and keep what was learnt ({STOP_KEY})."
 
@@ -49,10 +54,12 @@ class RunBar(QWidget):
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._running = self._paused = False
-        self._first: Step | None = None
-        self._max_seconds: float | None = None
-        self._planned: Planned | None = None
-        self._end = 0.0
+        self._recent = deque[Step](maxlen=_RECENT)
+        self._said = 0.0
+        self._since = 0.0
+        self._clock = QTimer(self)
+        self._clock.setInterval(1000)
+        self._clock.timeout.connect(self._show_wait)
         self.main_button = QPushButton("Adapt")
         self.pause_button = QPushButton("Pause")
         self.bar = QProgressBar()
@@ -97,47 +104,58 @@ class RunBar(QWidget):
         self.pause_button.setText("Resume" if paused else "Pause")
         self.pause_button.setEnabled(phase in ("starting", "training"))
         if phase == "starting":
-            self.bar.setRange(0, 0)
-            self.words.setText(" ")
+            self._wait()
         elif phase == "idle":
+            self._clock.stop()
             self.words.setText(" ")
 
-    def restart(self, total_steps: int, max_minutes: float | None = None) -> None:
+    def restart(self) -> None:
         """Begin the count of a round."""
-        self._first = self._planned = None
-        self._end = 0.0
-        self._max_seconds = None if max_minutes is None else 60 * max_minutes
-        self.bar.setRange(0, 0)  # the detail branch is fitted before the first step
-        self.words.setText(f"step 0 of {total_steps}")
-
-    def show_plan(self, planned: Planned) -> None:
-        """Take up what the round takes, as later steps take longer than the first."""
-        self._planned = planned
+        self._recent.clear()
+        self._wait()  # the detail branch is fitted before the first step
 
     def show_steps(self, steps: Sequence[Step]) -> None:
-        """Show the last step, the seconds each takes and the time left."""
+        """Show the last step, and every second what each takes and the time left."""
         last = steps[-1]
-        self._first = self._first or steps[0]
+        self._clock.stop()
         self.bar.setRange(0, last.total_steps)
         self.bar.setValue(last.step)
+        new = not self._recent
+        self._recent.extend(steps)
+        if not new and last.seconds - self._said < 1 and last.step < last.total_steps:
+            return
+        self._said = last.seconds
         text = f"step {last.step} of {last.total_steps}"
-        if self._planned is not None:
-            self._end = last.seconds + self._planned.seconds_left
-            self._planned = None
-        done = last.step - self._first.step
-        if done > 0:
-            pace = (last.seconds - self._first.seconds) / done
-            left = max(pace * (last.total_steps - last.step), self._end - last.seconds)
-            if self._max_seconds is not None:
-                left = min(left, max(0.0, self._max_seconds - last.seconds))
-            text += f" · {pace:.2f} s per step · {duration_text(left)} left"
+        first = self._recent[0]
+        if last.step > first.step:
+            pace = (last.seconds - first.seconds) / (last.step - first.step)
+            text += f" · {pace:.2f} s per step"
+        if last.seconds_left is not None:
+            text += f" · about {duration_text(last.seconds_left)} left"
         self.words.setText(text)
 
     def show_tiles(self, tiles: Any) -> None:
         """Show how much of the image is predicted."""
+        self._clock.stop()
         self.bar.setRange(0, tiles.total)
         self.bar.setValue(tiles.done)
         self.words.setText(f"predicting: tile {tiles.done} of {tiles.total}")
+
+    def _wait(self) -> None:
+        """Show the seconds until something can be counted.
+
+        Qt's own bar without an end is drawn so often that it takes a part of a core from training.
+        """
+        if self._clock.isActive():
+            return
+        self._since = time.monotonic()
+        self.bar.setRange(0, 1)
+        self.bar.setValue(0)
+        self._show_wait()
+        self._clock.start()
+
+    def _show_wait(self) -> None:
+        self.words.setText(f"preparing · {duration_text(time.monotonic() - self._since)}")
 
     def _on_key(self, stops: bool) -> None:
         if self._running == stops and self.main_button.isEnabled():

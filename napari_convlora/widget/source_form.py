@@ -13,10 +13,13 @@ from napari_convlora.widget.form import Form
 
 # No `from __future__ import annotations` here: magicgui reads annotations at run time.
 
-_FILE, _PLANES, _NEW = "\0file", "\0planes", "\0new"
+_FILE, _MEDSAM_FILE, _PLANES, _NEW = "\0file", "\0medsam file", "\0planes", "\0new"
 # None cannot be chosen: magicgui takes it for no choice at all, and says nothing.
 _MOST_CHANNELS = 64
 """Of an axis that may be chosen; a longer one is more likely a side of the image."""
+_MEDSAM = "medsam:"
+"""Before the path of a file: its pixels are normalised as MedSAM's."""
+
 _DEFAULT = {"litemedsam": "LiteMedSAM (TinyViT, 256 px)"}
 
 
@@ -37,12 +40,12 @@ class SourceForm(QObject):
     annotations_chosen
         A Labels layer to use as annotations; None asks for a new one.
     file_asked
-        The user wants to choose a checkpoint file.
+        The user wants to choose a checkpoint file; with what to put before its path.
     """
 
     image_chosen = Signal()
     annotations_chosen = Signal(object)
-    file_asked = Signal()
+    file_asked = Signal(str)
 
     def __init__(
         self, viewer: Any, fits: Callable[[Labels], bool], parent: QObject | None = None
@@ -138,9 +141,10 @@ class SourceForm(QObject):
         self._show_backbone()
 
     def choose_backbone(self, name_or_path: str) -> None:
-        """Choose a backbone by name, or a checkpoint by path."""
+        """Choose a backbone by name, or a checkpoint by path, if need be with a name before it."""
         if name_or_path not in self._backbones:
-            self._files[name_or_path] = Path(name_or_path).name
+            said = _MEDSAM if name_or_path.startswith(_MEDSAM) else ""
+            self._files[name_or_path] = said + Path(name_or_path.removeprefix(said)).name
         self._last_backbone = name_or_path
         self._show_backbone()
 
@@ -186,7 +190,11 @@ class SourceForm(QObject):
 
     def _backbone_choices(self, _: Any = None) -> list[tuple[str, str]]:
         known = [(title, name) for name, title in {**self._backbones, **self._files}.items()]
-        return [*known, ("checkpoint file…", _FILE)]
+        return [
+            *known,
+            ("checkpoint file…", _FILE),
+            ("checkpoint file tuned from MedSAM…", _MEDSAM_FILE),
+        ]
 
     def _on_image(self) -> None:
         if not self._quiet:
@@ -207,8 +215,8 @@ class SourceForm(QObject):
     def _on_backbone(self, name: Any) -> None:
         if self._quiet or name is None:
             return
-        if name == _FILE:
+        if name in (_FILE, _MEDSAM_FILE):
             self._show_backbone()  # until a file is really chosen
-            self.file_asked.emit()
+            self.file_asked.emit(_MEDSAM if name == _MEDSAM_FILE else "")
         else:
             self._last_backbone = name

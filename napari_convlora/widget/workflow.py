@@ -318,7 +318,8 @@ class Workflow(QObject):
             case events.Planned():
                 self.planned.emit(message)
                 if not self._stopping:
-                    self.said.emit(str(message))
+                    # The bar says what is left, which changes; this line would stay.
+                    self.said.emit(f"{message.needs}.")
             case events.Adjusted() | events.Silent():
                 self.said.emit(str(message))
             case events.Scored():

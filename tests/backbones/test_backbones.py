@@ -127,6 +127,11 @@ def test_no_prompt_is_segment_anything_at_the_native_size() -> None:
         assert torch.equal(backbone.no_prompt((grid, grid))[0], image_pe)
 
 
+def test_every_row_names_a_row_of_its_architecture() -> None:
+    for row in REGISTRY.values():
+        assert REGISTRY[row.architecture].architecture == row.architecture
+
+
 @pytest.mark.parametrize("arch", ["vit_b", "vit_l", "vit_h", "vit_t", "litemedsam"])
 def test_architecture_is_detected(arch: str) -> None:
     with torch.device("meta"):
@@ -206,6 +211,53 @@ def test_hash_of_a_named_checkpoint_is_checked(
     monkeypatch.setitem(REGISTRY, "vit_b", row)
     assert load_backbone("vit_b").spec is row
     assert load_backbone(path).spec is row  # recognised by its hash
+
+
+PLAIN, SAM = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), (0.485, 0.456, 0.406)
+
+
+def test_medsam_sees_plain_pixels_however_it_is_named(
+    small_vit: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NAPARI_CONVLORA_WEIGHTS", str(tmp_path))
+    published = save(small_vit, tmp_path / "medsam_vit_b.pth")
+    tuned = save(small_vit, tmp_path / "tuned.pth")
+    for asked in ("medsam", published, str(published), f"medsam:{tuned}"):
+        spec = load_backbone(asked).spec
+        assert (spec.pixel_mean, spec.pixel_std) == PLAIN
+        assert (spec.name, spec.architecture, spec.clicks) == ("medsam", "vit_b", False)
+    for asked in (tuned, f"vit_b:{published}"):
+        spec = load_backbone(asked).spec
+        assert spec.pixel_mean == pytest.approx(SAM, abs=1e-3)
+        assert spec.name == "vit_b"
+
+
+def test_a_known_hash_decides_whatever_a_file_is_called(
+    small_vit: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(small_vit, tmp_path / "medsam_vit_b.pth")
+    row = replace(REGISTRY["vit_b"], sha256=load_backbone(path).checkpoint_sha256)
+    monkeypatch.setitem(REGISTRY, "vit_b", row)
+    assert load_backbone(path).spec is row
+    assert load_backbone(f"medsam:{path}").spec is row
+
+
+def test_a_name_of_another_architecture_is_one_sentence(
+    small_vit: dict[str, Tensor], tmp_path: Path
+) -> None:
+    path = save(small_vit, tmp_path / "model.pth")
+    with pytest.raises(WeightsError, match="architecture of SAM ViT-B, not that of LiteMedSAM"):
+        load_backbone(f"litemedsam:{path}")
+    with pytest.raises(WeightsError, match="no backbone or checkpoint file called 'medsam:absent"):
+        load_backbone("medsam:absent.pth")
+
+
+def test_who_lacks_medsam_is_told_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NAPARI_CONVLORA_WEIGHTS", str(tmp_path))
+    with pytest.raises(WeightsError, match=r"medsam_vit_b.pth from https://github.com/\S+ and put"):
+        load_backbone("medsam")
 
 
 class Malicious:

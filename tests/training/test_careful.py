@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -17,7 +18,9 @@ from napari_convlora.backbones import Backbone
 from napari_convlora.events import Adjusted, Failed, Finished, Planned, RunControl, Step
 from napari_convlora.feature_cache import FeatureCache
 from napari_convlora.model import SemanticSAM
-from napari_convlora.training import adapt, careful
+from napari_convlora.prediction import Returning
+from napari_convlora.training import adapt, careful, detail, loop, state
+from napari_convlora.training.compare import Rival
 from napari_convlora.training.plan import Plan
 from napari_convlora.training.state import RoundState
 from tests.training.rounds import CLASSES, QUICK, Scene, finished
@@ -240,6 +243,64 @@ def test_a_round_says_what_it_takes_after_three_steps(backbone: Backbone, scene:
     assert 1e8 < plan.peak_memory < psutil.virtual_memory().total
     assert str(plan).startswith("A step takes ")
     assert finished(events).adapter.summary["peak_memory"] == plan.peak_memory
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A clock of the training that goes on only when it is told to."""
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    for module in (careful, detail, loop, state):
+        monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+def test_the_time_left_follows_steps_that_slow_down(
+    backbone: Backbone, scene: Scene, clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken, train_step = [1.0] * 20 + [4.0] * 40, careful.train_step
+
+    def slow(*arguments: object) -> float:
+        clock.now += taken.pop(0)
+        return train_step(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(careful, "train_step", slow)
+    config = replace(QUICK, max_steps=60, decoder_share=0.0, patience=100)
+    events = list(adapt(backbone, [scene()[0]], CLASSES, config=config))
+    left = {e.step: e.seconds_left for e in events if isinstance(e, Step)}
+    assert left[1] is left[2] is None
+    assert left[20] == pytest.approx(40)
+    assert 40 < left[25] < 35 * 4
+    assert left[40] == pytest.approx(20 * 4)
+    assert left[60] == 0
+
+
+def test_the_time_left_knows_what_follows_the_last_step(
+    backbone: Backbone, scene: Scene, clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every tile takes 3 s, and the image is one of ten planes."""
+    plane_logits = detail.plane_logits
+
+    def slow(*arguments: object, **more: object) -> Iterator[object]:
+        steps = Returning(plane_logits(*arguments, **more))  # type: ignore[arg-type]
+        for step in steps:
+            tiles.append(step)
+            clock.now += 3
+            yield step
+        return steps.value
+
+    tiles: list[object] = []
+    monkeypatch.setattr(detail, "plane_logits", slow)
+    control = RunControl()
+    control.planes_after = 10
+    image, truth = scene(256, 288)
+    image = replace(image, annotations=truth)  # so many labels that some are held out
+    first = finished(adapt(backbone, [image], CLASSES, config=QUICK)).adapter
+    per_plane = len(tiles)
+    rival = Rival(first, {"elsewhere": ((1, 2, 3), np.zeros(1, np.uint8))})
+    for known, more in ((None, 0), (rival, 3 * 8)):
+        rounds = adapt(backbone, [image], CLASSES, config=QUICK, control=control, rival=known)
+        last = [e for e in rounds if isinstance(e, Step)][-1]
+        assert last.seconds_left == pytest.approx(3 * per_plane * 10 + more)
 
 
 def test_a_time_limit_bounds_what_is_left(backbone: Backbone, scene: Scene) -> None:

@@ -56,6 +56,16 @@ def test_rare_classes_drawn_often_do_not_spread() -> None:
     assert share_called_rare(torch.tensor([90_000, 2_000])) < 0.5 * share_called_rare(None)
 
 
+def test_a_rare_class_takes_no_certainty_from_a_common_one() -> None:
+    features = torch.randn(1000, 24, generator=torch.Generator().manual_seed(0))
+    target = (torch.arange(1000) >= 999).long()
+    features[:, 0] += 8.0 * target
+    torch.manual_seed(0)
+    branch = DetailBranch(1, 0, 2)
+    list(fit(branch, features, target, steps=60))
+    assert branch(features).softmax(1)[:999, 0].median() > 0.9
+
+
 def test_a_few_labels_leave_elsewhere_to_what_a_forest_would_say() -> None:
     """Two labelled spots far apart; what lies between is decided by one feature of many."""
     generator = torch.Generator().manual_seed(0)

@@ -6,7 +6,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from napari.utils.interactions import mouse_press_callbacks, mouse_release_callbacks
+from napari.utils.interactions import (
+    mouse_double_click_callbacks,
+    mouse_press_callbacks,
+    mouse_release_callbacks,
+)
 from qtpy.QtCore import QPoint, Qt
 
 from napari_convlora.project import Project
@@ -119,7 +123,8 @@ def test_nothing_begins_while_a_polygon_is_drawn(ready, paint, wait, qtbot):
     widget.automatic.setChecked(True)
     qtbot.wait(700)
     assert not widget.running
-    regions._finish_drawing()
+    event.type = "mouse_double_click"
+    mouse_double_click_callbacks(regions, event)
     qtbot.waitUntil(lambda: widget.running)
     wait(widget)
 

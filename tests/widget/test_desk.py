@@ -7,13 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from napari.utils.shortcuts import default_shortcuts
-from qtpy.QtCore import QPoint, Qt
+from qtpy.QtCore import QLocale, QPoint, Qt
 from qtpy.QtGui import QAction, QKeySequence
+from qtpy.QtTest import QTest
 from qtpy.QtWidgets import (
     QAbstractSpinBox,
     QApplication,
     QCheckBox,
     QComboBox,
+    QDoubleSpinBox,
     QLineEdit,
     QPushButton,
     QShortcut,
@@ -270,3 +272,34 @@ def test_every_control_says_what_it_does(desk):
     silent = [w for w in silent if not panel.offer.isAncestorOf(w)]  # its sentence says it
     assert len(controls) > 40
     assert [getattr(w, "text", lambda: "")() or w for w in silent] == []
+
+
+@pytest.mark.parametrize("language", ["de_DE", "fr_FR", "en_US", "de_CH"])
+def test_a_number_means_the_same_in_every_language(
+    language, make_napari_viewer_proxy, make_widget, request
+):
+    before = QLocale()
+    request.addfinalizer(lambda: QLocale.setDefault(before))
+    QLocale.setDefault(QLocale(language))
+    panel = make_widget(make_napari_viewer_proxy())
+    boxes = panel.findChildren(QDoubleSpinBox)
+    assert len(boxes) >= 2
+    for box in boxes:
+        for typed in ("2.5", "2,5"):
+            box.setValue(box.minimum())
+            box.lineEdit().selectAll()
+            QTest.keyClicks(box.lineEdit(), typed)
+            assert box.value() == 2.5
+            QTest.keyClick(box.lineEdit(), Qt.Key.Key_Return)
+            assert box.value() == 2.5
+            assert box.text() == "2.50"
+            QApplication.clipboard().setText(f"1{typed}")
+            box.lineEdit().selectAll()
+            box.lineEdit().paste()
+            assert box.value() == 12.5
+        box.setValue(1234.5)
+        assert box.text() == "1234.50"
+        box.setValue(box.minimum())
+        assert box.text() in ("no limit", "never")
+    train = panel.settings.train_config()
+    assert train.max_minutes is train.preview_seconds is None

@@ -171,3 +171,19 @@ def test_a_file_name_gets_the_ending_of_its_kind(monkeypatch, tmp_path, typed, w
     # Qt has asked about a name with an ending.
     assert asked == (["Replace 'mine.tif'?"] if typed == "mine" else [])
     assert len(chosen) == (1 if typed == "mine" else 2)
+
+
+def test_a_checkpoint_tuned_from_medsam_is_loaded_as_such(
+    make_napari_viewer_proxy, make_widget, qtbot, tmp_path, monkeypatch
+):
+    panel = make_widget(make_napari_viewer_proxy())
+    file = str(tmp_path / "tuned.pth")
+    monkeypatch.setattr(dialogs.QFileDialog, "getOpenFileName", lambda *_: (file, ""))
+    combo = panel.source.backbone_combo.native
+    for entry, backbone in (
+        ("checkpoint file…", file),
+        ("checkpoint file tuned from MedSAM…", f"medsam:{file}"),
+    ):
+        combo.setCurrentText(entry)
+        qtbot.waitUntil(lambda wanted=backbone: panel.source.backbone == wanted)
+    assert combo.currentText() == "medsam:tuned.pth"

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import numpy as np
+from qtpy.QtCore import QEvent, QObject
 
-from napari_convlora.events import Planned, Step
+from napari_convlora.events import Step
 from napari_convlora.training import careful
 from napari_convlora.widget.run_bar import RunBar
+
+
+class Paints(QObject):
+    """Counts how often a widget is drawn."""
+
+    count = 0
+
+    def eventFilter(self, widget, event):
+        self.count += event.type() == QEvent.Type.Paint
+        return False
 
 
 def test_the_cache_is_shown_and_can_be_emptied(ready, wait):
@@ -53,15 +64,36 @@ def test_the_status_says_what_a_step_takes_and_that_memory_ran_out(ready, wait, 
     assert len(widget.plot.losses) == 6
 
 
-def test_the_time_left_knows_of_the_slower_steps_to_come(qtbot):
+def test_the_time_left_is_that_of_the_last_step_and_changes_once_a_second(qtbot):
     bar = RunBar()
     qtbot.addWidget(bar)
-    bar.restart(100)
-    bar.show_plan(Planned(2.0, 10**9, 150.0))
+    bar.restart()
     bar.show_steps([Step(3, 100, 1.0, 3.0)])
-    bar.show_steps([Step(13, 100, 1.0, 13.0)])
-    assert bar.words.text() == "step 13 of 100 · 1.00 s per step · 2 min 20 s left"
-    bar.restart(100)
-    bar.show_steps([Step(1, 100, 1.0, 1.0)])
-    bar.show_steps([Step(11, 100, 1.0, 6.0)])
-    assert bar.words.text().endswith("44 s left")
+    assert bar.words.text() == "step 3 of 100", "not yet known"
+    bar.show_steps([Step(13, 100, 1.0, 13.0, 140.0)])
+    assert bar.words.text() == "step 13 of 100 · 1.00 s per step · about 2 min 20 s left"
+    bar.show_steps([Step(14, 100, 1.0, 13.9, 300.0)])
+    assert bar.words.text().startswith("step 13 of 100")
+    assert bar.bar.value() == 14
+    bar.show_steps([Step(15, 100, 1.0, 14.0, 300.0)])
+    assert bar.words.text().endswith("about 5 min 00 s left")
+    bar.show_steps([Step(99, 100, 1.0, 99.9, 0.4)])
+    bar.show_steps([Step(100, 100, 1.0, 100.0, 0.0)])
+    assert bar.words.text().startswith("step 100 of 100"), "the last one is shown at once"
+
+
+def test_a_bar_that_cannot_count_yet_counts_seconds_and_is_not_drawn_all_the_time(qtbot):
+    bar = RunBar()
+    qtbot.addWidget(bar)
+    bar.show()
+    bar.show_state("starting", paused=False, can_adapt=False)
+    paints = Paints(bar)
+    qtbot.waitUntil(lambda: bar.words.text() == "preparing · 1 s", timeout=5000)
+    bar.bar.installEventFilter(paints)
+    bar.show_state("starting", paused=False, can_adapt=False)
+    qtbot.waitUntil(lambda: bar.words.text() == "preparing · 3 s", timeout=5000)
+    assert paints.count < 5, "Qt draws an indeterminate one 25 times a second or more"
+    bar.show_steps([Step(1, 10, 1.0, 3.0)])
+    assert bar.words.text() == "step 1 of 10"
+    qtbot.wait(1200)
+    assert bar.words.text() == "step 1 of 10"

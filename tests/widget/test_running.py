@@ -31,6 +31,31 @@ def test_stop_keeps_what_was_learnt(ready, qtbot, wait):
     assert viewer.layers["prediction"].data.all()
 
 
+def test_the_time_left_is_shown_and_counts_the_planes_to_predict(
+    qtbot, wait, monkeypatch, paint, make_napari_viewer_proxy, make_widget, halves
+):
+    viewer = make_napari_viewer_proxy()
+    viewer.add_image(np.stack([halves, halves, halves]), name="stack")
+    widget = make_widget(viewer, max_steps=LONG)
+    layer = widget.start_annotating()
+    paint(layer, 1, 10, plane=(0,))
+    paint(layer, 2, 70, plane=(0,))
+    run_round, planes = type(widget.session).run_round, []
+
+    def watched(session, images, classes, control):
+        planes.append(control.planes_after)
+        return run_round(session, images, classes, control)
+
+    monkeypatch.setattr(type(widget.session), "run_round", watched)
+    widget.adapt()
+    assert widget.run_bar.words.text().startswith("preparing · ")
+    qtbot.waitUntil(lambda: " · about " in widget.run_bar.words.text(), timeout=20_000)
+    assert widget.run_bar.words.text().endswith(" left")
+    assert planes == [3]
+    widget.stop()
+    wait(widget)
+
+
 def test_stop_before_the_first_step_keeps_the_adapter_of_before(ready, wait):
     _, widget = ready()
     widget.adapt()
