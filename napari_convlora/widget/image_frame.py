@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import numpy as np
-from napari.layers import Image, Labels
+from napari.layers import Image, Labels, Shapes
 
 from napari_convlora.blocks import Block
 from napari_convlora.config import InputError
@@ -28,10 +29,16 @@ class ImageFrame:
         Never written to.
     channel_axis
         Axis of the image that holds channels, if it is not an RGB image.
+
+    Attributes
+    ----------
+    shapes
+        Shapes layers that were put on the image, for as long as there is any use for them.
     """
 
     def __init__(self, viewer: Viewer, image: Image, channel_axis: int | None = None) -> None:
         self.viewer, self.image = viewer, image
+        self.shapes: WeakSet[Shapes] = WeakSet()
         self.channel_axis = None if image.rgb else channel_axis
 
     @property

@@ -82,6 +82,7 @@ class Images(QObject):
         for record in self._records.values():
             with contextlib.suppress(ConvLoRAError):
                 record.collect_corrections()
+            record.let_go_of_image()
 
     @property
     def records(self) -> list[ImageLayers]:
@@ -376,6 +377,7 @@ class Images(QObject):
             except ConvLoRAError as error:
                 self.failed.emit(str(error))
             if layer is record.image:
+                record.let_go_of_image()
                 del self._records[key]
                 if record is self.current:
                     self.current = None

@@ -143,6 +143,17 @@ def view_job(kept: Kept | None, project: Project) -> Callable[[], None]:
     return write
 
 
+def place_job(kept: Kept, project: Project) -> Callable[[], None]:
+    """Return what writes where an image lies now."""
+    entry = entry_of(kept.record)
+
+    def write() -> None:
+        if kept.stem is not None:
+            project.keep_place(kept.stem, entry.scale, entry.translate)
+
+    return write
+
+
 def _stored_snapshot(project: Project, entry: ImageEntry, background_id: int | None) -> Snapshot:
     """Return an image of a project that is not open, to learn from."""
     painted, regions = project.annotated(entry.stem)

@@ -12,7 +12,7 @@ from skimage.draw import polygon2mask
 
 from napari_convlora.config import InputError
 from napari_convlora.widget import class_colours
-from napari_convlora.widget.new_layer import placement
+from napari_convlora.widget.new_layer import shapes_like
 
 if TYPE_CHECKING:
     from napari_convlora.widget.layers import ImageLayers
@@ -66,14 +66,13 @@ class RegionTool(QObject):
         self.leave()
         if record.viewer.dims.ndisplay != 2:
             raise InputError("Regions are marked on planes; press Ctrl+Y to leave the 3-D view.")
-        layer = Shapes(
-            ndim=len(record.shape),
-            name="review region",
+        layer = shapes_like(
+            record,
+            "review region",
             edge_color="white",
             edge_width=2,
             face_color=[1, 1, 1, 0.2],
             metadata={class_colours.KEY: {"role": "region", "image": record.image.name}},
-            **placement(record),
         )
         self._layer, self._record = layer, record
         layer.bind_key("Escape", lambda _: self.leave(), overwrite=True)
