@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -17,6 +18,9 @@ from napari_convlora.prediction import Returning, plane_logits
 from napari_convlora.sampling import pixel_samples
 from napari_convlora.training.detail_fit import brightness_spread, fit
 from napari_convlora.training.state import RoundState
+
+_SECONDS_EDGE_ON = 2.0
+"""A preview of planes that are seen edge-on begins no other plane after that."""
 
 
 def fit_detail(run: RoundState, detail: DetailBranch) -> Iterator[Preview]:
@@ -90,18 +94,24 @@ def context_share(
 
 
 def preview(run: RoundState, stage: str) -> Iterator[Preview]:
-    """Predict the visible plane; nothing when the round is to stop."""
-    image, plane = run.visible()
-    steps = Returning(
-        plane_logits(
-            run.model,
-            run.data.images[image].image[plane],
-            run.normalizer,
-            run.pixel_scale,
-            cache=run.cache,
+    """Predict the visible plane, or some that are seen edge-on; nothing when the round is to stop.
+
+    Of those as many as take a few seconds; the next preview goes on with others.
+    """
+    began = time.monotonic()
+    for image, plane in run.visible():
+        steps = Returning(
+            plane_logits(
+                run.model,
+                run.data.images[image].image[plane],
+                run.normalizer,
+                run.pixel_scale,
+                cache=run.cache,
+            )
         )
-    )
-    for _ in steps:
-        if run.control.stopping:
+        for _ in steps:
+            if run.control.stopping:
+                return
+        yield Preview(image, plane, run.ids[steps.value.argmax(0)], stage)
+        if time.monotonic() - began > _SECONDS_EDGE_ON:
             return
-    yield Preview(image, plane, run.ids[steps.value.argmax(0)], stage)

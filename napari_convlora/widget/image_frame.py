@@ -84,6 +84,22 @@ class ImageFrame:
         rows, columns = self.axes.planar[-2:]
         return self.axes.index(at), float(at[rows]), float(at[columns])
 
+    @property
+    def in_view(self) -> bool:
+        """Whether the viewer shows a plane of the image as a whole, transposed or not."""
+        dims = self.viewer.dims
+        first = dims.ndim - len(self.shape)
+        return sorted(dims.displayed) == [axis + first for axis in self.axes.planar[-2:]]
+
+    def check_in_view(self) -> None:
+        """Raise an `InputError` unless the viewer shows a plane of the image as a whole."""
+        if self.in_view:
+            return
+        remedy = "press Ctrl+Y to leave the 3-D view."
+        if self.viewer.dims.ndisplay == 2:
+            remedy = "press Ctrl+E to roll the axes until its height and width are shown."
+        raise InputError(f"This works in a view of one plane of '{self.image.name}'; {remedy}")
+
     def seen(self, *layers: Labels | None) -> Block:
         """Return the part of the image that the viewer shows, by the first layer it has.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from napari.layers import Image, Labels, Layer, Shapes
-from qtpy.QtCore import QObject, Signal
+from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_convlora.annotations import find_background
 from napari_convlora.config import MAX_CLASSES, ClassInfo, ConvLoRAError, InputError, listed
@@ -333,6 +333,19 @@ class Images(QObject):
                 event.connect(self._counter.touch)
         if record.reviewed is not None:
             record.reviewed.events.data.connect(self._counter.touch)
+            record.reviewed.events.data.connect(self._on_region)
+
+    def _on_region(self, event: Any) -> None:
+        if event.action == "added":  # drawn to its end, but napari is still busy with it
+            QTimer.singleShot(0, self._drop_stray_regions)
+
+    def _drop_stray_regions(self) -> None:
+        for record in self.records:
+            if record.reviewed is not None and record.axes.drop_stray(record.reviewed):
+                self.failed.emit(
+                    "A region lies in one plane; press Ctrl+E to roll the axes until height and "
+                    f"width of '{record.image.name}' are shown, then draw it."
+                )
 
     def _annotated(self) -> tuple[np.ndarray, Outlines] | None:
         record = self._counting = self.current
