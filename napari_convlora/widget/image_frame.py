@@ -89,7 +89,8 @@ class ImageFrame:
         """Whether the viewer shows a plane of the image as a whole, transposed or not."""
         dims = self.viewer.dims
         first = dims.ndim - len(self.shape)
-        return sorted(dims.displayed) == [axis + first for axis in self.axes.planar[-2:]]
+        plane = [axis + first for axis in self.axes.planar[-2:]]
+        return dims.ndisplay == 2 and sorted(dims.displayed) == plane
 
     def check_in_view(self) -> None:
         """Raise an `InputError` unless the viewer shows a plane of the image as a whole."""
