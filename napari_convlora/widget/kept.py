@@ -145,11 +145,12 @@ def view_job(kept: Kept | None, project: Project) -> Callable[[], None]:
 
 def place_job(kept: Kept, project: Project) -> Callable[[], None]:
     """Return what writes where an image lies now."""
-    entry = entry_of(kept.record)
+    image = kept.record.image
+    place = tuple(map(float, image.scale)), tuple(map(float, image.translate))
 
     def write() -> None:
         if kept.stem is not None:
-            project.keep_place(kept.stem, entry.scale, entry.translate)
+            project.keep_place(kept.stem, *place)
 
     return write
 
