@@ -56,8 +56,8 @@ class DerivedLayers:
         return self._get("instances")
 
     @property
-    def layers(self) -> list[Layer]:
-        """Those in the viewer, instances that were mended and hidden among them."""
+    def companions(self) -> list[Layer]:
+        """All layers in the viewer, instances that were mended and hidden among them."""
         tags = [self._tag(role) for role in ("previous", "uncertainty", "instances")]
         return [
             layer

@@ -183,7 +183,7 @@ class ImageLayers(ImageFrame):
         self.show_classes(self.classes)  # the layers' metadata tell whose they are
 
     def _on_moved(self, event: Any) -> None:
-        for layer in (*self.layers, *self.derived.layers, *self.shapes):
+        for layer in (*self.layers, *self.derived.companions, *self.shapes):
             put_in_place(self, layer)
 
     def let_go_of_image(self) -> None:
