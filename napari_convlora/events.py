@@ -229,7 +229,7 @@ class RunControl:
     ----------
     visible
         Image and plane index that previews show; assign to look elsewhere. What `seen` shows of
-        `places` comes before it.
+        `places` comes before it. Without a plane, all planes of the first image are seen edge-on.
     seen
         What the viewer shows of the image that is predicted; assign as it changes.
     places
@@ -251,20 +251,22 @@ class RunControl:
         self._images: Sequence[LabelledImage] | None = None
         self.seen: Block | None = None
         self.places: Sequence[Block] = ()
-        self._visible = (0, 0)
+        self._visible: tuple[int, int | None] = (0, 0)
         self.keep_every: float | None = None
         self.planes_after = 0
         self.hurry = False
 
     @property
-    def visible(self) -> tuple[int, int]:
+    def visible(self) -> tuple[int, int | None]:
         """Image and plane index that previews show."""
+        if self._visible[1] is None:
+            return self._visible
         seen = self.seen
         shown = [0 if seen is None else overlap(place, seen) for place in self.places]
         return (shown.index(max(shown)), 0) if any(shown) else self._visible
 
     @visible.setter
-    def visible(self, where: tuple[int, int]) -> None:
+    def visible(self, where: tuple[int, int | None]) -> None:
         self._visible = where
 
     def stop(self) -> None:

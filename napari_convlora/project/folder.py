@@ -251,6 +251,13 @@ class Project:
         with self.lock:
             self._replace_entry(replace(self.entry(stem), view=view))
 
+    def keep_place(self, stem: str, scale: tuple[float, ...], translate: tuple[float, ...]) -> None:
+        """Take note where the layer of an image lies."""
+        with self.lock:
+            entry = replace(self.entry(stem), scale=scale, translate=translate)
+            if entry != self.entry(stem):
+                self._replace_entry(entry)
+
     def annotations(self, stem: str) -> tuple[np.ndarray | None, str]:
         """Return annotations (P, H, W) int32, None if there are none, and what is odd about them.
 

@@ -19,6 +19,9 @@ from napari_convlora.sampling import pixel_samples
 from napari_convlora.training.detail_fit import brightness_spread, fit
 from napari_convlora.training.state import RoundState
 
+_SECONDS_EDGE_ON = 2.0
+"""A preview of planes that are seen edge-on begins no other plane after that."""
+
 
 def fit_detail(run: RoundState, detail: DetailBranch) -> Iterator[Preview]:
     """Fit the detail branch on all labelled pixels, show it, then fit one blind to each fold."""
@@ -91,22 +94,28 @@ def context_share(
 
 
 def preview(run: RoundState, stage: str) -> Iterator[Preview]:
-    """Predict the visible plane; nothing when the round is to stop."""
-    image, plane = run.visible()
-    steps = Returning(
-        plane_logits(
-            run.model,
-            run.data.images[image].image[plane],
-            run.normalizer,
-            run.pixel_scale,
-            cache=run.cache,
+    """Predict the visible plane, or some that are seen edge-on; nothing when the round is to stop.
+
+    Of those as many as take a few seconds; the next preview goes on with others.
+    """
+    began = time.monotonic()
+    for image, plane in run.visible():
+        steps = Returning(
+            plane_logits(
+                run.model,
+                run.data.images[image].image[plane],
+                run.normalizer,
+                run.pixel_scale,
+                cache=run.cache,
+            )
         )
-    )
-    tiles, began = 0, time.monotonic()
-    for _ in steps:
-        if run.control.stopping:
+        tiles, started = 0, time.monotonic()
+        for _ in steps:
+            if run.control.stopping:
+                return
+            tiles += 1
+        run.tiles_per_plane = tiles
+        run.seconds_per_tile = (time.monotonic() - started) / max(1, tiles)
+        yield Preview(image, plane, run.ids[steps.value.argmax(0)], stage)
+        if time.monotonic() - began > _SECONDS_EDGE_ON:
             return
-        tiles += 1
-    run.tiles_per_plane = tiles
-    run.seconds_per_tile = (time.monotonic() - began) / max(1, tiles)
-    yield Preview(image, plane, run.ids[steps.value.argmax(0)], stage)

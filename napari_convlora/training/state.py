@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -45,6 +46,11 @@ _ALIKE = 0.05
 
 _PREVIEW_REST = 6.0
 """After a preview, train at least this many times as long as it took."""
+
+
+def _mirrored(index: int) -> float:
+    """Return the van der Corput sequence: the binary digits of `index` after the point."""
+    return int(f"{index:032b}"[::-1], 2) / 2**32
 
 
 class RoundState:
@@ -102,6 +108,11 @@ class RoundState:
         self.peak_memory = 0
         self.tiles_per_plane, self.seconds_per_tile = 0, 0.0  # of the last preview
         self.start = time.monotonic()
+        # Of a large image, every part is a plane; so ordered, any few of them are spread evenly.
+        planes = [(i, 0) for i in range(len(control.places))] or [
+            (0, p) for p in range(len(images[0].image))
+        ]
+        self._in_turn = deque(planes[i] for i in sorted(range(len(planes)), key=_mirrored))
 
     def _detail_of(self, adapter: Adapter) -> DetailBranch | None:
         """Return an adapter's detail branch; None if it was fitted to something else."""
@@ -157,12 +168,20 @@ class RoundState:
         now = time.monotonic()
         return now + max(self.config.preview_seconds, _PREVIEW_REST * (now - began))
 
-    def visible(self) -> tuple[int, int]:
-        """Image and plane that previews show; the first where there is no such plane."""
+    def visible(self) -> Iterator[tuple[int, int]]:
+        """Image and plane that previews show; the first where there is no such plane.
+
+        Planes that are seen edge-on come in turn, and go on where they were left.
+        """
         image, plane = self.control.visible
         images = self.data.images
+        if plane is None:
+            for _ in range(len(self._in_turn)):
+                self._in_turn.rotate(-1)
+                yield self._in_turn[-1]
+            return
         there = 0 <= image < len(images) and 0 <= plane < len(images[image].image)
-        return (image, plane) if there else (0, 0)
+        yield (image, plane) if there else (0, 0)
 
     def share(self, step: int, elapsed: float) -> float:
         """How much of the round is over, in [0, 1], by steps or by the seconds `elapsed`."""

@@ -62,6 +62,17 @@ class DerivedLayers:
         return self._get("instances")
 
     @property
+    def companions(self) -> list[Layer]:
+        """All layers in the viewer, instances that were mended and hidden among them."""
+        tags = [self._tag(role) for role in ("previous", "uncertainty", "instances")]
+        return [
+            layer
+            for layer in self._record.viewer.layers
+            if layer.metadata.get(class_colours.KEY) in tags
+            and layer.data.shape == self._record.shape
+        ]
+
+    @property
     def has_previous(self) -> bool:
         """Whether there is an earlier prediction to compare with."""
         return self._get("previous") is not None and self._record.predicted

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import numpy as np
-from napari.layers import Image, Labels
+from napari.layers import Image, Labels, Shapes
 
 from napari_convlora.blocks import Block
 from napari_convlora.config import InputError
@@ -28,10 +29,16 @@ class ImageFrame:
         Never written to.
     channel_axis
         Axis of the image that holds channels, if it is not an RGB image.
+
+    Attributes
+    ----------
+    shapes
+        Shapes layers that were put on the image, for as long as there is any use for them.
     """
 
     def __init__(self, viewer: Viewer, image: Image, channel_axis: int | None = None) -> None:
         self.viewer, self.image = viewer, image
+        self.shapes: WeakSet[Shapes] = WeakSet()
         self.channel_axis = None if image.rgb else channel_axis
 
     @property
@@ -76,6 +83,23 @@ class ImageFrame:
         at = self.image.world_to_data(world)
         rows, columns = self.axes.planar[-2:]
         return self.axes.index(at), float(at[rows]), float(at[columns])
+
+    @property
+    def in_view(self) -> bool:
+        """Whether the viewer shows a plane of the image as a whole, transposed or not."""
+        dims = self.viewer.dims
+        first = dims.ndim - len(self.shape)
+        plane = [axis + first for axis in self.axes.planar[-2:]]
+        return dims.ndisplay == 2 and sorted(dims.displayed) == plane
+
+    def check_in_view(self) -> None:
+        """Raise an `InputError` unless the viewer shows a plane of the image as a whole."""
+        if self.in_view:
+            return
+        remedy = "press Ctrl+Y to leave the 3-D view."
+        if self.viewer.dims.ndisplay == 2:
+            remedy = "press Ctrl+E to roll the axes until its height and width are shown."
+        raise InputError(f"This works in a view of one plane of '{self.image.name}'; {remedy}")
 
     def seen(self, *layers: Labels | None) -> Block:
         """Return the part of the image that the viewer shows, by the first layer it has.

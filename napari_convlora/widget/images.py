@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from napari.layers import Image, Labels, Layer, Shapes
-from qtpy.QtCore import QObject, Signal
+from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_convlora import importing
 from napari_convlora.annotations import find_background
@@ -86,6 +86,7 @@ class Images(QObject):
         for record in self._records.values():
             with contextlib.suppress(ConvLoRAError):
                 record.collect_corrections()
+            record.let_go_of_image()
 
     @property
     def records(self) -> list[ImageLayers]:
@@ -371,6 +372,19 @@ class Images(QObject):
                 event.connect(self._counter.touch)
         if record.reviewed is not None:
             record.reviewed.events.data.connect(self._counter.touch)
+            record.reviewed.events.data.connect(self._on_region)
+
+    def _on_region(self, event: Any) -> None:
+        if event.action == "added":  # drawn to its end, but napari is still busy with it
+            QTimer.singleShot(0, self._drop_stray_regions)
+
+    def _drop_stray_regions(self) -> None:
+        for record in self.records:
+            if record.reviewed is not None and record.axes.drop_stray(record.reviewed):
+                self.failed.emit(
+                    "A region lies in one plane; press Ctrl+E to roll the axes until height and "
+                    f"width of '{record.image.name}' are shown, then draw it."
+                )
 
     def _annotated(self) -> tuple[np.ndarray, Outlines] | None:
         record = self._counting = self.current
@@ -415,6 +429,7 @@ class Images(QObject):
             except ConvLoRAError as error:
                 self.failed.emit(str(error))
             if layer is record.image:
+                record.let_go_of_image()
                 del self._records[key]
                 if record is self.current:
                     self.current = None

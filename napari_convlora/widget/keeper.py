@@ -17,7 +17,7 @@ from napari_convlora.config import ClassInfo, ConvLoRAError, InputError, listed
 from napari_convlora.project import ImageEntry, Manifest, Project, Settings, recovery
 from napari_convlora.project.writer import Writer
 from napari_convlora.widget.jobs import Recipe, Snapshot
-from napari_convlora.widget.kept import Kept, follow, stored_snapshots, take_up, view_job
+from napari_convlora.widget.kept import Kept, follow, place_job, stored_snapshots, take_up, view_job
 from napari_convlora.widget.layers import ImageLayers
 from napari_convlora.widget.new_layer import image_of
 from napari_convlora.widget.workflow import Workflow
@@ -216,6 +216,8 @@ class Keeper(QObject):
 
             self.writer.put(partial(project.update, as_chosen))
             self.writer.put(view_job(self.find(self._images.current), project))
+            for kept in self._kept:
+                self.writer.put(place_job(kept, project))
             self.writer.put(self.wrote.emit)
 
     def close(self) -> None:

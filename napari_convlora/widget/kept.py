@@ -143,6 +143,18 @@ def view_job(kept: Kept | None, project: Project) -> Callable[[], None]:
     return write
 
 
+def place_job(kept: Kept, project: Project) -> Callable[[], None]:
+    """Return what writes where an image lies now."""
+    image = kept.record.image
+    place = tuple(map(float, image.scale)), tuple(map(float, image.translate))
+
+    def write() -> None:
+        if kept.stem is not None:
+            project.keep_place(kept.stem, *place)
+
+    return write
+
+
 def _stored_snapshot(project: Project, entry: ImageEntry, background_id: int | None) -> Snapshot:
     """Return an image of a project that is not open, to learn from."""
     painted, regions = project.annotated(entry.stem)

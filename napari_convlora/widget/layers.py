@@ -21,7 +21,7 @@ from napari_convlora.widget.class_keys import bind_keys
 from napari_convlora.widget.derived import DerivedLayers
 from napari_convlora.widget.image_frame import ImageFrame
 from napari_convlora.widget.jobs import Snapshot
-from napari_convlora.widget.new_layer import labels_like, regions_like
+from napari_convlora.widget.new_layer import PLACEMENT, labels_like, put_in_place, regions_like
 from napari_convlora.widget.written import Written
 
 if TYPE_CHECKING:
@@ -77,6 +77,8 @@ class ImageLayers(ImageFrame):
         self.on_label: Callable[[int], None] = lambda class_id: None
         self.merged: Mapping[int, int] = {}
         image.events.name.connect(self._on_renamed)
+        for name in PLACEMENT:
+            getattr(image.events, name).connect(self._on_moved)
 
     @property
     def prediction(self) -> Labels | None:
@@ -200,6 +202,16 @@ class ImageLayers(ImageFrame):
 
     def _on_renamed(self, event: Any) -> None:
         self.show_classes(self.classes)  # the layers' metadata tell whose they are
+
+    def _on_moved(self, event: Any) -> None:
+        for layer in (*self.layers, *self.derived.companions, *self.shapes):
+            put_in_place(self, layer)
+
+    def let_go_of_image(self) -> None:
+        """Follow the image no more."""
+        self.image.events.name.disconnect(self._on_renamed)
+        for name in PLACEMENT:
+            getattr(self.image.events, name).disconnect(self._on_moved)
 
     def painted(self) -> np.ndarray:
         """Annotations as a view (P, H, W); all 0 if there is no layer in the viewer."""

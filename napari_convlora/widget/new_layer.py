@@ -8,7 +8,7 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
-from napari.layers import Image, Labels, Shapes
+from napari.layers import Image, Labels, Layer, Shapes
 
 from napari_convlora.blocks import is_large
 from napari_convlora.config import ClassInfo
@@ -17,7 +17,9 @@ from napari_convlora.project import ImageEntry
 from napari_convlora.widget import class_colours
 from napari_convlora.widget.image_frame import ImageFrame
 
-_TRANSFORMS = ("rotate", "shear", "affine", "units", "axis_labels")
+PLACEMENT = ("scale", "translate", "rotate", "shear", "affine", "units", "axis_labels")
+"""Attributes of a layer that say where it lies; napari has an event for each."""
+_WORDS = ("units", "axis_labels")
 _REVIEWED = "#ff2bd6"  # no class is given this colour by itself
 _OPACITY = {"annotations": 0.7, "prediction": 0.5}
 
@@ -48,15 +50,57 @@ def _lazy(array: Any) -> da.Array:
 
 def placement(frame: ImageFrame) -> dict[str, Any]:
     """Return keyword arguments that put a layer exactly on an image; channels have length 1."""
-    image, channel_axis = frame.image, frame.channel_axis
-    scale, translate = image.scale.copy(), image.translate.copy()
+    place, channel_axis = _place_of(frame.image), frame.channel_axis
     if channel_axis is not None:
         # One label voxel spans all channels, so it shows whichever channel is looked at.
         n = frame.pixels.shape[channel_axis]
-        translate[channel_axis] += scale[channel_axis] * (n - 1) / 2
-        scale[channel_axis] *= n
-    others = {transform: getattr(image, transform) for transform in _TRANSFORMS}
-    return {"scale": scale, "translate": translate, **others}
+        axis = (place["rotate"] @ place["shear"])[:, channel_axis]
+        place["translate"] += axis * place["scale"][channel_axis] * (n - 1) / 2
+        place["scale"][channel_axis] *= n
+    return place | {name: tuple(place[name]) for name in _WORDS}
+
+
+def put_in_place(frame: ImageFrame, layer: Layer) -> None:
+    """Put a layer that there is already exactly on an image.
+
+    As `ImageFrame.fits` allows, either may lack axes of length 1; those of the layer stay.
+    """
+    its, mine = _shared_axes(frame, layer)
+    now = _place_of(layer)
+    for name, place in placement(frame).items():
+        new, old = now[name].copy(), now[name]
+        if name == "affine":  # whose last row and column belong to no axis
+            to, of = ([*(axis - 1 for axis in axes), -1] for axes in (mine, its))
+        else:
+            to, of = mine, its
+        of_image = np.asarray(place, old.dtype)
+        new[np.ix_(*[to] * new.ndim)] = of_image[np.ix_(*[of] * new.ndim)]
+        if not np.array_equal(new, old):  # napari draws a layer anew for every one
+            setattr(layer, name, tuple(new) if name in _WORDS else new)
+
+
+def _place_of(layer: Layer) -> dict[str, np.ndarray]:
+    """Return where a layer lies, as copies."""
+    place = {n: np.array(getattr(layer, n), object if n in _WORDS else float) for n in PLACEMENT}
+    if place["shear"].ndim == 1:  # napari leaves the ones and zeros out
+        shear, triangle = np.eye(layer.ndim), np.triu_indices(layer.ndim, 1)
+        shear[triangle], place["shear"] = place["shear"], shear
+    return place
+
+
+def _shared_axes(frame: ImageFrame, layer: Layer) -> tuple[list[int], list[int]]:
+    """Return axes of an image, counted from the last, and which of a layer's are the same."""
+    shape = frame.shape
+    sizes = shape[-layer.ndim :] if isinstance(layer, Shapes) else layer.data.shape
+    its, mine = [], []
+    i = j = -1
+    while -i <= len(shape) and -j <= len(sizes):
+        same = shape[i] == sizes[j]
+        if same:
+            its.append(i)
+            mine.append(j)
+        i, j = i - (same or shape[i] == 1), j - (same or shape[i] != 1)
+    return its, mine
 
 
 def labels_like(frame: ImageFrame, role: str, classes: Sequence[ClassInfo]) -> Labels:
@@ -81,15 +125,12 @@ def labels_like(frame: ImageFrame, role: str, classes: Sequence[ClassInfo]) -> L
     )
 
 
-def shapes_like(frame: ImageFrame, name: str) -> Shapes:
-    """Return an empty Shapes layer of outlines in the place of an image."""
-    return Shapes(
-        ndim=len(frame.shape),
-        name=name,
-        face_color="transparent",
-        edge_width=1,
-        **placement(frame),
-    )
+def shapes_like(frame: ImageFrame, name: str, **style: Any) -> Shapes:
+    """Return an empty Shapes layer in the place of an image; unless styled, of outlines."""
+    style = {"face_color": "transparent", "edge_width": 1} | style
+    layer = Shapes(ndim=len(frame.shape), name=name, **style, **placement(frame))
+    frame.shapes.add(layer)
+    return layer
 
 
 def regions_like(frame: ImageFrame) -> Shapes:

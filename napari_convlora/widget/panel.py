@@ -338,7 +338,7 @@ class ConvLoRAWidget(QWidget):
         self._annotate.clicked.connect(self.start_annotating)
         QShortcut(QKeySequence(_BRUSH_KEY), self).activated.connect(self.start_annotating)
         self.project.step_by_keys(self)
-        self.reviewed.said.connect(self._say)
+        self.reviewed.said.connect(lambda sentence: flow.failed.emit(sentence, False))
         table.changed.connect(self._on_classes)
         table.selected.connect(self.images.select_class)
         table.removal_asked.connect(self._on_removal)

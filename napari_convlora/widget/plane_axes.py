@@ -10,6 +10,9 @@ from napari.layers import Shapes
 
 from napari_convlora.reviewed import Outlines
 
+_FLAT = 1e-3
+"""Pixels; the coordinates of what lies in a plane differ by rounding alone."""
+
 
 @dataclass(frozen=True)
 class PlaneAxes:
@@ -51,16 +54,39 @@ class PlaneAxes:
     def outlines(self, layer: Shapes) -> Outlines:
         """Return every area in `layer` as a reviewed region."""
         rows_columns = self.planar[-2:]
-        return tuple((self.index(area[0]), area[:, rows_columns]) for area in _areas(layer))
+        stray = self.stray(layer)
+        return tuple(
+            (self.index(area[0]), area[:, rows_columns])
+            for i, area in _areas(layer)
+            if i not in stray
+        )
+
+    def stray(self, layer: Shapes) -> set[int]:
+        """Return which areas in `layer` stand upright on the planes: drawn in a rolled view."""
+        *leading, rows, columns = self.planar
+        extents = {i: np.ptp(area, axis=0) for i, area in _areas(layer)}
+        return {
+            i
+            for i, extent in extents.items()
+            if extent[leading].max(initial=0) > _FLAT >= extent[[rows, columns]].min()
+        }
+
+    def drop_stray(self, layer: Shapes) -> bool:
+        """Remove the areas that lie in no plane; False if there are none."""
+        stray = self.stray(layer)
+        if stray:
+            layer.selected_data = stray
+            layer.remove_selected()
+        return bool(stray)
 
 
-def _areas(layer: Shapes) -> Iterator[np.ndarray]:
-    for kind, vertices in zip(layer.shape_type, layer.data, strict=True):
+def _areas(layer: Shapes) -> Iterator[tuple[int, np.ndarray]]:
+    for i, (kind, vertices) in enumerate(zip(layer.shape_type, layer.data, strict=True)):
         if kind == "ellipse":  # napari holds the corners of the box around it
             angles = np.linspace(0, 2 * np.pi, 64, endpoint=False)[:, None]
             centre = vertices.mean(0)
             halves = vertices[:2].mean(0) - centre, vertices[1:3].mean(0) - centre
             around = centre + np.cos(angles) * halves[0] + np.sin(angles) * halves[1]
-            yield around.astype(vertices.dtype)  # as a polygon of the same layer would hold it
+            yield i, around.astype(vertices.dtype)  # as a polygon of the same layer would hold it
         elif kind in ("rectangle", "polygon"):
-            yield np.asarray(vertices)
+            yield i, np.asarray(vertices)

@@ -156,6 +156,7 @@ class PromptTool(QWidget):
 
     def _take_up(self) -> None:
         record = self._images.need()
+        record.check_in_view()
         if not record.annotating:
             self._images.start_annotating()
         assert record.annotations is not None
@@ -230,8 +231,10 @@ class PromptTool(QWidget):
         record = self._record
         if record is None or layer.mouse_pan:
             return
-        if not _in_view(self._viewer, record):
-            self.words.setText("Show height and width of the image in 2-D to click on objects.")
+        try:
+            record.check_in_view()
+        except ConvLoRAError as error:
+            self.words.setText(str(error))
             return
         positive = event.button != 2 and "Alt" not in event.modifiers
         start, dragged = np.asarray(event.pos), False
@@ -334,13 +337,6 @@ def _session() -> Session:
     from napari_convlora.session import Session  # imports torch, as whoever has a session did
 
     return Session()
-
-
-def _in_view(viewer: Viewer, record: ImageLayers) -> bool:
-    """Whether the viewer shows planes of the image as they are, in two dimensions."""
-    offset = viewer.dims.ndim - len(record.shape)
-    planar = [axis + offset for axis in record.axes.planar[-2:]]
-    return sorted(viewer.dims.displayed) == planar
 
 
 def _box(one: Sequence[float], other: Sequence[float]) -> Box:

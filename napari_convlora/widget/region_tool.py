@@ -12,7 +12,7 @@ from skimage.draw import polygon2mask
 
 from napari_convlora.config import InputError
 from napari_convlora.widget import class_colours
-from napari_convlora.widget.new_layer import placement
+from napari_convlora.widget.new_layer import shapes_like
 
 if TYPE_CHECKING:
     from napari_convlora.widget.layers import ImageLayers
@@ -26,7 +26,7 @@ class RegionTool(QObject):
     """A Shapes layer that is there only while the user marks something.
 
     It takes the mouse and the keys, so that no other layer is painted on meanwhile. The tool is
-    left with Esc, by selecting another layer, or by removing its own.
+    left with Esc, by selecting another layer or view, or by removing its own.
 
     Signals
     -------
@@ -36,6 +36,8 @@ class RegionTool(QObject):
         Plane, and which of its pixels (H, W) bool lie inside.
     left
         The tool is out of use.
+    turned
+        It is because the view is another: a sentence on what to do.
     undo_asked
         Ctrl-Z was pressed.
     """
@@ -43,6 +45,7 @@ class RegionTool(QObject):
     clicked = Signal(tuple)
     drawn = Signal(int, object)
     left = Signal()
+    turned = Signal(str)
     undo_asked = Signal()
 
     def __init__(self, parent: QObject | None = None) -> None:
@@ -61,19 +64,17 @@ class RegionTool(QObject):
         Raises
         ------
         InputError
-            The viewer shows a volume.
+            The viewer does not show the planes of the image.
         """
         self.leave()
-        if record.viewer.dims.ndisplay != 2:
-            raise InputError("Regions are marked on planes; press Ctrl+Y to leave the 3-D view.")
-        layer = Shapes(
-            ndim=len(record.shape),
-            name="review region",
+        record.check_in_view()
+        layer = shapes_like(
+            record,
+            "review region",
             edge_color="white",
             edge_width=2,
             face_color=[1, 1, 1, 0.2],
             metadata={class_colours.KEY: {"role": "region", "image": record.image.name}},
-            **placement(record),
         )
         self._layer, self._record = layer, record
         layer.bind_key("Escape", lambda _: self.leave(), overwrite=True)
@@ -85,6 +86,8 @@ class RegionTool(QObject):
         if kind == "click":
             layer.mouse_drag_callbacks.append(self._follow)
         record.viewer.layers.selection.events.active.connect(self._on_active)
+        for event in self._turns(record):
+            event.connect(self._on_turned)
 
     def leave(self) -> None:
         """Take the layer away; nothing if the tool is not in use."""
@@ -93,6 +96,8 @@ class RegionTool(QObject):
             return
         self._layer = self._record = None
         record.viewer.layers.selection.events.active.disconnect(self._on_active)
+        for event in self._turns(record):
+            event.disconnect(self._on_turned)
         if layer in record.viewer.layers:
             active = record.viewer.layers.selection.active
             record.viewer.layers.remove(layer)
@@ -135,6 +140,19 @@ class RegionTool(QObject):
         leading = tuple(self._record.shape[a] for a in axes[:-2])
         plane = np.ravel_multi_index(tuple(at[:-2]), leading, mode="clip") if leading else 0
         return int(plane), int(at[-2]), int(at[-1])
+
+    @staticmethod
+    def _turns(record: ImageLayers) -> tuple[Any, Any]:
+        events = record.viewer.dims.events
+        return events.order, events.ndisplay
+
+    def _on_turned(self, event: Any) -> None:
+        try:
+            if self._record is not None:
+                self._record.check_in_view()
+        except InputError as error:
+            self.leave()
+            self.turned.emit(str(error))
 
     def _on_active(self, event: Any) -> None:
         # Later, as layers that come and go are active for a moment.

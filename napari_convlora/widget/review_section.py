@@ -185,6 +185,7 @@ class ReviewSection(QWidget):
         self.tool.clicked.connect(partial(self._try, self._on_click))
         self.tool.drawn.connect(partial(self._try, self._on_drawn))
         self.tool.left.connect(self._on_left)
+        self.tool.turned.connect(self._on_turned)
         self.tool.undo_asked.connect(self._undo)
         self.confidence.valueChanged.connect(self._on_confidence)
         self.next_button.clicked.connect(lambda: self._try(self.next_place))
@@ -240,8 +241,10 @@ class ReviewSection(QWidget):
 
     def _part(self, record: ImageLayers) -> tuple[int, slice]:
         """Return the first of the planes to act on, and all of them."""
-        first = 0 if self.all_planes.isChecked() else record.plane()
-        return first, slice(first, None if self.all_planes.isChecked() else first + 1)
+        if self.all_planes.isChecked():
+            return 0, slice(None)
+        record.check_in_view()
+        return record.plane(), slice(record.plane(), record.plane() + 1)
 
     def _on_tool(self, kind: Kind, accept: bool, checked: bool) -> None:
         self.tool.leave()
@@ -257,10 +260,12 @@ class ReviewSection(QWidget):
         for button in self.tools.values():
             button.setChecked(False)
 
+    def _on_turned(self, sentence: str) -> None:
+        self._flow.failed.emit(sentence, False)
+
     def _take_under_mouse(self, accept: bool) -> None:
         record = self._images.need()
-        if self._viewer.dims.ndisplay != 2:
-            raise InputError("Regions are marked on planes; press Ctrl+Y to leave the 3-D view.")
+        record.check_in_view()
         plane, row, column = record.locate(self._viewer.cursor.position)
         at = plane, round(row), round(column)
         if not all(0 <= i < n for i, n in zip(at, record.planes_shape, strict=True)):

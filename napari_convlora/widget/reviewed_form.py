@@ -55,6 +55,7 @@ class ReviewedForm(QWidget):
     def draw(self, mode: str) -> None:
         """Let the user draw regions in a mode of napari's Shapes layers."""
         try:
+            self._images.need().check_in_view()
             layer = self._images.start_reviewing()
         except ConvLoRAError as error:
             self.said.emit(str(error))
@@ -66,6 +67,7 @@ class ReviewedForm(QWidget):
         """Make a region of the whole plane that is shown."""
         try:
             record = self._images.need()
+            record.check_in_view()
             plane, (_, height, width) = record.plane(), record.planes_shape
             low, high, far = -0.5, height - 0.5, width - 0.5
             whole = np.array([[low, low], [low, far], [high, far], [high, low]])

@@ -291,7 +291,7 @@ class Workflow(QObject):
         controls = self.runner.controls
         if self.running and self._target is not None and controls is not None:
             record, training = self._target, controls.training
-            training.visible = (0, record.plane())
+            training.visible = (0, record.plane() if record.in_view else None)
             training.seen = record.seen(record.prediction, record.annotations)
             controls.predicting.seen = training.seen
 

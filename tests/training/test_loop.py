@@ -13,6 +13,7 @@ from torch import Tensor
 from napari_convlora.adapter_file import Adapter
 from napari_convlora.annotations import LabelledImage
 from napari_convlora.backbones import Backbone
+from napari_convlora.blocks import Block
 from napari_convlora.data import Normalizer
 from napari_convlora.events import (
     Event,
@@ -87,6 +88,37 @@ def test_previews_show_the_plane_that_is_looked_at(backbone: Backbone, scene: Sc
     events = list(adapt(backbone, images, CLASSES, config=config, control=control))
     previews = [e for e in events if isinstance(e, Preview)]
     assert {(p.image, p.plane, p.labels.shape) for p in previews} == {(1, 1, (60, 70))}
+
+
+def test_previews_go_through_planes_that_are_seen_edge_on(
+    backbone: Backbone, scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = [scene(height=60, width=70, planes=5, seed=2)[0], scene(seed=1)[0]]
+    control = RunControl()
+    control.visible = (0, None)
+    config = replace(QUICK, max_steps=6, preview_seconds=1e-9)
+    events = list(adapt(backbone, images, CLASSES, config=config, control=control))
+    first = [e.plane for e in events if isinstance(e, Preview) and e.stage == "detail"]
+    assert sorted(first) == [0, 1, 2, 3, 4]
+    assert abs(first[0] - first[1]) > 1  # however few there is time for, they are spread
+    monkeypatch.setattr("napari_convlora.training.detail._SECONDS_EDGE_ON", 0)
+    monkeypatch.setattr("napari_convlora.training.state._PREVIEW_REST", 0)
+    events = list(adapt(backbone, images, CLASSES, config=config, control=control))
+    previews = [e for e in events if isinstance(e, Preview)]
+    assert {p.image for p in previews} == {0}
+    assert [p.stage for p in previews].count("detail") == 1
+    assert {p.plane for p in previews} == {0, 1, 2, 3, 4}  # each goes on where the last one ended
+
+
+def test_parts_of_a_large_image_that_are_seen_edge_on_come_in_turn(
+    backbone: Backbone, scene: Scene
+) -> None:
+    images = [scene(seed=seed)[0] for seed in range(3)]
+    control = RunControl()
+    control.places = [Block(plane, 0, 0, 96, 96) for plane in (0, 7)]
+    control.seen, control.visible = control.places[0], (0, None)
+    events = list(adapt(backbone, images, CLASSES, config=QUICK, control=control))
+    assert {(e.image, e.plane) for e in events if isinstance(e, Preview)} == {(0, 0), (1, 0)}
 
 
 def test_dense_labels_are_scored_on_held_out_ones(backbone: Backbone, scene: Scene) -> None:

@@ -93,12 +93,12 @@ def drag() -> Callable:
         mouse_release_callbacks,
     )
 
-    def move(layer, *positions, hold=False) -> Callable:
+    def move(layer, *positions, hold=False, displayed=(0, 1), point=(0, 0)) -> Callable:
         event = SimpleNamespace(
             is_dragging=True,
             view_direction=None,
-            dims_displayed=[0, 1],
-            dims_point=[0, 0],
+            dims_displayed=list(displayed),
+            dims_point=list(point),
             button=1,
             modifiers=[],
             handled=False,
@@ -106,7 +106,8 @@ def drag() -> Callable:
         callbacks = mouse_press_callbacks
         for event.position in positions:
             event.type = callbacks.__name__.removesuffix("_callbacks")
-            event.pos = np.array(event.position[-2:], float) * 20  # far apart on the screen
+            on_screen = np.array(event.position, float)[list(displayed)]
+            event.pos = on_screen * 20  # far apart on the screen
             callbacks(layer, event)
             callbacks = mouse_move_callbacks
 

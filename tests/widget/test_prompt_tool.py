@@ -338,3 +338,11 @@ def test_a_question_that_travels_takes_only_its_plane_along(shape, rgb, channel_
     window = Window(4, 5, 20, 30)
     assert (arrived.read(window) == question.read(window)).all()
     assert arrived.pixels.size <= 30 * 40 * 3
+
+
+def test_a_click_in_a_view_without_the_plane_says_so(tool):
+    before = tool.layer.data.copy()
+    tool.viewer.dims.ndisplay = 3
+    tool.drag((0, 30, 40), dims_displayed=[0, 1, 2])
+    assert "Ctrl+Y" in tool.prompts.words.text()
+    assert (tool.layer.data == before).all()
