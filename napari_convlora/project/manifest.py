@@ -207,7 +207,9 @@ class ImageEntry:
             longer = iter([n for n in planes.source.shape if n > 1])
             shape = tuple(next(longer, 0) if n > 1 else 1 for n in self.layer_shape)
             source = respaced(planes.source, shape)
-            return None if source is None else lazy_planes(source, **how, alpha=self.rgb)
+            if source is None:
+                return None
+            return lazy_planes(source, **how, alpha=self.rgb, name=planes.name)
         if planes.shape != self.shape and planes.size == math.prod(self.layer_shape):
             # A file that does not say which axis holds channels; the layer's user did.
             planes = to_planes(planes.reshape(self.layer_shape), **how)
@@ -364,6 +366,8 @@ def new_stem(name: str, taken: set[str]) -> str:
 def fingerprint(path: Path) -> str:
     """Return a hash of size and both ends of a file, quick for any size; "" if unreadable."""
     try:
+        if not path.is_file():  # a pipe would be waited for
+            return ""
         with path.open("rb") as file:
             size = file.seek(0, 2)
             file.seek(0)
