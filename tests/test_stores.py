@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -262,3 +263,77 @@ def test_a_folder_that_is_not_ours_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "a.zarr" / "thesis.txt").write_text("three years")
     with pytest.raises(InputError, match="is not a prediction"):
         stores.check_replaceable(tmp_path / "a.zarr")
+
+
+def damage(path: Path, how: str) -> None:
+    """Spoil a file as disks and copies do, or put something in its place that is none."""
+    content = path.read_bytes()
+    match how:
+        case "flipped":
+            path.write_bytes(bytes(b ^ 0x5A for b in content))
+        case "cut":
+            path.write_bytes(content[: len(content) // 2])
+        case "empty":
+            path.write_bytes(b"")
+        case "pipe":
+            path.unlink()
+            os.mkfifo(path)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("how", ["flipped", "cut", "empty", "pipe"])
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_a_damaged_chunk_is_one_sentence_with_file_and_block(
+    tmp_path: Path, zarr_format: int, how: str
+) -> None:
+    if how == "pipe" and not hasattr(os, "mkfifo"):
+        pytest.skip("this system has no named pipes")
+    path = tmp_path / "a.zarr"
+    image = noise(2, 60, 80)
+    zarr.create_array(path, data=image, chunks=(1, 20, 20), zarr_format=zarr_format)
+    chunk = path / ("1.2.0" if zarr_format == 2 else "c/1/2/0")
+    damage(chunk, how)
+    opened = open_image(path)
+    np.testing.assert_array_equal(opened[1][0:40, 0:80][..., 0], image[1, :40])
+    with pytest.raises(InputError) as error:
+        opened[1][40:60, 0:40]
+    said = str(error.value)
+    assert str(path) in said
+    assert "\n" not in said
+    if how == "pipe":
+        assert str(chunk) in said
+    else:
+        assert "in plane 1, rows 40 to 59, columns 0 to 39" in said
+
+
+@pytest.mark.parametrize("compression", ["zlib", "zstd", "lzw"])
+def test_a_damaged_tile_is_one_sentence_with_file_and_block(
+    tmp_path: Path, everything_is_large: None, compression: str
+) -> None:
+    path = tmp_path / "a.tif"
+    image = noise(64, 96)
+    tifffile.imwrite(path, image, tile=(32, 32), compression=compression)
+    with tifffile.TiffFile(path) as tif:
+        begin, n = tif.pages[0].dataoffsets[4], tif.pages[0].databytecounts[4]
+    content = bytearray(path.read_bytes())
+    content[begin : begin + n] = bytes(b ^ 0x5A for b in content[begin : begin + n])
+    path.write_bytes(content)
+    opened = open_image(path)
+    np.testing.assert_array_equal(opened[0][0:32, 0:96][..., 0], image[:32])
+    with pytest.raises(InputError, match=r"plane 0, rows 32 to 63, columns 32 to 63 \(") as error:
+        opened[0][32:64, 32:64]
+    assert f"'{path}' is damaged" in str(error.value)
+
+
+@pytest.mark.parametrize("how", ["empty", "cut", "unlabelled"])
+def test_a_block_that_an_interrupted_run_left_damaged_is_missing(tmp_path: Path, how: str) -> None:
+    shape, folder = (1, 700, 900), tmp_path / "labels"
+    store = open_labels(folder, shape, "same")
+    for block in plan(shape):
+        store.write(block, np.full((block.height, block.width), 1 + block.top % 7, np.uint8))
+    bad = plan(shape)[1]
+    if how == "unlabelled":
+        store.write(bad, np.zeros((bad.height, bad.width), np.uint8))
+    else:
+        damage(store._chunk(bad), how)
+    assert open_labels(folder, shape, "same").missing(plan(shape)) == [bad]
