@@ -358,10 +358,11 @@ class Keeper(QObject):
         return Manifest(self._images.classes, settings, automatic=self.automatic(), merged=merged)
 
     def _on_wrote(self) -> None:
-        said, self._said = self._said, set()
+        if not (self.writer.failures or self.writer.waiting or any(k.dirty for k in self._kept)):
+            self._said.clear()
         while self.writer.failures:
             sentence = self.writer.failures.popleft()
-            if sentence not in said | self._said:  # a full disk is not news at every try
+            if sentence not in self._said:  # a full disk is not news at every try
                 self.failed.emit(sentence)
             self._said.add(sentence)
             self.touch()  # the disk may have room again
