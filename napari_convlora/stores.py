@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import shutil
@@ -190,6 +191,17 @@ def _by_letters(source: Any, letters: str, path: Path, alpha: bool = False) -> L
     return LazyPlanes(source, leading, y, x, channel, n_channels, name)
 
 
+@contextlib.contextmanager
+def _to_go_on(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"'{path}' cannot be written ({error.strerror}); free some space and run the same "
+            "command again to go on."
+        ) from error
+
+
 @dataclass(frozen=True)
 class LabelStore:
     """Labels on disk, block by block; what is written survives a kill.
@@ -218,13 +230,8 @@ class LabelStore:
 
     def write(self, block: Block, labels: np.ndarray) -> None:
         """Write class ids (h, w) of a block, all of them 1 or more."""
-        try:
+        with _to_go_on(self.folder):
             self.array[self._at(block)] = labels
-        except OSError as error:
-            raise InputError(
-                f"'{self.folder}' cannot be written ({error.strerror}); free some space and run "
-                "the same command again to go on."
-            ) from error
 
     def read(self, block: Block) -> np.ndarray:
         """Class ids (h, w) of a block."""
@@ -350,19 +357,25 @@ def save_zarr(store: LabelStore, path: Path, classes: Sequence[ClassInfo]) -> No
         An older prediction there is replaced.
     classes
         Whose colours the image shows.
+
+    Raises
+    ------
+    InputError
+        Something else is there, or the disk is full.
     """
-    levels = [store.array]
-    while max(levels[-1].shape[-2:]) > _SMALLEST:
-        levels.append(_half(levels[-1], store.folder / str(len(levels))))
-    group = zarr.open_group(store.folder, mode="r+")
-    group.attrs["ome"] = _ome(levels[0].ndim, len(levels), path.stem, classes)
     check_replaceable(path)
-    old = store.folder.with_name(f"{store.folder.name}-old")
-    shutil.rmtree(old, ignore_errors=True)  # a kill may have left it
-    if path.exists():
-        path.rename(old)
-    store.folder.rename(path)
-    shutil.rmtree(old, ignore_errors=True)
+    with _to_go_on(path):
+        levels = [store.array]
+        while max(levels[-1].shape[-2:]) > _SMALLEST:
+            levels.append(_half(levels[-1], store.folder / str(len(levels))))
+        group = zarr.open_group(store.folder, mode="r+")
+        group.attrs["ome"] = _ome(levels[0].ndim, len(levels), path.stem, classes)
+        old = store.folder.with_name(f"{store.folder.name}-old")
+        shutil.rmtree(old, ignore_errors=True)  # a kill may have left it
+        if path.exists():
+            path.rename(old)
+        store.folder.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _half(array: Any, path: Path) -> Any:

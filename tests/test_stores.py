@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -337,3 +338,25 @@ def test_a_block_that_an_interrupted_run_left_damaged_is_missing(tmp_path: Path,
     else:
         damage(store._chunk(bad), how)
     assert open_labels(folder, shape, "same").missing(plan(shape)) == [bad]
+
+
+def test_a_disk_that_is_full_at_the_last_step_keeps_the_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape, folder, path = (1, 1100, 600), tmp_path / "unfinished", tmp_path / "labels.zarr"
+    store = open_labels(folder, shape, "same")
+    for block in plan(shape):
+        store.write(block, np.ones((block.height, block.width), np.uint8))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(stores, "_create", full)
+        with pytest.raises(InputError, match=r"No space left on device\); free some space and run"):
+            save_zarr(store, path, CLASSES)
+    assert not path.exists()
+    again = open_labels(folder, shape, "same")
+    assert again.missing(plan(shape)) == []
+    save_zarr(again, path, CLASSES)
+    assert (whole(open_image(path)) == 1).all()
