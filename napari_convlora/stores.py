@@ -239,11 +239,12 @@ class LabelStore:
 
     def drop_damaged(self) -> None:
         """Forget blocks that cannot be read: a power cut may leave empty files behind."""
+        array = self.array
         for block in plan(self.shape):
             chunk = self._chunk(block)
             if chunk.exists():
                 try:
-                    whole = bool(self.read(block).all())  # ids are 1 or more
+                    whole = bool(array[self._at(block)].all())  # ids are 1 or more
                 except Exception:  # decoders of damaged files raise nearly anything
                     whole = False
                 if not whole:
@@ -279,12 +280,17 @@ def open_labels(folder: Path, shape: Sequence[int], identity: str) -> LabelStore
     store = LabelStore(folder, (shape[0], shape[1], shape[2]))
     try:
         if (folder / "0" / "zarr.json").exists():
-            if zarr.open_group(folder, mode="r").attrs.get(_KEY) != identity:
+            try:
+                found = zarr.open_group(folder, mode="r").attrs.get(_KEY)
+                if found == identity:
+                    store.drop_damaged()
+            except Exception:  # parsers of damaged files raise nearly anything
+                found = None
+            if found != identity:
                 raise InputError(
-                    f"'{folder}' holds part of a prediction with another adapter, image or "
-                    "setting; delete that folder, or choose another --out."
+                    f"'{folder}' is damaged, or part of a prediction with another adapter, image "
+                    "or setting; delete that folder, or choose another --out."
                 )
-            store.drop_damaged()
             return store
         flat = store.shape[1:] if store.shape[0] == 1 else store.shape
         zarr.create_group(folder, attributes={_KEY: identity}, overwrite=True)

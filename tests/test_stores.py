@@ -340,6 +340,17 @@ def test_a_block_that_an_interrupted_run_left_damaged_is_missing(tmp_path: Path,
     assert open_labels(folder, shape, "same").missing(plan(shape)) == [bad]
 
 
+@pytest.mark.parametrize("name", ["zarr.json", "0/zarr.json"])
+def test_a_run_whose_description_is_damaged_is_not_resumed(tmp_path: Path, name: str) -> None:
+    shape, folder = (1, 700, 900), tmp_path / "labels"
+    store = open_labels(folder, shape, "same")
+    store.write(plan(shape)[0], np.ones((512, 512), np.uint8))
+    damage(folder / name, "cut")
+    with pytest.raises(InputError, match="is damaged, or part of a prediction with another"):
+        open_labels(folder, shape, "same")
+    assert store._chunk(plan(shape)[0]).exists()
+
+
 def test_a_disk_that_is_full_at_the_last_step_keeps_the_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,6 +69,8 @@ class Writer:
                 if keep and isinstance(error.__cause__, OSError):
                     self.waiting.append(job)
             except Exception as error:  # whatever it is, the next job must not suffer
+                if keep and isinstance(error, OSError):
+                    self.waiting.append(job)
                 logger.exception("The project could not be written")
                 self.failures.append(
                     f"The project could not be written ({error}); save it to another folder."

@@ -152,7 +152,7 @@ class History(QObject):
                     annotations[stem] = snapshot.annotations, snapshot.reviewed
             try:
                 project.rounds.add(adapter, annotations, settings, history, start)
-            except ConvLoRAError as error:
+            except (ConvLoRAError, OSError) as error:
                 if self._keeper.closing:  # there is no later try
                     raise rescued(error, Path(ADAPTER), adapter.save) from error
                 raise
