@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -25,12 +27,16 @@ from napari_convlora.config import (
 )
 from napari_convlora.data import Normalizer
 from napari_convlora.model import SemanticSAM
-from napari_convlora.results import atomic_write
+from napari_convlora.results import atomic_write, check_no_device
+
+logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 _KEY = "napari_convlora"
+_HASH_KEY = "napari_convlora_sha256"
 _MAX_BYTES = 512 * 1024**2
-_MAX_HEADER = 1024**2
+MAX_HEADER = 1024**2
+"""Bytes of a header at most."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,8 @@ class Adapter:
     pixel_mean, pixel_std
         How pixels were normalised for the backbone, per channel (RGB) in units of a [0, 1] image;
         None for as its checkpoint says.
+    remark
+        A sentence on the file it was read from, if there is something to say.
     """
 
     backbone_name: str
@@ -69,6 +77,7 @@ class Adapter:
     version: str = ""
     pixel_mean: tuple[float, float, float] | None = None
     pixel_std: tuple[float, float, float] | None = None
+    remark: str = ""
 
     def build(self, backbone: Backbone, device: str | torch.device = "cpu") -> SemanticSAM:
         """Put the adapter on its backbone; the model is in eval mode on `device`.
@@ -121,10 +130,9 @@ class Adapter:
             "pixel_scale": self.pixel_scale,
             "summary": self.summary,
         }
-        content = safetensors.torch.save(
-            {name: tensor.contiguous() for name, tensor in self.state.items()},
-            {_KEY: json.dumps(header)},
-        )
+        text = json.dumps(header)
+        state = {name: tensor.contiguous() for name, tensor in self.state.items()}
+        content = safetensors.torch.save(state, {_KEY: text, _HASH_KEY: _sha256(text, state)})
         with atomic_write(path) as file:
             file.write(content)
         return path
@@ -142,9 +150,10 @@ class Adapter:
         Raises
         ------
         AdapterError
-            If the file is absent, damaged, not an adapter, or of a newer format.
+            If the file is absent, no file, damaged, not an adapter, or of a newer format.
         """
         path = Path(path)
+        check_no_device(path, AdapterError)
         try:
             size = path.stat().st_size
         except OSError as error:
@@ -155,7 +164,8 @@ class Adapter:
             raise AdapterError(f"{path.name} is too large for an adapter; choose another file.")
         try:
             with safe_open(path, framework="pt") as file:
-                text = (file.metadata() or {}).get(_KEY)
+                metadata = file.metadata() or {}
+                text, promised = metadata.get(_KEY), metadata.get(_HASH_KEY)
                 if text is None:
                     raise AdapterError(
                         f"{path.name} holds tensors but is no napari-convlora adapter; "
@@ -167,6 +177,11 @@ class Adapter:
             raise AdapterError(
                 f"{path.name} is damaged or is not an adapter file; export the adapter again."
             ) from error
+        if promised is not None and promised != _sha256(text, state):
+            raise AdapterError(
+                f"{path.name} is damaged: its content is not what was written (its SHA-256 "
+                "differs); copy or export it again."
+            )
         if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
             raise AdapterError(
                 f"{path.name} is damaged: it holds values that are no numbers; export it again."
@@ -174,16 +189,32 @@ class Adapter:
         try:
             adapter = cls(state=state, **_from_header(header))
             _check_experts(adapter.model, size)
-            return adapter
         except (KeyError, TypeError, ValueError, OverflowError, InputError) as error:
             raise AdapterError(
                 f"The header of {path.name} is damaged ({error}); export the adapter again."
             ) from error
+        if promised is None:
+            remark = (
+                f"{path.name} holds no SHA-256, as earlier versions wrote none, so damage to it "
+                "would not be noticed; export it again to add one."
+            )
+            logger.warning(remark)
+            adapter = replace(adapter, remark=remark)
+        return adapter
+
+
+def _sha256(text: str, state: dict[str, Tensor]) -> str:
+    """Return a hash of everything an adapter file holds: its header, and its tensors by name."""
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(state.items()):
+        digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _parse_header(text: str, name: str) -> dict[str, Any]:
     try:
-        header = json.loads(text) if len(text) <= _MAX_HEADER else None
+        header = json.loads(text) if len(text) <= MAX_HEADER else None
         version = int(header["format"])  # type: ignore[index]
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise AdapterError(f"The header of {name} is damaged; export the adapter again.") from error

@@ -15,7 +15,7 @@ import numpy as np
 
 from napari_convlora.config import MAX_CLASSES, UNLABELLED, ClassInfo, InputError
 from napari_convlora.planes import check_contrast, check_pixels, has_contrast, size_text
-from napari_convlora.results import atomic_write
+from napari_convlora.results import atomic_write, check_no_device
 
 DEFAULT_COLOURS: tuple[str, ...] = (
     "#8c8c8c",  # background: neutral, so that the classes stand out
@@ -256,6 +256,7 @@ def read_classes(path: str | os.PathLike[str]) -> tuple[ClassInfo, ...]:
         names or colours are not usable.
     """
     path = Path(path)
+    check_no_device(path)
     try:
         with path.open("rb") as file:
             raw = file.read(_MAX_TABLE_BYTES + 1)

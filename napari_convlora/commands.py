@@ -128,14 +128,17 @@ def adapt(options: argparse.Namespace) -> int:
         session = Session(settings.model, settings.train, settings.backbone)
         if options.devices:
             _share(session, options.devices)
-        last, history = _run_round(session, images, classes)
+        last, history = _run_round(session, images, classes, [options.out])
         if session.team.rank:
             return DONE
         said = str(options.out)
     else:
         last, history, said = project_commands.adapt(options, _run_round)
     if options.out:
-        last.adapter.save(options.out)
+        try:
+            last.adapter.save(options.out)
+        except InputError as error:
+            raise results.rescued(error, options.out, last.adapter.save) from error
     if options.history:
         export.write_history(options.history, history)
     summary = last.adapter.summary
@@ -179,17 +182,27 @@ def _flag(name: str) -> str:
 
 
 def _run_round(
-    session: Any, images: Sequence[Any], classes: Sequence[ClassInfo], stop_after: int | None = None
+    session: Any,
+    images: Sequence[Any],
+    classes: Sequence[ClassInfo],
+    places: Sequence[Path],
+    stop_after: int | None = None,
 ) -> tuple[Any, list[Any]]:
-    """Run a round, until a step if one is given; returns its `Finished` and all its events."""
-    from napari_convlora import events
+    """Run a round, until a step if one is given; returns its `Finished` and all its events.
+
+    It is refused unless its adapter fits where it will be written: `places`.
+    """
+    from napari_convlora import events, results
 
     control = events.RunControl()
     history: list[events.Event] = []
     with _bar("adapting", session.train_config.max_steps) as update, _interrupt(control.stop):
         for event in session.run_round(images, classes, control):
             history.append(event)
-            if isinstance(event, events.Step):
+            if isinstance(event, events.Started):
+                for place in places:
+                    results.check_space(place, event.nbytes)
+            elif isinstance(event, events.Step):
                 loss = f"loss {event.loss:.3f}"
                 update(completed=event.step, note=loss, left=event.seconds_left)
                 if event.step == stop_after:
@@ -251,6 +264,8 @@ def predict(options: argparse.Namespace) -> int:
 
     from napari_convlora import events, project_commands, results
     from napari_convlora.devices import choose_device
+    from napari_convlora.export import CLASSES_FILE
+    from napari_convlora.scorer import Returning
     from napari_convlora.session import Session
 
     _need(options, *(() if options.project else ("adapter", "images", "out")))
@@ -265,7 +280,7 @@ def predict(options: argparse.Namespace) -> int:
     if twice:
         options.parser.error(f"several images are called {twice[0]!r}; predict them separately")
     session = Session(train_config=TrainConfig(device=options.device or TrainConfig().device))
-    failed = 0
+    failed, own = 0, list[str]()
     control = events.RunControl()
     if not options.scheduler:
         choose_device(session.train_config.device)  # or every image would tell what is wrong
@@ -282,8 +297,11 @@ def predict(options: argparse.Namespace) -> int:
         for number, task in enumerate(tasks):
             update(completed=number, note=task.name)
             try:
-                for step in task.run(session, control):
+                steps = Returning(task.run(session, control))
+                for step in steps:
                     update(completed=number + step.done / step.total)
+                if steps.value is not None and steps.value.name != CLASSES_FILE:
+                    own.append(steps.value.name)
             except InputError as error:
                 failed += 1
                 err.print(f"{task.name}: {error}", style="red", markup=False, highlight=False)
@@ -296,6 +314,13 @@ def predict(options: argparse.Namespace) -> int:
             "command goes on where it was."
         )
     out.print(f"{len(tasks) - failed} of {len(tasks)} images predicted into {where}.")
+    if own:
+        more = f" and {len(own) - 1} more like it" if len(own) > 1 else ""
+        out.print(
+            f"The classes of these masks are in {own[0]}{more}, which counts before the "
+            f"{CLASSES_FILE} there; that one is kept for the other masks.",
+            highlight=False,
+        )
     return FAILED if failed else DONE
 
 

@@ -34,12 +34,15 @@ class Started:
         Whether scores come from labels kept out of training.
     device
         Where it runs.
+    nbytes
+        What its adapter will take on disk.
     """
 
     total_steps: int
     pixels: dict[int, int]
     held_out: bool
     device: str
+    nbytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -19,15 +19,15 @@ from napari_convlora.events import Event, Scored, Step
 from napari_convlora.results import atomic_write
 
 CLASSES_FILE = "classes.json"
-"""Name of the class table written beside exported masks."""
+"""Name of the class table beside exported masks; one of another table has its name before it."""
 
 _TIFF = (".tif", ".tiff")
 
 
 def save_masks(
     labels: np.ndarray, path: str | os.PathLike[str], classes: Sequence[ClassInfo]
-) -> None:
-    """Write `labels` as palette TIFF or PNG, and the class table as ``classes.json`` beside it.
+) -> Path:
+    """Write `labels` as palette TIFF or PNG, and the class table beside it.
 
     Parameters
     ----------
@@ -39,11 +39,16 @@ def save_masks(
     classes
         The class table; every id in `labels` must be in it.
 
+    Returns
+    -------
+    table
+        Where the class table is; see :func:`write_table_beside`.
+
     Raises
     ------
     InputError
-        Another suffix, a stack as PNG, ids outside the class table, a ``classes.json`` beside
-        `path` that is something else, or a folder that cannot be written.
+        Another suffix, a stack as PNG, ids outside the class table, or a folder that cannot be
+        written.
     """
     path = Path(path)
     suffix = _suffix(path, (*_TIFF, ".png"))
@@ -62,18 +67,18 @@ def save_masks(
             f"The masks use the ids {unknown[:10].tolist()}, not in the class table; "
             "add them to the table or erase those pixels."
         )
-    write_table_beside(path, classes)
     ids = labels.astype(np.uint8)
     if suffix == ".png":
         _write_palette_png(path, ids.reshape(ids.shape[-2:]), classes)
     else:
         _write_tiff(path, ids, "YX" if ids.ndim == 2 else "ZYX", tiff_colours(classes))
+    return write_table_beside(path, classes)  # last, as it must not rename a mask that stays
 
 
 def save_probabilities(
     probabilities: np.ndarray, path: str | os.PathLike[str], classes: Sequence[ClassInfo]
-) -> None:
-    """Write class probabilities as a zlib-compressed float32 TIFF, with ``classes.json`` beside.
+) -> Path:
+    """Write class probabilities as a zlib-compressed float32 TIFF, and the class table beside it.
 
     Parameters
     ----------
@@ -83,6 +88,11 @@ def save_probabilities(
         ``.tif`` or ``.tiff``.
     classes
         The class table, of K rows.
+
+    Returns
+    -------
+    table
+        Where the class table is; see :func:`write_table_beside`.
 
     Raises
     ------
@@ -97,10 +107,10 @@ def save_probabilities(
             f"Probabilities of shape {shape} do not fit {len(classes)} classes; "
             "give (K, H, W) or (P, K, H, W) with one channel per class."
         )
-    write_table_beside(path, classes)
     axes = "CYX" if len(shape) == 3 else "ZCYX"
     # Said aloud, as tifffile takes 3 or 4 planes or columns for colours otherwise.
     _write_tiff(path, probabilities.astype(np.float32), axes, {"photometric": "minisblack"})
+    return write_table_beside(path, classes)
 
 
 def _suffix(path: Path, allowed: tuple[str, ...]) -> str:
@@ -109,26 +119,42 @@ def _suffix(path: Path, allowed: tuple[str, ...]) -> str:
     return path.suffix.lower()
 
 
-def write_table_beside(path: Path, classes: Sequence[ClassInfo]) -> None:
-    """Write the class table as ``classes.json`` into the folder of `path`.
+def write_table_beside(path: Path, classes: Sequence[ClassInfo]) -> Path:
+    """Write the class table of the masks in `path` into their folder.
+
+    It is ``classes.json``, which names the masks of the whole folder and is never replaced. Where
+    another table is, or anything else of that name, the mask gets its own, such as
+    ``cells.tif.classes.json`` for ``cells.tif``, which counts before the one of the folder.
+
+    Returns
+    -------
+    table
+        Where the class table of the masks is.
 
     Raises
     ------
     InputError
-        A file of that name is there and is no class table, or it cannot be written.
+        It cannot be written, or a file of the mask's own name is no class table.
     """
-    beside = path.parent / CLASSES_FILE
-    if beside.exists():
+    shared, own = path.parent / CLASSES_FILE, path.with_name(f"{path.name}.{CLASSES_FILE}")
+    if own.exists():
         try:
-            same = read_classes(beside) == tuple(classes)
+            read_classes(own)
         except InputError as error:
             raise InputError(
-                f"'{beside}' is not a class table and would be replaced; "
-                "rename it or export to another folder."
+                f"'{own}' is not a class table and would be replaced; rename it or export to "
+                "another folder."
             ) from error
-        if same:  # a folder of a thousand masks needs one write, not a thousand
-            return
-    write_classes(beside, classes)
+    elif not shared.exists():
+        own = shared
+    else:
+        try:
+            if read_classes(shared) == tuple(classes):
+                return shared  # a folder of a thousand masks needs one write, not a thousand
+        except InputError:
+            pass  # somebody else's file
+    write_classes(own, classes)
+    return own
 
 
 def tiff_colours(classes: Sequence[ClassInfo]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from napari_convlora.config import InputError
 from napari_convlora.planes import size_text, to_planes
+from napari_convlora.results import check_no_device
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     Raises
     ------
     InputError
-        The file is absent, damaged, truncated, empty, too large or not an image.
+        The file is absent, damaged, truncated, empty, too large, a pipe or not an image.
     """
     return _read(Path(path), labels=False)
 
@@ -113,6 +114,7 @@ def read_labels(
 
 def _read(path: Path, *, labels: bool) -> np.ndarray:
     """Return (P, H, W, C) of any readable file; every failure leaves as an InputError."""
+    check_no_device(path)
     try:
         with path.open("rb") as file:
             head = file.read(26)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from napari_convlora import __version__, stores
@@ -60,7 +60,7 @@ def predict_file(
     path: Path,
     control: RunControl,
     scheduler: str | None = None,
-) -> Iterator[Progress]:
+) -> Generator[Progress, None, Path | None]:
     """Predict the blocks that are still missing, and write the whole once none is.
 
     Until then the blocks are in a hidden folder beside `path`. A run that was killed or stopped is
@@ -83,6 +83,11 @@ def predict_file(
     ------
     Progress
         Of what was missing, in tiles, or in blocks on a cluster.
+
+    Returns
+    -------
+    table
+        Where the class table of the file is; None if it is not written yet.
 
     Raises
     ------
@@ -107,10 +112,11 @@ def predict_file(
         else:
             store.write(step.block, step.labels)
     if store.missing(blocks):
-        return
-    write_table_beside(path, adapter.classes)
+        return None
     if path.suffix == ".zarr":
         stores.save_zarr(store, path, adapter.classes)
-    else:
-        stores.save_tiff(store, path, adapter.classes)
-        shutil.rmtree(store.folder)
+        return write_table_beside(path, adapter.classes)
+    stores.save_tiff(store, path, adapter.classes)
+    table = write_table_beside(path, adapter.classes)
+    shutil.rmtree(store.folder)
+    return table

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from napari_convlora.config import InputError
+from napari_convlora.config import ConvLoRAError, InputError
 
 
 def to_planes(
@@ -91,6 +91,8 @@ class LazyPlanes:
         Its other axes; `channel` is None for a single channel.
     n_channels
         How many channels to keep; the rest is alpha.
+    name
+        What messages call it.
     """
 
     source: Any
@@ -99,6 +101,7 @@ class LazyPlanes:
     x: int
     channel: int | None
     n_channels: int
+    name: str = "The image"
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -122,7 +125,13 @@ class LazyPlanes:
         return (self[i] for i in range(len(self)))
 
     def read(self, index: int, rows: slice, columns: slice) -> np.ndarray:
-        """Read a window (h, w, C) of plane `index`."""
+        """Read a window (h, w, C) of plane `index`.
+
+        Raises
+        ------
+        InputError
+            It is damaged.
+        """
         key: list[Any] = [slice(None)] * len(self.source.shape)
         at = np.unravel_index(index, [self.source.shape[a] for a in self.leading] or [1])
         for axis, i in zip(self.leading, at, strict=False):
@@ -130,10 +139,39 @@ class LazyPlanes:
         key[self.y], key[self.x] = rows, columns
         if self.channel is not None:
             key[self.channel] = slice(0, self.n_channels)
-        window = np.asarray(self.source[tuple(key)])
+        ends = (r.indices(n)[:2] for r, n in zip((rows, columns), self.shape[1:3], strict=True))
+        (top, bottom), (left, right) = ends
+        where = f" in plane {index}, rows {top} to {bottom - 1}, columns {left} to {right - 1}"
+        window = read_pixels(self.source, tuple(key), self.name, where)
         last = () if self.channel is None else (self.channel,)
         window = window.transpose(*self.leading, self.y, self.x, *last)
         return window.reshape(*window.shape[len(self.leading) :][:2], self.n_channels)
+
+
+def read_pixels(source: Any, key: tuple[Any, ...], name: str, where: str = "") -> np.ndarray:
+    """Read pixels that are not in memory: ``source[key]``.
+
+    Parameters
+    ----------
+    source, key
+        Anything with slicing, and which part of it.
+    name, where
+        How messages call the image and the part.
+
+    Raises
+    ------
+    InputError
+        What is read is damaged.
+    """
+    try:
+        return np.asarray(source[key])
+    except (ConvLoRAError, MemoryError):
+        raise
+    except Exception as error:  # decoders of damaged files raise nearly anything
+        reason = " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
+        raise InputError(
+            f"{name} is damaged{where} ({reason}); copy it again or save it again."
+        ) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +222,12 @@ Planes = np.ndarray | LazyPlanes
 
 
 def lazy_planes(
-    source: Any, *, rgb: bool | None = None, channel_axis: int | None = None, alpha: bool = False
+    source: Any,
+    *,
+    rgb: bool | None = None,
+    channel_axis: int | None = None,
+    alpha: bool = False,
+    name: str = "The image",
 ) -> LazyPlanes:
     """Read `source` as `to_planes` would, but not before its pixels are asked for.
 
@@ -196,6 +239,8 @@ def lazy_planes(
         As for `to_planes`.
     alpha
         Whether a fourth channel is alpha, to be left out.
+    name
+        What messages call the image.
 
     Raises
     ------
@@ -214,9 +259,8 @@ def lazy_planes(
         raise InputError(_FLAT.format(len(axes)))
     n_channels = 1 if channel is None else shape[channel]
     *leading, y, x = axes
-    return LazyPlanes(
-        source, tuple(leading), y, x, channel, min(3, n_channels) if alpha else n_channels
-    )
+    kept = min(3, n_channels) if alpha else n_channels
+    return LazyPlanes(source, tuple(leading), y, x, channel, kept, name)
 
 
 _FLAT = (

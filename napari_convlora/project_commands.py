@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,14 +15,14 @@ import numpy as np
 from napari_convlora import large
 from napari_convlora.adapter_file import Adapter
 from napari_convlora.annotations import find_background, protect
-from napari_convlora.config import ClassInfo, InputError
+from napari_convlora.config import ClassInfo, ConvLoRAError, InputError
 from napari_convlora.devices import use_threads
 from napari_convlora.events import Event, Finished, RunControl
 from napari_convlora.export import save_masks, save_probabilities
 from napari_convlora.planes import LazyPlanes, Planes
 from napari_convlora.prediction import Prediction
 from napari_convlora.project import ImageEntry, Project, Recipe, Settings
-from napari_convlora.results import check_apart
+from napari_convlora.results import check_apart, rescued
 from napari_convlora.reviewed import fill_outlines
 from napari_convlora.scorer import Progress
 from napari_convlora.session import Session
@@ -33,15 +33,18 @@ logger = logging.getLogger(__name__)
 _PROBABILITIES = "_probabilities.tif"
 
 RunRound = Callable[..., tuple[Finished, list[Event]]]
-"""Runs a round of a session on images and classes, until a step if one is given."""
+"""Runs a round of a session on images and classes that is written to some places."""
 
 
 @dataclass(frozen=True)
 class PredictionTask:
-    """An image to predict: its name, and what predicts it and keeps the result."""
+    """An image to predict: its name, and what predicts it and keeps the result.
+
+    `run` returns where the class table of the masks is; None if it wrote none.
+    """
 
     name: str
-    run: Callable[[Session, RunControl], Iterator[Progress]]
+    run: Callable[[Session, RunControl], Generator[Progress, None, Path | None]]
 
 
 def settings(options: argparse.Namespace, base: Settings | None = None) -> Settings:
@@ -78,16 +81,22 @@ def adapt(options: argparse.Namespace, run: RunRound) -> tuple[Finished, list[Ev
             session.install(Adapter.load(options.recipe.parent / recipe.start))
         with use_threads(recipe.threads):
             images = recipe.labelled(options.recipe.parent)
-            return *run(session, images, recipe.classes, recipe.stop_after), str(options.out)
+            last, history = run(session, images, recipe.classes, [options.out], recipe.stop_after)
+            return last, history, str(options.out)
     with closing(Project.open(options.project)) as project:
         chosen = settings(options, project.manifest.settings)
         stems, images = project.labelled()
         session = _session(chosen)
         restore(project, session)
         start = project.manifest.installed, session.installed
-        last, history = run(session, images, project.manifest.classes)
-        painted = {stem: project.annotated(stem) for stem in stems}
-        record = project.rounds.add(last.adapter, painted, chosen, history, start)
+        places = [project.folder, *([options.out] if options.out else [])]
+        last, history = run(session, images, project.manifest.classes, places)
+        try:
+            painted = {stem: project.annotated(stem) for stem in stems}
+            record = project.rounds.add(last.adapter, painted, chosen, history, start)
+        except (ConvLoRAError, OSError) as error:
+            adapter = Path(f"{project.folder.name}.safetensors")
+            raise rescued(error, adapter, last.adapter.save, *places[1:]) from error
         return last, history, f"{record.reason}\nRound {record.number}"
 
 
@@ -148,7 +157,7 @@ def _spare(options: argparse.Namespace, stems: Sequence[str], sources: Sequence[
 
 
 def _of_file(path: Path, adapter: Adapter, options: argparse.Namespace) -> PredictionTask:
-    def run(session: Session, control: RunControl) -> Iterator[Progress]:
+    def run(session: Session, control: RunControl) -> Generator[Progress, None, Path | None]:
         image = open_image(path)
         if options.scheduler or options.format == "zarr" or isinstance(image, LazyPlanes):
             if options.probabilities:
@@ -158,31 +167,34 @@ def _of_file(path: Path, adapter: Adapter, options: argparse.Namespace) -> Predi
             )
             out = options.out / f"{path.stem}.{options.format}"
             backbone = None if options.scheduler else session.backbone()
-            yield from large.predict_file(
-                task, adapter, backbone, image, out, control, options.scheduler
+            return (
+                yield from large.predict_file(
+                    task, adapter, backbone, image, out, control, options.scheduler
+                )
             )
-            return
         _remark(path.name, adapter, image)
         found = yield from session.predict(image, control, probabilities=options.probabilities)
-        if found is not None:
-            _export(found, found.labels, path.stem, adapter.classes, options)
+        if found is None:
+            return None
+        return _export(found, found.labels, path.stem, adapter.classes, options)
 
     return PredictionTask(str(path), run)
 
 
 def _of_project(entry: ImageEntry, project: Project, options: argparse.Namespace) -> PredictionTask:
-    def run(session: Session, control: RunControl) -> Iterator[Progress]:
+    def run(session: Session, control: RunControl) -> Generator[Progress, None, Path | None]:
         image = entry.read(project.folder)
         _remark(entry.name, session.installed, image)
         found = yield from session.predict(image, control, probabilities=options.probabilities)
         if found is None:
-            return
+            return None
         project.keep_prediction(entry.stem, found.labels)
-        if options.out:
-            background = find_background(project.manifest.classes)
-            painted = fill_outlines(*project.annotated(entry.stem), background)
-            labels = protect(found.labels, painted)
-            _export(found, labels, entry.stem, project.manifest.classes, options)
+        if not options.out:
+            return None
+        background = find_background(project.manifest.classes)
+        painted = fill_outlines(*project.annotated(entry.stem), background)
+        labels = protect(found.labels, painted)
+        return _export(found, labels, entry.stem, project.manifest.classes, options)
 
     return PredictionTask(entry.name, run)
 
@@ -201,11 +213,12 @@ def _export(
     stem: str,
     classes: tuple[ClassInfo, ...],
     options: argparse.Namespace,
-) -> None:
-    save_masks(_squeeze(labels), options.out / f"{stem}.tif", classes)
+) -> Path:
+    table = save_masks(_squeeze(labels), options.out / f"{stem}.tif", classes)
     if prediction.probabilities is not None:
         path = options.out / f"{stem}{_PROBABILITIES}"
         save_probabilities(_squeeze(prediction.probabilities), path, classes)
+    return table
 
 
 def _squeeze(stack: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import shutil
@@ -16,13 +17,14 @@ from typing import Any
 import numpy as np
 import tifffile
 import zarr
+from zarr.storage import LocalStore
 
-from napari_convlora.blocks import BLOCK, Block, is_large
+from napari_convlora.blocks import BLOCK, Block, is_large, plan
 from napari_convlora.config import ClassInfo, InputError
 from napari_convlora.export import tiff_colours
 from napari_convlora.files import is_unclear, is_whole, read_image
 from napari_convlora.planes import LazyPlanes, Planes, lazy_planes
-from napari_convlora.results import atomic_write
+from napari_convlora.results import atomic_write, check_no_device
 
 _KEY = "napari_convlora"
 _ZARR_FILES = ("zarr.json", ".zarray", ".zgroup")
@@ -103,8 +105,23 @@ def open_levels(path: Path) -> Sequence[Planes]:
     return lazy if lazy else [read_image(path)]
 
 
+class _Files(LocalStore):
+    """A folder in which nothing but files is opened: of a pipe nobody would see the end."""
+
+    def get_sync(self, key: str, **how: Any) -> Any:
+        self._check(key)
+        return super().get_sync(key, **how)
+
+    async def get(self, key: str, *args: Any, **how: Any) -> Any:
+        self._check(key)
+        return await super().get(key, *args, **how)
+
+    def _check(self, key: str) -> None:
+        check_no_device(self.root / key)
+
+
 def _open_zarr(path: Path) -> list[LazyPlanes]:
-    node: Any = zarr.open(path, mode="r")
+    node: Any = zarr.open(_Files(path, read_only=True), mode="r")
     names: Any = None
     nodes = [node]
     if isinstance(node, zarr.Group):
@@ -125,13 +142,13 @@ def _open_zarr(path: Path) -> list[LazyPlanes]:
     elif node.metadata.zarr_format == 3:
         names = node.metadata.dimension_names
     if names is not None and all(isinstance(n, str) and len(n) == 1 for n in names):
-        return [_by_letters(node, "".join(names).upper()) for node in nodes]
-    return [lazy_planes(node) for node in nodes]
+        return [_by_letters(node, "".join(names).upper(), path) for node in nodes]
+    return [lazy_planes(node, name=f"'{path}'") for node in nodes]
 
 
 def _open_npy(path: Path) -> list[LazyPlanes]:
     load = partial(np.load, path, mmap_mode="r", allow_pickle=False)
-    planes = lazy_planes(Reopened(load))
+    planes = lazy_planes(Reopened(load), name=f"'{path}'")
     return [planes] if is_large(planes.shape) else []
 
 
@@ -156,7 +173,7 @@ def _open_tiff(path: Path) -> list[LazyPlanes]:
         extra = page.extrasamples
         alpha = "S" in series.axes and bool(extra) and extra[-1] in (1, 2)
         axes = series.axes
-    planes = [_by_letters(Reopened(array), axes, alpha=alpha) for array in opened]
+    planes = [_by_letters(Reopened(array), axes, path, alpha) for array in opened]
     return planes if is_large(planes[0].shape) else []
 
 
@@ -169,15 +186,27 @@ def _tiff_level(path: Path, level: int) -> Any:
     return array
 
 
-def _by_letters(source: Any, letters: str, alpha: bool = False) -> LazyPlanes:
-    """Planes of an array of which a letter is known for each axis."""
+def _by_letters(source: Any, letters: str, path: Path, alpha: bool = False) -> LazyPlanes:
+    """Planes of an array in a file, of which a letter is known for each axis."""
+    name = f"'{path}'"
     if is_unclear(letters):
-        return lazy_planes(source)
+        return lazy_planes(source, name=name)
     channel = next((letters.index(letter) for letter in "SC" if letter in letters), None)
     y, x = letters.index("Y"), letters.index("X")
     leading = tuple(a for a in range(len(letters)) if a not in (y, x, channel))
     n_channels = 1 if channel is None else source.shape[channel] - alpha
-    return LazyPlanes(source, leading, y, x, channel, n_channels)
+    return LazyPlanes(source, leading, y, x, channel, n_channels, name)
+
+
+@contextlib.contextmanager
+def _to_go_on(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"'{path}' cannot be written ({error.strerror}); free some space and run the same "
+            "command again to go on."
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -208,17 +237,25 @@ class LabelStore:
 
     def write(self, block: Block, labels: np.ndarray) -> None:
         """Write class ids (h, w) of a block, all of them 1 or more."""
-        try:
+        with _to_go_on(self.folder):
             self.array[self._at(block)] = labels
-        except OSError as error:
-            raise InputError(
-                f"'{self.folder}' cannot be written ({error.strerror}); free some space and run "
-                "the same command again to go on."
-            ) from error
 
     def read(self, block: Block) -> np.ndarray:
         """Class ids (h, w) of a block."""
         return self.array[self._at(block)]
+
+    def drop_damaged(self) -> None:
+        """Forget blocks that cannot be read: a power cut may leave empty files behind."""
+        array = self.array
+        for block in plan(self.shape):
+            chunk = self._chunk(block)
+            if chunk.exists():
+                try:
+                    whole = bool(array[self._at(block)].all())  # ids are 1 or more
+                except Exception:  # decoders of damaged files raise nearly anything
+                    whole = False
+                if not whole:
+                    chunk.unlink()
 
     def _at(self, block: Block) -> tuple[Any, ...]:
         plane = () if self.shape[0] == 1 else (block.plane,)
@@ -250,10 +287,16 @@ def open_labels(folder: Path, shape: Sequence[int], identity: str) -> LabelStore
     store = LabelStore(folder, (shape[0], shape[1], shape[2]))
     try:
         if (folder / "0" / "zarr.json").exists():
-            if zarr.open_group(folder, mode="r").attrs.get(_KEY) != identity:
+            try:
+                found = zarr.open_group(folder, mode="r").attrs.get(_KEY)
+                if found == identity:
+                    store.drop_damaged()
+            except Exception:  # parsers of damaged files raise nearly anything
+                found = None
+            if found != identity:
                 raise InputError(
-                    f"'{folder}' holds part of a prediction with another adapter, image or "
-                    "setting; delete that folder, or choose another --out."
+                    f"'{folder}' is damaged, or part of a prediction with another adapter, image "
+                    "or setting; delete that folder, or choose another --out."
                 )
             return store
         flat = store.shape[1:] if store.shape[0] == 1 else store.shape
@@ -327,19 +370,25 @@ def save_zarr(store: LabelStore, path: Path, classes: Sequence[ClassInfo]) -> No
         An older prediction there is replaced.
     classes
         Whose colours the image shows.
+
+    Raises
+    ------
+    InputError
+        Something else is there, or the disk is full.
     """
-    levels = [store.array]
-    while max(levels[-1].shape[-2:]) > _SMALLEST:
-        levels.append(_half(levels[-1], store.folder / str(len(levels))))
-    group = zarr.open_group(store.folder, mode="r+")
-    group.attrs["ome"] = _ome(levels[0].ndim, len(levels), path.stem, classes)
     check_replaceable(path)
-    old = store.folder.with_name(f"{store.folder.name}-old")
-    shutil.rmtree(old, ignore_errors=True)  # a kill may have left it
-    if path.exists():
-        path.rename(old)
-    store.folder.rename(path)
-    shutil.rmtree(old, ignore_errors=True)
+    with _to_go_on(path):
+        levels = [store.array]
+        while max(levels[-1].shape[-2:]) > _SMALLEST:
+            levels.append(_half(levels[-1], store.folder / str(len(levels))))
+        group = zarr.open_group(store.folder, mode="r+")
+        group.attrs["ome"] = _ome(levels[0].ndim, len(levels), path.stem, classes)
+        old = store.folder.with_name(f"{store.folder.name}-old")
+        shutil.rmtree(old, ignore_errors=True)  # a kill may have left it
+        if path.exists():
+            path.rename(old)
+        store.folder.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _half(array: Any, path: Path) -> Any:

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -267,6 +269,49 @@ def test_a_failed_save_keeps_the_old_file(
         replace(adapter, pixel_scale=2.0).save(path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_every_flipped_bit_is_noticed(content: bytes, tmp_path: Path) -> None:
+    """Also those of weights and class names, after which the file still looks like an adapter."""
+    path = tmp_path / "a.safetensors"
+    begin = content.index(b"background")  # a class name, and then the weights
+    places = [begin, *np.random.default_rng(0).integers(0, len(content), 40)]
+    accepted = []
+    for place in map(int, places):
+        damaged = bytearray(content)
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        with suppress(AdapterError):
+            accepted.append(Adapter.load(path).remark)
+    assert all(accepted)  # without the name of the hash there is none to compare with
+    assert len(accepted) < 3
+
+
+def test_an_adapter_without_hash_loads_with_a_remark(
+    adapter: Adapter, content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "old.safetensors"
+    path.write_bytes(content)
+    assert Adapter.load(path).remark == ""
+    with safetensors.safe_open(path, "pt") as file:
+        header = file.metadata()["napari_convlora"]
+    safetensors.torch.save_file(adapter.state, path, {"napari_convlora": header})
+    loaded = Adapter.load(path)
+    assert loaded.remark.startswith("old.safetensors holds no SHA-256")
+    assert [record.getMessage() for record in caplog.records] == [loaded.remark]
+    again = Adapter.load(loaded.save(path))
+    assert again.remark == ""
+    assert {n: t.tolist() for n, t in again.state.items()} == {
+        n: t.tolist() for n, t in adapter.state.items()
+    }
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.timeout(30)
+def test_a_pipe_is_no_adapter(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.safetensors")
+    with pytest.raises(AdapterError, match="is a pipe"):
+        Adapter.load(tmp_path / "a.safetensors")
 
 
 def size(model: SemanticSAM) -> int:

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
+import os
 import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +26,7 @@ from rich.console import Console
 
 from napari_convlora import cli, commands
 from napari_convlora.adapter_file import Adapter
+from napari_convlora.annotations import read_classes
 from napari_convlora.backbones import Backbone, load_backbone
 from tests.conftest import make_scene
 
@@ -450,3 +456,186 @@ def test_finished_masks_keep_the_ids_of_a_class_table(folder: Path) -> None:
     assert adapt(folder, *more, "--zero-is-background") == commands.DONE
     learnt = Adapter.load(folder / "a.safetensors").classes
     assert [(c.id, c.name) for c in learnt] == [(1, "cell"), (3, "background")]
+
+
+def test_a_second_prediction_does_not_rename_the_masks_of_the_first(
+    trained: Path, adapter: Adapter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = trained / "masks"
+    renamed = tuple(replace(c, name=f"other {c.id}") for c in adapter.classes)
+    replace(adapter, classes=renamed).save(trained / "b.safetensors")
+
+    def run(name: str, *images: str, more: tuple[str, ...] = ()) -> str:
+        paths = [str(trained / image) for image in images]
+        command = ["predict", str(trained / name), "--images", *paths, "--out", str(out)]
+        assert cli.main([*command, "--device", "cpu", *more]) == commands.DONE
+        return capsys.readouterr().out
+
+    assert "classes.json" not in run("a.safetensors", "image0.tif")
+    before = (out / "classes.json").read_bytes()
+    for _ in range(2):  # again is as once
+        said = run("b.safetensors", "image1.tif")
+        assert "are in image1.tif.classes.json, which counts before the classes.json" in said
+        assert (out / "classes.json").read_bytes() == before
+        assert read_classes(out / "image1.tif.classes.json") == renamed
+        names = ["classes.json", "image0.tif", "image1.tif", "image1.tif.classes.json"]
+        assert sorted(path.name for path in out.iterdir()) == names
+
+    both = "image0.tif", "image1.tif"
+    said = run("b.safetensors", *both, more=("--format", "zarr"))
+    assert "are in image0.zarr.classes.json and 1 more like it" in said
+    assert read_classes(out / "image0.zarr.classes.json") == renamed
+    assert read_classes(out / "classes.json") == adapter.classes
+    # A table beside its mask is no mask.
+    shutil.rmtree(out / "image0.zarr")
+    shutil.rmtree(out / "image1.zarr")
+    labels = ["--labels", str(trained / "truth")]
+    assert cli.main(["evaluate", "--predictions", str(out), *labels]) == commands.DONE
+
+
+def damaged_zarr(path: Path, pixels: np.ndarray) -> Path:
+    """An image of which one chunk is cut off."""
+    zarr.create_array(path, data=pixels, chunks=(40, 40))
+    chunk = path / "c" / "1" / "1"
+    chunk.write_bytes(chunk.read_bytes()[:20])
+    return path
+
+
+def test_a_damaged_chunk_ends_its_image_and_no_other(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grey = tifffile.imread(trained / "image0.tif")
+    bad = damaged_zarr(trained / "bad.zarr", grey)
+    images = [str(bad), str(trained / "image1.tif")]
+    command = ["predict", str(trained / "a.safetensors"), "--images", *images, "--device", "cpu"]
+    assert cli.main([*command, "--out", str(trained / "masks")]) == commands.FAILED
+    assert (trained / "masks" / "image1.tif").exists()
+    said = capsys.readouterr()
+    assert "1 of 2 images predicted" in said.out
+    assert said.err.startswith(f"{bad}: '{bad}' is damaged in plane 0, rows 0 to 95, ")
+    assert len(said.err.strip().splitlines()) == 1
+
+    assert adapt(trained, "--images", str(bad)) == commands.FAILED
+    assert f"'{bad}' is damaged in plane 0, rows" in one_line(capsys)
+
+    masks = trained / "masks"
+    (masks / "image1.tif").unlink()
+    damaged_zarr(masks / "image0.zarr", grey // 200 + 1)
+    zarr.create_array(masks / "image1.zarr", data=grey // 200 + 1)
+    labels = ["--labels", str(trained / "truth")]
+    assert cli.main(["evaluate", "--predictions", str(masks), *labels]) == commands.FAILED
+    assert f"'{masks / 'image0.zarr'}' is damaged in plane 0, rows" in one_line(capsys)
+
+
+PIPES = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+
+
+@PIPES
+@pytest.mark.timeout(120)
+def test_a_pipe_or_device_among_images_is_refused_and_the_others_are_predicted(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe, zero = trained / "pipe", trained / "zero.png"
+    os.mkfifo(pipe)
+    zero.symlink_to("/dev/zero")
+    images = [str(path) for path in (pipe, zero, trained / "image0.tif")]
+    command = ["predict", str(trained / "a.safetensors"), "--images", *images, "--device", "cpu"]
+    assert cli.main([*command, "--out", str(trained / "masks")]) == commands.FAILED
+    assert (trained / "masks" / "image0.tif").exists()
+    said = capsys.readouterr()
+    assert "1 of 3 images predicted" in said.out
+    first, second = said.err.strip().splitlines()
+    assert f"'{pipe}' is a pipe" in first
+    assert f"'{zero}' is a device" in second
+
+
+@PIPES
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    "what",
+    [
+        *("adapter", "backbone", "mask", "image", "labels", "classes", "recipe", "project"),
+        *("out", "history", "json"),
+    ],
+)
+def test_pipes_and_devices_are_refused_in_one_sentence(
+    trained: Path,
+    what: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pipe, masks, truth = trained / "pipe", trained / "masks", str(trained / "truth")
+    os.mkfifo(pipe)
+    image, adapter = str(trained / "image0.tif"), str(trained / "a.safetensors")
+    to_masks = ["--images", image, "--out", str(masks)]
+    evaluate = ["evaluate", "--labels", truth, "--predictions"]
+    expected = "pipe"
+    match what:
+        case "adapter":
+            status = cli.main(["predict", str(pipe), *to_masks])
+        case "backbone":
+            monkeypatch.setattr("napari_convlora.session.load_backbone", load_backbone)
+            status = cli.main(["predict", adapter, *to_masks, "--backbone", str(pipe)])
+        case "mask":
+            masks.mkdir()
+            for i in range(2):
+                os.mkfifo(masks / f"image{i}.tif")
+            status = cli.main([*evaluate, str(masks)])
+        case "image":
+            status = adapt(trained, "--images", str(pipe))
+        case "labels":
+            status = adapt(trained, "--labels", str(pipe))
+        case "classes":
+            status = adapt(trained, "--classes", str(pipe))
+        case "recipe":
+            out = str(trained / "b.safetensors")
+            status = cli.main(["adapt", "--recipe", str(pipe), "--out", out])
+        case "project":
+            (trained / "p").mkdir()
+            os.mkfifo(trained / "p" / "project.json")
+            status = cli.main(["predict", "--project", str(trained / "p")])
+            expected = "project"
+        case "out":
+            status = adapt(trained, "--out", str(pipe))
+        case "history":
+            status = adapt(trained, "--history", os.devnull)
+            expected = "device"
+        case "json":
+            status = cli.main([*evaluate, truth, "--json", os.devnull])
+            expected = "device"
+    assert status == commands.FAILED
+    assert expected in one_line(capsys)
+    assert pipe.is_fifo()
+    assert Path(os.devnull).is_char_device()
+
+
+def test_a_disk_without_room_is_found_before_training(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=10_000))
+    monkeypatch.setattr(
+        "napari_convlora.training.loop.fit_detail", lambda *_: pytest.fail("trained")
+    )
+    assert adapt(folder) == commands.FAILED
+    assert f"'{folder}' has 0.0 MB free, but about " in one_line(capsys)
+    assert not (folder / "a.safetensors").exists()
+
+
+def test_an_adapter_whose_disk_has_filled_up_is_somewhere_else(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NAPARI_CONVLORA_RECOVERY", str(folder / "user"))
+    replace_file = os.replace
+
+    def full(source: str, target: str) -> None:
+        if Path(target).parent == folder:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace_file(source, target)
+
+    monkeypatch.setattr("os.replace", full)
+    assert adapt(folder) == commands.FAILED
+    (place,) = (folder / "user" / "rescued").iterdir()
+    assert Adapter.load(place).summary["steps"] == 4
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "the disk is full" in said
+    assert said.endswith(f"; what was learnt is in {place} instead.")

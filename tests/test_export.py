@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 from skimage import io
 
-from napari_convlora.annotations import default_classes, read_classes, write_classes
+from napari_convlora.annotations import default_classes, read_classes
 from napari_convlora.config import ClassInfo, InputError
 from napari_convlora.export import save_masks, save_probabilities
 from napari_convlora.files import read_image, read_labels
@@ -104,18 +104,37 @@ def test_what_cannot_be_exported_is_explained_and_writes_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_strangers_classes_json_is_not_replaced(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["m.tif", "m.png"])
+def test_strangers_classes_json_is_not_replaced(tmp_path: Path, name: str) -> None:
     (tmp_path / "classes.json").write_text("something else")
-    with pytest.raises(InputError, match="is not a class table"):
-        save_masks(np.ones((4, 4), int), tmp_path / "m.tif", CLASSES)
+    own = tmp_path / f"{name}.classes.json"
+    assert save_masks(np.ones((4, 4), int), tmp_path / name, CLASSES) == own
     assert (tmp_path / "classes.json").read_text() == "something else"
+    assert read_classes(own) == CLASSES
+
+    own.write_text("of somebody else, too")
+    with pytest.raises(InputError, match="is not a class table"):
+        save_masks(np.ones((4, 4), int), tmp_path / name, CLASSES)
+    assert own.read_text() == "of somebody else, too"
 
 
-def test_renamed_class_reaches_the_table_beside(tmp_path: Path) -> None:
-    write_classes(tmp_path / "classes.json", default_classes(2))
-    renamed = (ClassInfo(1, "soil", "#102030"),)
-    save_masks(np.ones((4, 4), int), tmp_path / "m.tif", renamed)
-    assert read_classes(tmp_path / "classes.json") == renamed
+def test_renamed_class_reaches_the_masks_own_table_and_no_other_mask(tmp_path: Path) -> None:
+    first = (ClassInfo(1, "soil", "#102030"),)
+    renamed = (ClassInfo(1, "root", "#102030"),)
+    shared, own = tmp_path / "classes.json", tmp_path / "b.tif.classes.json"
+    mask = np.ones((4, 4), int)
+    assert save_masks(mask, tmp_path / "a.tif", first) == shared
+    before = shared.read_bytes()
+    for _ in range(2):
+        assert save_masks(mask, tmp_path / "b.tif", renamed) == own
+        assert shared.read_bytes() == before
+        assert read_classes(own) == renamed
+    assert save_masks(mask, tmp_path / "c.tif", first) == shared
+    # A table that counts before the other must not say what the mask was called before.
+    assert save_masks(mask, tmp_path / "b.tif", first) == own
+    assert read_classes(own) == read_classes(shared) == first
+    masks = {"a.tif", "b.tif", "c.tif"}
+    assert {p.name for p in tmp_path.iterdir()} == masks | {shared.name, own.name}
 
 
 def test_full_disk_keeps_the_old_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,6 +151,14 @@ def test_full_disk_keeps_the_old_mask(tmp_path: Path, monkeypatch: pytest.Monkey
             with pytest.raises(InputError, match="disk is full"):
                 save_masks(np.zeros((4, 4), int), path, CLASSES)
         assert path.read_bytes() == old
+    renamed = tuple(ClassInfo(c.id, f"other {c.id}", c.colour) for c in CLASSES)
+    save_masks(np.ones((4, 4), int), path, renamed)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(InputError, match="disk is full"):
+            save_masks(np.zeros((4, 4), int), path, CLASSES)
+    assert read_classes(tmp_path / f"{path.name}.classes.json") == renamed  # as the mask stays
+    (tmp_path / f"{path.name}.classes.json").unlink()
     assert {p.name for p in tmp_path.iterdir()} == {"m.tif", "m.png", "classes.json"}
 
 

@@ -16,8 +16,9 @@ import pytest
 import tifffile
 import zarr
 
-from napari_convlora import cli, commands, large
+from napari_convlora import cli, commands, large, stores
 from napari_convlora.adapter_file import Adapter
+from napari_convlora.annotations import read_classes
 from napari_convlora.backbones import Backbone
 from napari_convlora.config import InputError
 from napari_convlora.events import RunControl
@@ -157,6 +158,26 @@ def test_stop_cancels_between_tiles(folder: Path, steps) -> None:
     rest = list(steps())
     assert rest[-1].total == seen[0].total
     assert (folder / "big.tif").exists()
+
+
+@pytest.mark.parametrize("name", ["big.tif", "labels.zarr"])
+def test_a_folder_keeps_its_class_table_and_damaged_blocks_are_predicted_again(
+    folder: Path, steps, sparse: Adapter, name: str
+) -> None:
+    list(steps(name))
+    whole = stores.open_image(folder / name)[0][:, :]
+    (folder / "classes.json").write_text('{"1": "of other masks"}')
+    control = RunControl()
+    for step in steps(name, control):
+        if step.done > step.total // 2:
+            control.stop()
+    store = folder / f".{name}.unfinished"
+    chunk = next(p for p in sorted(store.rglob("*")) if p.is_file() and p.name.isdecimal())
+    chunk.write_bytes(b"")  # as after a power cut
+    list(steps(name))
+    np.testing.assert_array_equal(stores.open_image(folder / name)[0][:, :], whole)
+    assert (folder / "classes.json").read_text() == '{"1": "of other masks"}'
+    assert read_classes(folder / f"{name}.classes.json") == sparse.classes
 
 
 def test_another_adapter_does_not_go_on_with_it(folder: Path, steps, sparse: Adapter) -> None:

@@ -582,3 +582,26 @@ def test_twenty_images_reopen_within_seconds(tmp_path: Path) -> None:
     assert time.perf_counter() - start < 5
     assert len(stems) == len(images) == 20
     assert all((image.annotations == painted).all() for image in images)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_strokes_on_an_image_whose_file_is_damaged_are_kept(
+    tmp_path: Path, in_memory: bool
+) -> None:
+    pixels = np.random.default_rng(0).random((60, 80))
+    path = tmp_path / "a.zarr"
+    source = zarr.create_array(path, data=pixels, chunks=(20, 20))
+    chunk = path / "c" / "1" / "1"
+    chunk.write_bytes(chunk.read_bytes()[:20])
+    project = Project.create(tmp_path / "p")
+    shape = (1, 60, 80, 1)
+    image = entry("a", path, shape=shape, layer_shape=shape[1:3])
+    own = project.add(image, pixels.reshape(shape) if in_memory else lazy_planes(source))
+    painted = np.ones(shape[:3], np.uint8)
+    project.keep_annotations(own.stem, painted)
+    assert (project.annotations(own.stem)[0] == 1).all()
+    if in_memory:  # the file could not bring it back
+        assert (own.read(project.folder)[0][..., 0] == pixels).all()
+    else:
+        assert Path(own.absolute) == path
+    project.close()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tifffile
 import torch
+import zarr
 
 from napari_convlora import cli, commands
 from napari_convlora.adapter_file import Adapter
@@ -231,3 +235,60 @@ def test_one_missing_image_does_not_spoil_the_others(
     captured = capsys.readouterr()
     assert "2 of 3 images predicted" in captured.out
     assert "Locate" in captured.err
+
+
+def test_a_damaged_image_ends_its_prediction_and_no_other(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["adapt", "--project", str(folder)]) == commands.DONE
+    capsys.readouterr()
+    project = Project.open(folder)
+    pixels = tifffile.imread(folder.parent / "image1.tif")
+    bad = folder.parent / "bad.zarr"
+    zarr.create_array(bad, data=pixels, chunks=(40, 40))
+    project.locate("image_1", bad)
+    project.close()
+    chunk = bad / "c" / "1" / "1"
+    chunk.write_bytes(chunk.read_bytes()[:20])
+    assert cli.main(["predict", "--project", str(folder)]) == commands.FAILED
+    said = capsys.readouterr()
+    assert "2 of 3 images predicted" in said.out
+    assert said.err.startswith("image 1: ")
+    assert f"{bad.name}' is damaged in plane 0, rows " in said.err
+    assert len(said.err.strip().splitlines()) == 1
+    assert opened(folder).prediction("image_2") is not None
+
+
+@pytest.mark.parametrize("out", [False, True])
+def test_a_round_whose_disk_has_filled_up_leaves_its_adapter_elsewhere(
+    folder: Path, out: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user, asked = folder.parent / "user", folder.parent / "a.safetensors"
+    monkeypatch.setenv("NAPARI_CONVLORA_RECOVERY", str(user))
+    replace_file = os.replace
+
+    def full(source: str, target: str) -> None:
+        if Path(target).name == "adapter.safetensors":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace_file(source, target)
+
+    monkeypatch.setattr("os.replace", full)
+    more = ["--out", str(asked)] if out else []
+    assert cli.main(["adapt", "--project", str(folder), *more]) == commands.FAILED
+    place = asked if out else next((user / "rescued").glob("p-*.safetensors"))
+    assert Adapter.load(place).summary["steps"] == 3
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "the disk is full" in said
+    assert said.endswith(f"; what was learnt is in {place} instead.")
+    assert opened(folder).rounds.records() == []
+
+
+def test_a_project_without_room_is_refused_before_training(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=10_000))
+    monkeypatch.setattr(
+        "napari_convlora.training.loop.fit_detail", lambda *_: pytest.fail("trained")
+    )
+    assert cli.main(["adapt", "--project", str(folder)]) == commands.FAILED
+    assert f"'{folder}' has 0.0 MB free" in capsys.readouterr().err

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 from pathlib import Path
 
 import pytest
 
 from napari_convlora.config import InputError
-from napari_convlora.results import atomic_write, check_apart
+from napari_convlora.results import (
+    atomic_write,
+    check_apart,
+    check_no_device,
+    check_space,
+    check_writable,
+    rescued,
+)
 
 
 def assert_one_sentence(error: pytest.ExceptionInfo[InputError]) -> None:
@@ -122,3 +130,57 @@ def test_a_result_may_not_replace_its_source_by_any_name(tmp_path: Path) -> None
     for result in (source, link, tmp_path / "x" / ".." / "a.tif"):
         with pytest.raises(InputError, match="is read here"):
             check_apart([result], [source])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_pipes_and_devices_are_neither_waited_for_nor_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the path of a socket must be short
+    pipe, link, server = Path("pipe"), Path("link"), Path("socket")
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(server))
+        places = {pipe: "pipe", link: "pipe", server: "socket", Path(os.devnull): "device"}
+        for path, what in places.items():
+            for use in (check_no_device, check_writable, lambda p: atomic_write(p).__enter__()):
+                with pytest.raises(InputError, match=f"is a {what}") as error:
+                    use(path)
+                assert_one_sentence(error)
+    assert pipe.is_fifo()
+    for path in (tmp_path, tmp_path / "absent", Path(__file__)):
+        check_no_device(path)
+
+
+def test_too_little_space_names_folder_and_need(tmp_path: Path) -> None:
+    check_space(tmp_path / "not" / "yet" / "a.safetensors", 1)
+    with pytest.raises(
+        InputError, match=r"has [\d.]+ MB free, but about 1000000000000.0 MB"
+    ) as error:
+        check_space(tmp_path / "not" / "yet" / "a.safetensors", 10**18)
+    assert f"'{tmp_path}'" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_result_that_does_not_fit_goes_where_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user, temporary = tmp_path / "user", tmp_path / "temporary"
+    monkeypatch.setenv("NAPARI_CONVLORA_RECOVERY", str(user))
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    refuse: list[Path] = []
+
+    def write(path: Path) -> None:
+        if any(path.is_relative_to(folder) for folder in refuse):
+            raise InputError("The disk is full.")
+        path.write_bytes(b"work of an hour")
+
+    for folder in (user, temporary):
+        error = rescued(InputError("There is no room."), Path("a.safetensors"), write)
+        (place,) = folder.rglob("a-*.safetensors")
+        assert place.read_bytes() == b"work of an hour"
+        assert str(error) == f"There is no room; what was learnt is in {place} instead."
+        refuse.append(folder)
+    error = rescued(InputError("There is no room."), Path("a.safetensors"), write)
+    assert str(error) == "There is no room."

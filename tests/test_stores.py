@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -286,3 +288,110 @@ def test_a_folder_that_is_not_ours_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "a.zarr" / "thesis.txt").write_text("three years")
     with pytest.raises(InputError, match="is not a prediction"):
         stores.check_replaceable(tmp_path / "a.zarr")
+
+
+def damage(path: Path, how: str) -> None:
+    """Spoil a file as disks and copies do, or put something in its place that is none."""
+    content = path.read_bytes()
+    match how:
+        case "flipped":
+            path.write_bytes(bytes(b ^ 0x5A for b in content))
+        case "cut":
+            path.write_bytes(content[: len(content) // 2])
+        case "empty":
+            path.write_bytes(b"")
+        case "pipe":
+            path.unlink()
+            os.mkfifo(path)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("how", ["flipped", "cut", "empty", "pipe"])
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_a_damaged_chunk_is_one_sentence_with_file_and_block(
+    tmp_path: Path, zarr_format: int, how: str
+) -> None:
+    if how == "pipe" and not hasattr(os, "mkfifo"):
+        pytest.skip("this system has no named pipes")
+    path = tmp_path / "a.zarr"
+    image = noise(2, 60, 80)
+    zarr.create_array(path, data=image, chunks=(1, 20, 20), zarr_format=zarr_format)
+    chunk = path / ("1.2.0" if zarr_format == 2 else "c/1/2/0")
+    damage(chunk, how)
+    opened = open_image(path)
+    np.testing.assert_array_equal(opened[1][0:40, 0:80][..., 0], image[1, :40])
+    with pytest.raises(InputError) as error:
+        opened[1][40:60, 0:40]
+    said = str(error.value)
+    assert str(path) in said
+    assert "\n" not in said
+    if how == "pipe":
+        assert str(chunk) in said
+    else:
+        assert "in plane 1, rows 40 to 59, columns 0 to 39" in said
+
+
+@pytest.mark.parametrize("compression", ["zlib", "zstd", "lzw"])
+def test_a_damaged_tile_is_one_sentence_with_file_and_block(
+    tmp_path: Path, everything_is_large: None, compression: str
+) -> None:
+    path = tmp_path / "a.tif"
+    image = noise(64, 96)
+    tifffile.imwrite(path, image, tile=(32, 32), compression=compression)
+    with tifffile.TiffFile(path) as tif:
+        begin, n = tif.pages[0].dataoffsets[4], tif.pages[0].databytecounts[4]
+    content = bytearray(path.read_bytes())
+    content[begin : begin + n] = bytes(b ^ 0x5A for b in content[begin : begin + n])
+    path.write_bytes(content)
+    opened = open_image(path)
+    np.testing.assert_array_equal(opened[0][0:32, 0:96][..., 0], image[:32])
+    with pytest.raises(InputError, match=r"plane 0, rows 32 to 63, columns 32 to 63 \(") as error:
+        opened[0][32:64, 32:64]
+    assert f"'{path}' is damaged" in str(error.value)
+
+
+@pytest.mark.parametrize("how", ["empty", "cut", "unlabelled"])
+def test_a_block_that_an_interrupted_run_left_damaged_is_missing(tmp_path: Path, how: str) -> None:
+    shape, folder = (1, 700, 900), tmp_path / "labels"
+    store = open_labels(folder, shape, "same")
+    for block in plan(shape):
+        store.write(block, np.full((block.height, block.width), 1 + block.top % 7, np.uint8))
+    bad = plan(shape)[1]
+    if how == "unlabelled":
+        store.write(bad, np.zeros((bad.height, bad.width), np.uint8))
+    else:
+        damage(store._chunk(bad), how)
+    assert open_labels(folder, shape, "same").missing(plan(shape)) == [bad]
+
+
+@pytest.mark.parametrize("name", ["zarr.json", "0/zarr.json"])
+def test_a_run_whose_description_is_damaged_is_not_resumed(tmp_path: Path, name: str) -> None:
+    shape, folder = (1, 700, 900), tmp_path / "labels"
+    store = open_labels(folder, shape, "same")
+    store.write(plan(shape)[0], np.ones((512, 512), np.uint8))
+    damage(folder / name, "cut")
+    with pytest.raises(InputError, match="is damaged, or part of a prediction with another"):
+        open_labels(folder, shape, "same")
+    assert store._chunk(plan(shape)[0]).exists()
+
+
+def test_a_disk_that_is_full_at_the_last_step_keeps_the_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape, folder, path = (1, 1100, 600), tmp_path / "unfinished", tmp_path / "labels.zarr"
+    store = open_labels(folder, shape, "same")
+    for block in plan(shape):
+        store.write(block, np.ones((block.height, block.width), np.uint8))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(stores, "_create", full)
+        with pytest.raises(InputError, match=r"No space left on device\); free some space and run"):
+            save_zarr(store, path, CLASSES)
+    assert not path.exists()
+    again = open_labels(folder, shape, "same")
+    assert again.missing(plan(shape)) == []
+    save_zarr(again, path, CLASSES)
+    assert (whole(open_image(path)) == 1).all()

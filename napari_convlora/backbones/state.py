@@ -12,6 +12,7 @@ from torch import Tensor
 from napari_convlora.backbones.base import SamParts
 from napari_convlora.backbones.checkpoints import MAX_BYTES
 from napari_convlora.config import WeightsError
+from napari_convlora.results import check_no_device
 
 _MODULES = ("image_encoder.", "prompt_encoder.", "mask_decoder.")
 _WRAPPERS = ("model", "model_state", "state_dict", "model_state_dict")
@@ -47,6 +48,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     WeightsError
         The file is absent, too large, damaged, unsafe, or holds no SAM.
     """
+    check_no_device(path, WeightsError)
     if not path.is_file():
         raise WeightsError(f"There is no checkpoint file {path}.")
     if (size := path.stat().st_size) > MAX_BYTES:

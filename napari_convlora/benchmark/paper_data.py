@@ -17,6 +17,7 @@ from napari_convlora.config import MAX_CLASSES, InputError
 from napari_convlora.data import to_rgb
 from napari_convlora.files import MAX_LABEL, read_image, read_labels
 from napari_convlora.losses import VOID
+from napari_convlora.results import check_no_device
 
 SPLITS = ("train", "val", "test")
 _NOISE = 15
@@ -83,6 +84,7 @@ def read_split(folder: Path, split: str, limit: int | None = None) -> list[Pair]
         The table is absent, empty, lacks a column, or names a file that does not exist.
     """
     table = folder / f"{split}.csv"
+    check_no_device(table)
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from napari_convlora.config import InputError, TrainConfig
-from napari_convlora.results import atomic_write
+from napari_convlora.results import atomic_write, check_no_device
 
 TaskName = Literal["finish", "unseen"]
 PEERS = ("forest", "unet")
@@ -158,6 +158,7 @@ def read_runs(path: Path) -> tuple[dict[str, Any], list[Run]]:
     InputError
         The file is absent, damaged or of another version.
     """
+    check_no_device(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != _FORMAT:

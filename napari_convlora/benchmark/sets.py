@@ -11,6 +11,7 @@ import numpy as np
 
 from napari_convlora.config import MAX_CLASSES, InputError
 from napari_convlora.files import MAX_LABEL, read_image, read_labels
+from napari_convlora.results import check_no_device
 
 _VOID_NAMES = {"void", "unlabelled", "unlabeled", "ignore"}
 
@@ -91,6 +92,7 @@ def open_set(folder: Path) -> ImageSet:
         half = (len(stems) + 1) // 2
         names = {i: f"class {i}" for i in ids}
         return _checked(folder, names, stems[:half], stems[half:])
+    check_no_device(folder / "meta.json")
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         names = {int(i): str(name) for i, name in meta.get("classes", {}).items()}

@@ -207,7 +207,9 @@ class ImageEntry:
             longer = iter([n for n in planes.source.shape if n > 1])
             shape = tuple(next(longer, 0) if n > 1 else 1 for n in self.layer_shape)
             source = respaced(planes.source, shape)
-            return None if source is None else lazy_planes(source, **how, alpha=self.rgb)
+            if source is None:
+                return None
+            return lazy_planes(source, **how, alpha=self.rgb, name=planes.name)
         if planes.shape != self.shape and planes.size == math.prod(self.layer_shape):
             # A file that does not say which axis holds channels; the layer's user did.
             planes = to_planes(planes.reshape(self.layer_shape), **how)
@@ -225,10 +227,15 @@ class ImageEntry:
         blocks = plan(found.shape)
         if not isinstance(pixels, np.ndarray):
             blocks = blocks[len(blocks) // 2 :][:1]
-        return found.shape == pixels.shape and all(
-            np.array_equal(found[b.plane][b.rows, b.columns], pixels[b.plane][b.rows, b.columns])
-            for b in blocks
-        )
+        try:
+            return found.shape == pixels.shape and all(
+                np.array_equal(
+                    found[b.plane][b.rows, b.columns], pixels[b.plane][b.rows, b.columns]
+                )
+                for b in blocks
+            )
+        except InputError:  # damaged there: what is in memory is better than the file
+            return not isinstance(pixels, np.ndarray)
 
     def as_layer(self, planes: Planes) -> Any:
         """Return `planes` (P, H, W, C) in the shape that a napari layer holds, as a view."""
@@ -364,6 +371,8 @@ def new_stem(name: str, taken: set[str]) -> str:
 def fingerprint(path: Path) -> str:
     """Return a hash of size and both ends of a file, quick for any size; "" if unreadable."""
     try:
+        if not path.is_file():  # a pipe would be waited for
+            return ""
         with path.open("rb") as file:
             size = file.seek(0, 2)
             file.seek(0)

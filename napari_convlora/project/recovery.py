@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
-
 from napari_convlora.config import ConvLoRAError
 from napari_convlora.project import owner
 from napari_convlora.project.folder import MANIFEST, Project
 from napari_convlora.project.manifest import Manifest
+from napari_convlora.results import data_folder
 
 MOST = 5
 """Unsaved sessions kept; older ones are removed."""
@@ -44,8 +42,7 @@ class Leftover:
 
 def root() -> Path:
     """Return the folder of unsaved sessions; ``NAPARI_CONVLORA_RECOVERY`` names another."""
-    named = os.environ.get("NAPARI_CONVLORA_RECOVERY")
-    return Path(named or platformdirs.user_data_dir("napari-convlora", False)) / "recovery"
+    return data_folder() / "recovery"
 
 
 def begin(manifest: Manifest) -> Project:

@@ -20,7 +20,7 @@ from napari_convlora.project.checked import build, read_json, write_json
 from napari_convlora.project.labels import write_labels
 from napari_convlora.project.manifest import ImageEntry, Settings
 from napari_convlora.project.recipe import Recipe
-from napari_convlora.results import atomic_write, make_folder
+from napari_convlora.results import atomic_write, check_no_device, make_folder
 from napari_convlora.reviewed import Outlines
 from napari_convlora.rounds import Correction, correction, decide
 
@@ -98,6 +98,7 @@ def _origin(number: int | None) -> str:
 
 
 def _copy(source: Path, target: Path) -> None:
+    check_no_device(source)
     with atomic_write(target) as file:
         file.write(source.read_bytes())
 

@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterator, Sequence
 import numpy as np
 import torch
 
-from napari_convlora.adapter_file import Adapter
+from napari_convlora.adapter_file import MAX_HEADER, Adapter
 from napari_convlora.annotations import LabelledImage, check_annotations
 from napari_convlora.backbones import Backbone
 from napari_convlora.config import ClassInfo, ConvLoRAError, ModelConfig, TrainConfig
@@ -116,7 +116,10 @@ def adapt(
 
 def _adapt(run: RoundState, rival: Rival | None) -> Iterator[Event]:
     config, control = run.config, run.control
-    yield Started(config.max_steps, run.pixels, run.data.holds_out, str(run.device))
+    n_bytes = sum(tensor.nbytes for tensor in run.model.adapter_state().values())
+    yield Started(
+        config.max_steps, run.pixels, run.data.holds_out, str(run.device), n_bytes + MAX_HEADER
+    )
     if run.model.detail is not None:
         yield from fit_detail(run, run.model.detail)
     run.model.eval()

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import tifffile
+from napari.utils.notifications import show_info
 from PIL import Image
 
 from napari_convlora.annotations import DEFAULT_COLOURS, default_classes
 from napari_convlora.config import MAX_CLASSES, ClassInfo
-from napari_convlora.export import save_masks
+from napari_convlora.export import CLASSES_FILE, save_masks
 from napari_convlora.results import atomic_write
 from napari_convlora.widget.class_colours import attributes, complete, known_classes
 
@@ -26,7 +27,7 @@ SAMPLE_CLASSES: dict[str, tuple[str, ...]] = {
 
 
 def write_labels(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
-    """Write a Labels layer as class masks, and its class table as ``classes.json`` beside it.
+    """Write a Labels layer as class masks, and its class table beside it; see `save_masks`.
 
     napari may choose this writer for any Labels layer, so an instance map, whose ids go beyond
     those of classes, is written as a plain TIFF.
@@ -40,7 +41,12 @@ def write_labels(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
     ids = np.unique(labels)
     planes = labels.reshape(-1, *labels.shape[-2:]) if labels.ndim > 2 else labels
     classes = complete(known_classes(meta), ids[ids > 0].tolist())
-    save_masks(planes, path, classes or default_classes(1))
+    table = save_masks(planes, path, classes or default_classes(1))
+    if table.name != CLASSES_FILE:
+        show_info(
+            f"The class names of {Path(path).name} are in {table.name}, which counts before the "
+            f"{CLASSES_FILE} of other masks there."
+        )
     return [path]
 
 

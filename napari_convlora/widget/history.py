@@ -12,6 +12,7 @@ from qtpy.QtCore import QObject, Signal
 from napari_convlora.config import ConvLoRAError, InputError, listed
 from napari_convlora.project import RoundRecord, Settings
 from napari_convlora.project.rounds import ADAPTER
+from napari_convlora.results import check_space, data_folder, rescued
 from napari_convlora.rounds import Correction, decide
 from napari_convlora.widget.jobs import Recipe, Snapshot
 from napari_convlora.widget.keeper import Keeper
@@ -106,8 +107,13 @@ class History(QObject):
             "--out adapter.safetensors"
         )
 
-    def _on_started(self, *_: Any) -> None:
+    def _on_started(self, total_steps: int, held_out: bool, nbytes: int) -> None:
         self._events.clear()
+        project = self._keeper.project
+        try:
+            check_space(data_folder() if project is None else project.folder, nbytes)
+        except InputError as error:
+            self._keeper.failed.emit(f"{str(error)[:-1]}: until then the round is in memory only.")
         self._layers = self._keeper.layers
         session = self._workflow.runner.session
         self._start = self.installed, None if session is None else session.installed
@@ -124,7 +130,13 @@ class History(QObject):
             if not snapshot.stem:
                 self._keeper.enlist(layer_of(snapshot))
         self._keeper.save()
-        project = self._keeper.need_project()
+        try:
+            project = self._keeper.need_project()
+        except ConvLoRAError as error:
+            self._keeper.failed.emit(
+                f"{str(error)[:-1]}: the round is in memory only; press Export adapter to keep it."
+            )
+            return
         settings = Settings(used.backbone, used.model, used.train)
         history, adapter, start = list(self._events), message.adapter, self._start
         assert adapter is not None
@@ -138,9 +150,14 @@ class History(QObject):
                 stem = snapshot.stem if kept is None else kept.stem
                 if stem:
                     annotations[stem] = snapshot.annotations, snapshot.reviewed
-            project.rounds.add(adapter, annotations, settings, history, start)
+            try:
+                project.rounds.add(adapter, annotations, settings, history, start)
+            except (ConvLoRAError, OSError) as error:
+                if self._keeper.closing:  # there is no later try
+                    raise rescued(error, Path(ADAPTER), adapter.save) from error
+                raise
 
-        self._keeper.writer.put(write)
+        self._keeper.writer.put(write, keep=True)
         self._count_corrections()
 
     def _on_predicted(self, record: ImageLayers, labels: np.ndarray) -> None:
@@ -150,7 +167,8 @@ class History(QObject):
 
         def write() -> None:
             number = project.manifest.installed  # a round that has just ended is written by now
-            if kept.stem is not None and number is not None:
+            late = self._keeper.writer.waiting  # or it waits for room, and this is not its number
+            if kept.stem is not None and number is not None and not late:
                 project.rounds.keep_prediction(number, kept.stem, labels)
 
         self._keeper.writer.put(write)

@@ -18,7 +18,7 @@ from napari_convlora.blocks import Block, is_large, overlap, plan
 from napari_convlora.child import Job
 from napari_convlora.config import ClassInfo, ConvLoRAError, ModelConfig, TrainConfig
 from napari_convlora.events import Controls, Event, Finished, Preview, Tiles
-from napari_convlora.planes import Planes, drop_alpha, lazy_planes, to_planes
+from napari_convlora.planes import Planes, drop_alpha, lazy_planes, read_pixels, to_planes
 from napari_convlora.project import ImageEntry
 from napari_convlora.reviewed import Outlines, complete
 
@@ -87,10 +87,10 @@ class Snapshot:
         pixels = self.pixels.open() if isinstance(self.pixels, OnDisk) else self.pixels
         how: dict[str, Any] = {"rgb": self.rgb, "channel_axis": self.channel_axis}
         if not isinstance(pixels, np.ndarray):
-            lazy = lazy_planes(pixels, **how, alpha=self.rgb)
+            lazy = lazy_planes(pixels, **how, alpha=self.rgb, name=f"'{self.name}'")
             if is_large(lazy.shape):
                 return lazy
-            pixels = pixels[(slice(None),) * len(pixels.shape)]
+            pixels = read_pixels(pixels, (slice(None),) * len(pixels.shape), lazy.name)
         planes = to_planes(np.asarray(pixels), **how)
         return drop_alpha(planes) if self.rgb else planes
 
@@ -114,7 +114,7 @@ def portable(pixels: Any) -> Any:
         try:
             cloudpickle.dumps(pixels)
         except Exception:  # pickle raises whatever the object does
-            return np.asarray(pixels)
+            return read_pixels(pixels, (slice(None),) * len(pixels.shape), "The image")
     return pixels
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,6 +22,8 @@ from napari_convlora.widget.kept import Kept, follow, place_job, stored_snapshot
 from napari_convlora.widget.layers import ImageLayers
 from napari_convlora.widget.new_layer import image_of
 from napari_convlora.widget.workflow import Workflow
+
+logger = logging.getLogger(__name__)
 
 AUTOSAVE_MS = 3000
 _REST = 30
@@ -45,6 +48,8 @@ class Keeper(QObject):
         Whether the user has given it a folder.
     automatic
         Returns whether rounds begin by themselves.
+    closing
+        Whether what cannot be written now never will be.
     closed
         Whether everything is written and the folder is let go of.
     writer
@@ -86,7 +91,8 @@ class Keeper(QObject):
         self._workflow, self._images, self._recipe = workflow, workflow.images, recipe
         self.writer = Writer()
         self._kept: list[Kept] = []
-        self.closed = False
+        self.closing = self.closed = False
+        self._said: set[str] = set()
         self._soon = QTimer(self)
         self._soon.setSingleShot(True)
         self._soon.setInterval(AUTOSAVE_MS)
@@ -147,7 +153,7 @@ class Keeper(QObject):
         InputError
             The folder holds something, or cannot be written.
         """
-        self._settle()
+        self._settle(rounds=True)
         gone = [f"'{entry.name}'" for entry in self.entries if entry.stem in self.removed]
         if self.project is None:
             self.project = Project.create(folder, self._manifest())
@@ -176,7 +182,7 @@ class Keeper(QObject):
         """
         if self._workflow.running:
             raise InputError("A round is running; press Stop first, then open the project.")
-        self._settle()
+        self._settle(rounds=True)
         project = Project.open(folder)
         self._leave_project()
         self.project, self.named = project, named
@@ -205,6 +211,7 @@ class Keeper(QObject):
             if left is not None:  # what was rejected stays so until the next prediction
                 self._keep_prediction(kept, left)
         self._soon.setInterval(max(AUTOSAVE_MS, round(_REST * 1000 * (time.monotonic() - begun))))
+        self.writer.retry()
         if self.project is not None:
             project, chosen = self.project, self._manifest()
 
@@ -225,9 +232,12 @@ class Keeper(QObject):
         if self.closed:
             return
         self.wrote.disconnect(self._on_wrote)
+        self.closing = True
         self.save()
         self._soon.stop()
         self.writer.flush()
+        for sentence in self.writer.failures:  # there is no window any more to say it in
+            logger.warning(sentence)
         self._release()
         self.closed = True
 
@@ -368,8 +378,13 @@ class Keeper(QObject):
         return Manifest(self._images.classes, settings, automatic=self.automatic(), merged=merged)
 
     def _on_wrote(self) -> None:
+        if not (self.writer.failures or self.writer.waiting or any(k.dirty for k in self._kept)):
+            self._said.clear()
         while self.writer.failures:
-            self.failed.emit(self.writer.failures.popleft())
+            sentence = self.writer.failures.popleft()
+            if sentence not in self._said:  # a full disk is not news at every try
+                self.failed.emit(sentence)
+            self._said.add(sentence)
             self.touch()  # the disk may have room again
         self.changed.emit()
 
@@ -418,10 +433,15 @@ class Keeper(QObject):
             self._keep(kept)
         self._kept.remove(kept)
 
-    def _settle(self) -> None:
-        """Wait until everything is on disk, as layers are to be closed."""
+    def _settle(self, *, rounds: bool = False) -> None:
+        """Wait until everything is on disk, as layers, or the project, are to be closed."""
         self.save()
         self.writer.flush()
+        if rounds and self.writer.waiting:
+            raise InputError(
+                "The last round could not be written and is in memory only; free some space and "
+                "try again, or press Export adapter to keep it elsewhere."
+            )
         if any(kept.dirty for kept in self._kept):
             raise InputError(
                 self.writer.failures.popleft()

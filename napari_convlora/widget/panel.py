@@ -479,7 +479,7 @@ class ConvLoRAWidget(QWidget):
         if counts != before and news and early and not self.running:
             self._suggest()
 
-    def _on_started(self, total_steps: int, held_out: bool) -> None:
+    def _on_started(self, total_steps: int, held_out: bool, nbytes: int) -> None:
         self._news = ""
         self.plot.restart(total_steps, held_out)
         self.plot.show()

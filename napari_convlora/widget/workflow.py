@@ -67,7 +67,8 @@ class Workflow(QObject):
     found
         Classes that a layer or an adapter brings along.
     started, planned, stepped, scored, tiled
-        Progress: (total steps, held out), `Planned`, list of `Step`, `Scored`, `Tiles`.
+        Progress: (total steps, held out, bytes of the adapter), `Planned`, list of `Step`,
+        `Scored`, `Tiles`.
     kept
         What the process keeps for the next round: `Kept`.
     learnt
@@ -87,7 +88,7 @@ class Workflow(QObject):
     said = Signal(str)
     failed = Signal(str, bool)
     found = Signal(object)
-    started = Signal(int, bool)
+    started = Signal(int, bool, object)
     planned = Signal(object)
     stepped = Signal(list)
     scored = Signal(object)
@@ -250,10 +251,14 @@ class Workflow(QObject):
 
     def export_masks(self, path: Path) -> None:
         """Write the prediction, annotations on top, and the class table beside it."""
-        from napari_convlora.export import save_masks
+        from napari_convlora.export import CLASSES_FILE, save_masks
 
-        save_masks(self.images.need().predicted_labels(), path, self.images.classes)
-        self.said.emit(f"Masks written to {path.name}, class names to classes.json beside it.")
+        table = save_masks(self.images.need().predicted_labels(), path, self.images.classes)
+        why = f", which counts before the {CLASSES_FILE} of other masks there"
+        self.said.emit(
+            f"Masks written to {path.name}, class names to {table.name} beside it"
+            f"{why * (table.name != CLASSES_FILE)}."
+        )
 
     def export_adapter(self, path: Path) -> None:
         """Write the installed adapter."""
@@ -312,7 +317,7 @@ class Workflow(QObject):
                 self.ready.emit(message.backbones)
             case events.Started():
                 self.phase = "training"
-                self.started.emit(message.total_steps, message.held_out)
+                self.started.emit(message.total_steps, message.held_out, message.nbytes)
                 self.said.emit(f"Training on {message.device}: {self._learning_from(message)}.")
                 self.changed.emit()
             case events.Planned():
@@ -351,6 +356,8 @@ class Workflow(QObject):
             case jobs.Loaded():
                 if not self._ours:
                     self.found.emit(message.adapter.classes)
+                    if message.adapter.remark:
+                        self.failed.emit(message.adapter.remark, False)
                 self.loaded.emit(self._ours)
                 self._outcome = _LOADED
             case jobs.Kept():

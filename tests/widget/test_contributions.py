@@ -15,7 +15,7 @@ from npe2 import PluginManager, PluginManifest
 from PIL import Image
 
 import napari_convlora
-from napari_convlora.annotations import default_classes
+from napari_convlora.annotations import default_classes, read_classes
 from napari_convlora.widget import class_colours
 from napari_convlora.widget.contributions import SAMPLES, sample_classes, write_labels
 
@@ -116,3 +116,19 @@ def test_the_writer_writes_stacks_and_instance_maps(tmp_path):
     cells = np.arange(20).reshape(4, 5) * 100
     write_labels(str(tmp_path / "cells.tif"), cells, {})
     assert np.array_equal(tifffile.imread(tmp_path / "cells.tif"), cells)
+
+
+def test_the_writer_renames_no_older_masks_and_says_where_its_names_are(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr("napari_convlora.widget.contributions.show_info", said.append)
+    data = np.array([[1, 2]])
+    for name, title in (("a.tif", "root"), ("b.tif", "stem")):
+        layer = Labels(data, features={"index": [1, 2], "name": ["soil", title]})
+        write_labels(str(tmp_path / name), *layer.as_layer_data_tuple()[:2])
+    names = [[c.name for c in read_classes(tmp_path / f"{own}classes.json")] for own in _TABLES]
+    assert names == [["soil", "root"], ["soil", "stem"]]
+    (sentence,) = said
+    assert sentence.startswith("The class names of b.tif are in b.tif.classes.json")
+
+
+_TABLES = ("", "b.tif.")

@@ -348,3 +348,39 @@ def test_a_file_that_holds_something_else_than_the_layer_is_no_place_for_it(
     viewer.layers["wide"].data = [data * 2 for data in viewer.layers["wide"].data]
     saved(widget)
     assert "no file holds it" in widget.status
+
+
+@pytest.mark.parametrize("large", [True, False])
+def test_a_damaged_chunk_ends_a_round_or_prediction_with_one_sentence(
+    make_napari_viewer_proxy, make_widget, paint, wait, qtbot, tmp_path, wide, monkeypatch, large
+):
+    if not large:
+        monkeypatch.setattr(blocks, "LARGE", 10**9)
+    path = tmp_path / "wide.zarr"
+    zarr.create_array(path, data=wide, chunks=(100, 100))
+    viewer = make_napari_viewer_proxy()
+    layer = viewer.add_image(da.from_zarr(path), name="wide", contrast_limits=(0, 200))
+    widget = make_widget(viewer)
+    annotations = widget.start_annotating()
+    paint(annotations, 1, 200)
+    paint(annotations, 2, 400)
+    qtbot.waitUntil(lambda: len(widget.images.counts.pixels) == 2)
+    widget.adapt()
+    wait(widget)
+    assert widget.status.startswith("Round 1 is done")
+
+    layer.visible = False  # or napari reads it, too
+    chunk = path / "c" / "0" / "2"
+    chunk.write_bytes(chunk.read_bytes()[:50])
+    failures = []
+    widget.workflow.failed.connect(lambda sentence, ours: failures.append((sentence, ours)))
+    for act in (widget.predict, widget.adapt):
+        act()
+        wait(widget)
+        sentence, ours = failures.pop()
+        assert not failures
+        assert sentence.startswith("'wide' is damaged")
+        assert ("in plane 0, rows " in sentence) == large
+        assert not ours
+        assert "\n" not in sentence
+        assert widget.status == sentence

@@ -7,6 +7,8 @@ import json
 import numpy as np
 import tifffile
 
+from napari_convlora.annotations import read_classes
+
 ROUND = "Round {} is done"
 
 
@@ -158,3 +160,46 @@ def test_other_annotated_images_are_learnt_from_too(ready, paint, wait, halves):
     widget.predict()
     wait(widget)
     assert "prediction of halves" in viewer.layers
+
+
+def test_a_second_export_renames_no_older_masks_and_says_where_its_names_are(ready, wait, tmp_path):
+    _, widget = ready()
+    widget.adapt()
+    wait(widget)
+    widget.export_masks(tmp_path / "first.tif")
+    assert widget.status.endswith("class names to classes.json beside it.")
+    before = (tmp_path / "classes.json").read_bytes()
+    widget.table.rename(2, "nucleus")
+    widget.export_masks(tmp_path / "second.png")
+    assert widget.status == (
+        "Masks written to second.png, class names to second.png.classes.json beside it, which "
+        "counts before the classes.json of other masks there."
+    )
+    assert (tmp_path / "classes.json").read_bytes() == before
+    names = [c.name for c in read_classes(tmp_path / "second.png.classes.json")]
+    assert names == ["background", "nucleus"]
+
+
+def test_an_adapter_of_an_earlier_version_is_remarked_on_and_a_damaged_one_refused(
+    ready, wait, tmp_path, capsys
+):
+    _, widget = ready()
+    widget.adapt()
+    wait(widget)
+    said = []
+    widget.workflow.failed.connect(lambda sentence, ours: said.append(sentence))
+    path = tmp_path / "a.safetensors"
+    widget.export_adapter(path)
+    widget.load_adapter(path)
+    wait(widget)
+    assert said == []
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    widget.load_adapter(path)
+    wait(widget)
+    assert "its SHA-256 differs" in said.pop()
+    path.write_bytes(content.replace(b"napari_convlora_sha256", b"napari_convlora_sha255"))
+    widget.load_adapter(path)
+    wait(widget)
+    assert said.pop().startswith("a.safetensors holds no SHA-256")
+    assert widget.status.startswith("The prediction is ready")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -733,3 +737,72 @@ def test_twenty_images_reopen_within_seconds(
     assert widget.project.images.count() == 20
     assert widget.project.images.currentRow() == 7
     assert (viewer.layers["annotations"].data == painted[0]).all()
+
+
+def test_a_round_that_finds_no_room_is_kept_and_written_when_there_is_some(
+    started, paint, wait, saved, qtbot, monkeypatch, tmp_path
+):
+    _, widget = started()
+    said = []
+    widget.keeper.failed.connect(said.append)
+    layer = widget.start_annotating()
+    paint(layer, 1, 10)
+    paint(layer, 2, 70)
+    saved(widget)
+    replace_file = os.replace
+
+    def full(source, target):
+        if Path(target).name == "adapter.safetensors":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace_file(source, target)
+
+    with monkeypatch.context() as broken:
+        broken.setattr("os.replace", full)
+        broken.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=10_000))
+        widget.adapt()
+        wait(widget)
+        saved(widget)
+        first, second = said
+        assert f"'{tmp_path / 'p'}' has 0.0 MB free" in first
+        assert first.endswith("until then the round is in memory only.")
+        assert "the disk is full" in second
+        assert widget.history.records == []
+        assert widget.workflow.has_adapter
+        for _ in range(2):
+            saved(widget)
+        assert len(said) == 2  # a full disk is not news at every try
+        with pytest.raises(InputError, match="press Export adapter to keep it elsewhere"):
+            widget.keeper.open(tmp_path / "other")
+    qtbot.waitUntil(lambda: len(widget.history.records) == 1, timeout=20_000)  # by itself
+    saved(widget)
+    assert widget.history.installed == 1
+    adapter = widget.keeper.project.rounds.adapter(1)
+    assert all(
+        torch.equal(tensor, adapter.state[name])
+        for name, tensor in widget.session.installed.state.items()
+    )
+    assert widget.keeper.project.rounds.recipe(1).images[0].name == "picture0"
+
+
+def test_a_round_that_never_found_room_is_rescued_when_the_window_closes(
+    started, paint, wait, saved, monkeypatch, recovery_folder, caplog, tmp_path
+):
+    _, widget = started()
+    layer = widget.start_annotating()
+    paint(layer, 1, 10)
+    paint(layer, 2, 70)
+    saved(widget)
+    replace_file = os.replace
+
+    def full(source, target):
+        if Path(target).is_relative_to(tmp_path / "p"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace_file(source, target)
+
+    monkeypatch.setattr("os.replace", full)
+    widget.adapt()
+    wait(widget)
+    widget.keeper.close()
+    (place,) = (recovery_folder.parent / "rescued").iterdir()
+    assert Adapter.load(place).summary["steps"] == 3
+    assert any(f"is in {place} instead" in record.getMessage() for record in caplog.records)
