@@ -22,6 +22,7 @@ from napari_convlora.export import save_masks, save_probabilities
 from napari_convlora.planes import LazyPlanes, Planes
 from napari_convlora.prediction import Prediction
 from napari_convlora.project import ImageEntry, Project, Recipe, Settings
+from napari_convlora.project.inside import inside
 from napari_convlora.results import check_apart
 from napari_convlora.reviewed import fill_outlines
 from napari_convlora.scorer import Progress
@@ -75,7 +76,7 @@ def adapt(options: argparse.Namespace, run: RunRound) -> tuple[Finished, list[Ev
         recipe = Recipe.read(options.recipe)
         session = _session(recipe.settings)
         if recipe.start is not None:
-            session.install(Adapter.load(options.recipe.parent / recipe.start))
+            session.install(Adapter.load(inside(options.recipe.parent, recipe.start)))
         with use_threads(recipe.threads):
             images = recipe.labelled(options.recipe.parent)
             return *run(session, images, recipe.classes, recipe.stop_after), str(options.out)

@@ -8,9 +8,10 @@ import shutil
 import threading
 from collections.abc import Callable, Collection
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
+from filelock import BaseFileLock
 
 from napari_convlora.annotations import LabelledImage, find_background
 from napari_convlora.config import InputError
@@ -18,6 +19,7 @@ from napari_convlora.files import read_labels
 from napari_convlora.parts import labelled_parts
 from napari_convlora.planes import LazyPlanes, Planes
 from napari_convlora.project import owner
+from napari_convlora.project.inside import check_plain, inside
 from napari_convlora.project.labels import (
     keep_version,
     read_newest,
@@ -35,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "project.json"
 _IMAGES = "images"
+_PARTS = ANNOTATIONS, PREDICTIONS, _IMAGES, ROUNDS
 
 
 class Project:
@@ -55,8 +58,8 @@ class Project:
         Held while something is written.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.folder, self.manifest = folder, manifest
+    def __init__(self, folder: Path, manifest: Manifest, claim: BaseFileLock) -> None:
+        self.folder, self.manifest, self._claim = folder, manifest, claim
         self.lock = threading.RLock()
         self.rounds = Rounds(self)
 
@@ -73,30 +76,39 @@ class Project:
         make_folder(folder)
         if any(folder.iterdir()):
             raise InputError(f"'{folder}' is not empty; choose or make an empty folder.")
-        owner.claim(folder)
-        project = cls(folder, manifest or Manifest())
-        project.manifest.write(folder / MANIFEST)
+        project = cls(folder, manifest or Manifest(), owner.claim(folder))
+        project.manifest.write(project.own(MANIFEST))
         return project
 
     @classmethod
-    def open(cls, folder: Path) -> Project:
+    def open(cls, folder: Path, *, anyway: bool = False) -> Project:
         """Open the project in a folder.
+
+        Parameters
+        ----------
+        folder
+            Of the project.
+        anyway
+            Whether to open it although it is open elsewhere.
 
         Raises
         ------
+        LockedError
+            It is open elsewhere.
         InputError
-            There is none, it is damaged or of a newer format, or open in another process.
+            There is none, or it is damaged or of a newer format.
         """
         folder = Path(folder).absolute()
-        if not (folder / MANIFEST).is_file():
+        path, *_ = (inside(folder, part) for part in (MANIFEST, *_PARTS))
+        if not path.is_file():
             raise InputError(f"'{folder}' is no project: it has no {MANIFEST}; choose another.")
-        manifest = Manifest.read(folder / MANIFEST)
-        owner.claim(folder)
-        return cls(folder, manifest)
+        Manifest.read(path)  # of what cannot be read nothing is claimed
+        claim = owner.claim(folder, anyway=anyway)
+        return cls(folder, Manifest.read(path), claim)  # which may just have been written
 
     def close(self) -> None:
         """Leave the folder to others."""
-        owner.release(self.folder)
+        owner.release(self.folder, self._claim)
 
     def save_as(self, folder: Path) -> Project:
         """Copy everything into a new or empty folder, and return the project there.
@@ -104,20 +116,25 @@ class Project:
         Raises
         ------
         InputError
-            The folder holds something, or cannot be written.
+            The folder holds something, or cannot be written, or there are links to be copied.
         """
         with self.lock:
+            for part in _PARTS:
+                check_plain(self.folder / part)
             there = Project.create(folder)
             try:
-                for part in (ANNOTATIONS, PREDICTIONS, _IMAGES, ROUNDS):
+                for part in _PARTS:
                     if (self.folder / part).is_dir():
-                        shutil.copytree(self.folder / part, there.folder / part)
+                        # What has become a link meanwhile stays one.
+                        shutil.copytree(self.folder / part, there.folder / part, symlinks=True)
             except OSError as error:
+                there.close()
                 raise InputError(
-                    f"'{folder}' cannot be written ({error.strerror}); choose another folder."
+                    f"'{folder}' cannot be written ({error.strerror or 'some files failed'}); "
+                    "choose another folder."
                 ) from error
             images = tuple(
-                e if e.path.startswith(f"{_IMAGES}/") else e.rebased(self.folder, there.folder)
+                e if _is_copied(e) else e.rebased(self.folder, there.folder)
                 for e in self.manifest.images
             )
             there.update(lambda m: replace(self.manifest, images=images))
@@ -322,7 +339,7 @@ class Project:
 
     def predicted(self, stem: str) -> bool:
         """Whether there is a prediction of an image."""
-        return (self.folder / PREDICTIONS / f"{stem}.tif").is_file()
+        return (self.folder / PREDICTIONS / f"{stem}.tif").is_file()  # no more is done with it
 
     def labelled(self) -> tuple[tuple[str, ...], list[LabelledImage]]:
         """Return stems and contents of the annotated images with as many channels as the first.
@@ -375,13 +392,14 @@ class Project:
         )
 
     def own(self, *parts: str) -> Path:
-        """Return a path to write to, which a link in a stranger's project must not lead away."""
-        path = self.folder.joinpath(*parts)
-        if not path.resolve().is_relative_to(self.folder.resolve()):
-            raise InputError(
-                f"'{path}' is a link that leads out of the project; remove it and save again."
-            )
-        return path
+        """Return the path of something of the project; see `inside`."""
+        return inside(self.folder, *parts)
+
+
+def _is_copied(entry: ImageEntry) -> bool:
+    """Whether the project has a copy of an image's pixels."""
+    folder, *below = PurePosixPath(entry.path).parts or ("",)
+    return folder == _IMAGES and ".." not in below
 
 
 def _write_pixels(path: Path, pixels: np.ndarray) -> None:
