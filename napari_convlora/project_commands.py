@@ -21,7 +21,7 @@ from napari_convlora.events import Event, Finished, RunControl
 from napari_convlora.export import save_masks, save_probabilities
 from napari_convlora.planes import LazyPlanes, Planes
 from napari_convlora.prediction import Prediction
-from napari_convlora.project import ImageEntry, Project, Recipe, Settings
+from napari_convlora.project import ImageEntry, LockedError, Project, Recipe, Settings
 from napari_convlora.project.inside import inside
 from napari_convlora.results import check_apart
 from napari_convlora.reviewed import fill_outlines
@@ -80,7 +80,7 @@ def adapt(options: argparse.Namespace, run: RunRound) -> tuple[Finished, list[Ev
         with use_threads(recipe.threads):
             images = recipe.labelled(options.recipe.parent)
             return *run(session, images, recipe.classes, recipe.stop_after), str(options.out)
-    with closing(Project.open(options.project)) as project:
+    with closing(_open(options)) as project:
         chosen = settings(options, project.manifest.settings)
         stems, images = project.labelled()
         session = _session(chosen)
@@ -90,6 +90,13 @@ def adapt(options: argparse.Namespace, run: RunRound) -> tuple[Finished, list[Ev
         painted = {stem: project.annotated(stem) for stem in stems}
         record = project.rounds.add(last.adapter, painted, chosen, history, start)
         return last, history, f"{record.reason}\nRound {record.number}"
+
+
+def _open(options: argparse.Namespace) -> Project:
+    try:
+        return Project.open(options.project, anyway=bool(options.open_anyway))
+    except LockedError as error:
+        raise LockedError(f"{str(error).rstrip('.')}, or give --open-anyway.") from error
 
 
 def restore(project: Project, session: Session) -> None:
@@ -126,7 +133,7 @@ def to_predict(options: argparse.Namespace) -> Iterator[tuple[Adapter, str, list
             [_of_file(p, adapter, options) for p in options.images],
         )
         return
-    with closing(Project.open(options.project)) as project:
+    with closing(_open(options)) as project:
         number = project.manifest.installed
         if number is None:
             raise InputError(

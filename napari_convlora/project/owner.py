@@ -63,9 +63,9 @@ def claim(folder: Path, *, anyway: bool = False) -> BaseFileLock:
         Nothing can be written there.
     """
     lock, pid = _lock(folder), os.getpid()
-    holder = _living(folder)
+    taken, holder = _taken(lock), _living(folder)
     others = holder is not None and holder.pid != pid
-    if (_taken(lock) or others) and not anyway:
+    if (taken or others) and not anyway:
         lock.release()
         who = f" (process {holder.pid} on {holder.host})" if holder is not None else ""
         raise LockedError(

@@ -148,18 +148,23 @@ class Keeper(QObject):
                 self.failed.emit(entry.homeless)
         self.changed.emit()
 
-    def open(self, folder: Path, *, named: bool = True) -> None:
+    def open(self, folder: Path, *, named: bool = True, anyway: bool = False) -> None:
         """Close the project there is, if any, and open the one in `folder` where it was left.
 
         Raises
         ------
+        LockedError
+            It is open elsewhere, and not to be opened `anyway`.
         InputError
-            There is none, it cannot be read, or another process has it open.
+            There is none, or it cannot be read.
         """
         if self._workflow.running:
             raise InputError("A round is running; press Stop first, then open the project.")
         self._settle()
-        project = Project.open(folder)
+        if self.project is not None and self.project.folder == Path(folder).absolute():
+            self.said.emit("This project is open already; it saves itself.")
+            return
+        project = Project.open(folder, anyway=anyway)
         self._leave_project()
         self.project, self.named = project, named
         self._images.merged.clear()

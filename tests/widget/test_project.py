@@ -19,6 +19,7 @@ from napari_convlora.adapter_file import Adapter
 from napari_convlora.config import InputError
 from napari_convlora.project import Project
 from napari_convlora.reviewed import inside_outlines
+from napari_convlora.widget import dialogs
 
 _YES = QMessageBox.StandardButton.Yes
 
@@ -253,6 +254,30 @@ def test_what_another_window_has_recovered_is_not_discarded(ready, make_widget, 
         other.communicate(b"\n")
 
 
+def test_a_project_that_is_open_elsewhere_opens_if_the_user_wants_to(
+    started, tmp_path, monkeypatch
+):
+    _, widget = started()
+    Project.create(tmp_path / "other").close()
+    elsewhere = Project.open(tmp_path / "other")
+    asked, answers = [], [QMessageBox.StandardButton.No, _YES]
+    monkeypatch.setattr(
+        dialogs.QFileDialog, "getExistingDirectory", lambda *_: str(tmp_path / "other")
+    )
+    monkeypatch.setattr(QMessageBox, "question", lambda *a: (asked.append(a[2]), answers.pop(0))[1])
+    buttons = {b.text(): b for b in widget.project.findChildren(QPushButton)}
+    buttons["Open…"].click()
+    assert "is open in another window or command" in asked[0]
+    assert "Open it anyway?" in asked[0]
+    assert widget.keeper.project.folder == tmp_path / "p"
+    buttons["Open…"].click()
+    assert widget.keeper.project.folder == tmp_path / "other"
+    buttons["Open…"].click()  # of what is open here nothing is asked
+    assert widget.status.startswith("This project is open already")
+    assert len(asked) == 2
+    elsewhere.close()
+
+
 def test_saving_as_a_project_leaves_no_recovery_behind(ready, saved, tmp_path, recovery_folder):
     _, widget = ready()
     saved(widget)
@@ -445,7 +470,7 @@ def test_reviewed_regions_go_with_their_image(
     saved(widget)
     assert widget.keeper.entries[0].counts == {2: 300}
     assert widget.keeper.entries[0].regions == 1
-    assert Project.open(tmp_path / "p").regions("picture0")[0][0][1].tolist() == exact[0]
+    assert widget.keeper.project.regions("picture0")[0][0][1].tolist() == exact[0]
 
 
 def test_a_layer_of_regions_that_was_removed_stays_away(started, saved, qtbot):
