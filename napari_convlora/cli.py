@@ -86,6 +86,12 @@ def _parser() -> argparse.ArgumentParser:
         "--project", type=Path, metavar="DIR", help="add a round on all its images; no --out needed"
     )
     open_anyway(sub)
+    sub.add_argument(
+        "--without-missing",
+        action="store_true",
+        default=None,
+        help="go on without images of the project whose annotations are gone",
+    )
     sub.add_argument("--recipe", type=Path, metavar="R.json", help="repeat a round to --out")
     sub.add_argument(
         "--classes", type=Path, metavar="classes.json", help='class table, as {"1": "background"}'

@@ -66,7 +66,7 @@ def adapt(options: argparse.Namespace) -> int:
             "they mean"
         )
     if not options.project:
-        _refuse_without_project(options, "open_anyway")
+        _refuse_without_project(options, "open_anyway", "without_missing")
     written = [path for path in (options.out, options.history) if path is not None]
     sources = [*(options.images or ()), *(options.labels or ()), options.classes, options.recipe]
     results.check_apart(written, filter(None, sources))

@@ -21,7 +21,14 @@ from napari_convlora.events import Event, Finished, RunControl
 from napari_convlora.export import save_masks, save_probabilities
 from napari_convlora.planes import LazyPlanes, Planes
 from napari_convlora.prediction import Prediction
-from napari_convlora.project import ImageEntry, LockedError, Project, Recipe, Settings
+from napari_convlora.project import (
+    ImageEntry,
+    LockedError,
+    LostLabelsError,
+    Project,
+    Recipe,
+    Settings,
+)
 from napari_convlora.project.inside import inside
 from napari_convlora.results import check_apart
 from napari_convlora.reviewed import fill_outlines
@@ -82,12 +89,17 @@ def adapt(options: argparse.Namespace, run: RunRound) -> tuple[Finished, list[Ev
             return *run(session, images, recipe.classes, recipe.stop_after), str(options.out)
     with closing(_open(options)) as project:
         chosen = settings(options, project.manifest.settings)
-        stems, images = project.labelled()
+        try:
+            stems, images = project.labelled(without_missing=bool(options.without_missing))
+        except LostLabelsError as error:
+            if options.without_missing:
+                raise
+            raise InputError(f"{str(error).rstrip('.')}, or give --without-missing.") from error
+        painted = {stem: project.annotated(stem) for stem in stems}
         session = _session(chosen)
         restore(project, session)
         start = project.manifest.installed, session.installed
         last, history = run(session, images, project.manifest.classes)
-        painted = {stem: project.annotated(stem) for stem in stems}
         record = project.rounds.add(last.adapter, painted, chosen, history, start)
         return last, history, f"{record.reason}\nRound {record.number}"
 
@@ -188,8 +200,12 @@ def _of_project(entry: ImageEntry, project: Project, options: argparse.Namespace
         project.keep_prediction(entry.stem, found.labels)
         if options.out:
             background = find_background(project.manifest.classes)
-            painted = fill_outlines(*project.annotated(entry.stem), background)
-            labels = protect(found.labels, painted)
+            labels = found.labels
+            try:
+                painted = fill_outlines(*project.annotated(entry.stem), background)
+                labels = protect(labels, painted)
+            except LostLabelsError as error:
+                logger.warning("The mask of '%s' is the prediction alone: %s", entry.name, error)
             _export(found, labels, entry.stem, project.manifest.classes, options)
 
     return PredictionTask(entry.name, run)

@@ -8,7 +8,9 @@ import shutil
 import threading
 from collections.abc import Callable, Collection
 from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 import numpy as np
 from filelock import BaseFileLock
@@ -21,19 +23,23 @@ from napari_convlora.planes import LazyPlanes, Planes
 from napari_convlora.project import owner
 from napari_convlora.project.inside import check_plain, inside
 from napari_convlora.project.labels import (
+    VERSION_SECONDS,
     keep_version,
+    read_current,
     read_newest,
     read_regions,
     write_labels,
     write_regions,
 )
 from napari_convlora.project.manifest import ImageEntry, Manifest, View, new_stem, split_missing
+from napari_convlora.project.missing import Lost, LostLabelsError, lost
 from napari_convlora.project.rounds import ANNOTATIONS, PREDICTIONS, ROUNDS, Rounds
 from napari_convlora.results import atomic_write, make_folder
 from napari_convlora.reviewed import Outlines, complete
 from napari_convlora.stores import open_image
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 MANIFEST = "project.json"
 _IMAGES = "images"
@@ -61,6 +67,7 @@ class Project:
     def __init__(self, folder: Path, manifest: Manifest, claim: BaseFileLock) -> None:
         self.folder, self.manifest, self._claim = folder, manifest, claim
         self.lock = threading.RLock()
+        self._damaged: set[Path] = set()
         self.rounds = Rounds(self)
 
     @classmethod
@@ -271,13 +278,16 @@ class Project:
     def annotations(self, stem: str) -> tuple[np.ndarray | None, str]:
         """Return annotations (P, H, W) int32, None if there are none, and what is odd about them.
 
+        An older version takes the place of what is gone or damaged.
+
         Raises
         ------
         InputError
             Neither they nor an older version can be read.
         """
-        path, shape = self.own(ANNOTATIONS, f"{stem}.tif"), self.entry(stem).shape[:3]
-        return read_newest(path, lambda p: read_labels(p, shape))
+        entry = self.entry(stem)
+        read = partial(read_labels, shape=entry.shape[:3])
+        return self._newest(entry, ".tif", read, expected=entry.annotated)
 
     def regions(self, stem: str) -> tuple[Outlines, str]:
         """Return the reviewed regions of an image, and what is odd about them.
@@ -287,9 +297,26 @@ class Project:
         InputError
             Neither they nor an older version can be read.
         """
-        path, n_planes = self.own(ANNOTATIONS, f"{stem}.json"), self.entry(stem).shape[0]
-        found, note = read_newest(path, lambda p: read_regions(p, n_planes))
+        entry = self.entry(stem)
+        read = partial(read_regions, n_planes=entry.shape[0])
+        found, note = self._newest(entry, ".json", read, expected=bool(entry.regions))
         return found or (), note
+
+    def _newest(
+        self, entry: ImageEntry, suffix: str, read: Callable[[Path], T], *, expected: bool
+    ) -> tuple[T | None, str]:
+        path = self.own(ANNOTATIONS, f"{entry.stem}{suffix}")
+        found, note = read_newest(path, read)
+        if note:
+            self._damaged.add(path)
+        elif found is None and expected:
+            note = str(lost(entry.name, path))
+        return found, note
+
+    def _keep_version(self, path: Path) -> None:
+        """Keep an older version now and then, and in any case what is damaged."""
+        keep_version(path, least=0 if path in self._damaged else VERSION_SECONDS)
+        self._damaged.discard(path)
 
     def keep_annotations(self, stem: str, labels: np.ndarray, regions: Outlines = ()) -> None:
         """Write annotations (P, H, W) and reviewed regions, keep an older version, and count.
@@ -302,11 +329,11 @@ class Project:
         with self.lock:
             path = self.own(ANNOTATIONS, f"{stem}.tif")
             make_folder(path.parent)
-            keep_version(path)
+            self._keep_version(path)
             write_labels(path, labels)
             path = self.own(ANNOTATIONS, f"{stem}.json")
             if regions or path.exists():
-                keep_version(path)
+                self._keep_version(path)
                 write_regions(path, regions)
             ids, counts = np.unique(labels[labels > 0], return_counts=True)
             found = dict(zip(ids.tolist(), counts.tolist(), strict=True))
@@ -341,14 +368,23 @@ class Project:
         """Whether there is a prediction of an image."""
         return (self.folder / PREDICTIONS / f"{stem}.tif").is_file()  # no more is done with it
 
-    def labelled(self) -> tuple[tuple[str, ...], list[LabelledImage]]:
+    def labelled(
+        self, *, without_missing: bool = False
+    ) -> tuple[tuple[str, ...], list[LabelledImage]]:
         """Return stems and contents of the annotated images with as many channels as the first.
 
         What is unpainted in reviewed regions is background. Large images come in parts. Images that
         cannot be found are left out with a warning.
 
+        Parameters
+        ----------
+        without_missing
+            Whether to leave out, with a warning, images whose label files are lost.
+
         Raises
         ------
+        LostLabelsError
+            Label files are lost.
         InputError
             No image is annotated, none can be found, one cannot be read, or a background class is
             missing.
@@ -363,22 +399,45 @@ class Project:
             logger.warning(remark)
         annotated = found or annotated[:1]  # which says where it was
         background = find_background(self.manifest.classes)
-        stems: list[str] = []
-        images: list[LabelledImage] = []
+        painted: list[tuple[ImageEntry, np.ndarray, Outlines]] = []
+        gone: list[Lost] = []
         for entry in annotated:
             if entry.shape[3] == annotated[0].shape[3]:
-                labels = complete(*self.annotated(entry.stem), background, entry.name)
-                stems.append(entry.stem)
-                parts = labelled_parts(entry.read(self.folder), labels, entry.name)
-                images.extend(part for _, part in parts)
-        return tuple(stems), images
+                try:
+                    painted.append((entry, *self.annotated(entry.stem)))
+                except LostLabelsError as error:
+                    gone.extend(error.lost)
+        if gone and not (without_missing and painted):
+            raise LostLabelsError(*gone)
+        if gone:
+            logger.warning("Left out of the round: %s", LostLabelsError(*gone))
+        images: list[LabelledImage] = []
+        for entry, array, regions in painted:
+            labels = complete(array, regions, background, entry.name)
+            parts = labelled_parts(entry.read(self.folder), labels, entry.name)
+            images.extend(part for _, part in parts)
+        return tuple(entry.stem for entry, *_ in painted), images
 
     def annotated(self, stem: str) -> tuple[np.ndarray, Outlines]:
-        """Return annotations (P, H, W) int32, all 0 if there are none, and reviewed regions."""
-        labels, _ = self.annotations(stem)
-        if labels is None:
-            labels = np.zeros(self.entry(stem).shape[:3], np.int32)
-        return labels, self.regions(stem)[0]
+        """Return annotations (P, H, W) int32, all 0 if nothing was painted, and reviewed regions.
+
+        Raises
+        ------
+        LostLabelsError
+            One of them is gone or damaged, whether there is an older version or not.
+        """
+        entry, regions = self.entry(stem), ()
+        labels: np.ndarray = np.zeros(entry.shape[:3], np.int32)
+        path, other = (self.own(ANNOTATIONS, f"{stem}{suffix}") for suffix in (".tif", ".json"))
+        try:
+            if entry.annotated or path.exists():
+                labels = read_current(path, lambda p: read_labels(p, entry.shape[:3]))
+            path = other
+            if entry.regions or path.exists():
+                regions = read_current(path, lambda p: read_regions(p, entry.shape[0]))
+        except InputError as error:
+            raise lost(entry.name, path) from error
+        return labels, regions
 
     def install(self, number: int) -> None:
         """Make a round the one that predicts."""

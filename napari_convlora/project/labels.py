@@ -147,6 +147,19 @@ def versions(path: Path) -> list[Path]:
     return sorted((inside(path.parent, _FOLDER, name) for name in own), key=_when)
 
 
+def read_current(path: Path, read: Callable[[Path], T]) -> T:
+    """Return what `read` finds in a file, of which no older version will do.
+
+    Raises
+    ------
+    InputError
+        It is gone or cannot be read.
+    """
+    if not path.is_file():  # a pipe would be waited for
+        raise InputError(f"'{path}' is gone; restore a copy of it.")
+    return read(path)
+
+
 def read_newest(path: Path, read: Callable[[Path], T]) -> tuple[T | None, str]:
     """Return what `read` finds in a file or in its newest version that can be read, and a note.
 
@@ -166,8 +179,9 @@ def read_newest(path: Path, read: Callable[[Path], T]) -> tuple[T | None, str]:
             except InputError as error:
                 failure = failure or error
                 continue
-            damaged = f"'{path.name}' is damaged; an older version, {candidate.name}, was opened."
-            return found, "" if candidate == path else damaged
+            what = "is damaged" if path.exists() else "is gone"
+            note = f"'{path.name}' {what}; an older version, {candidate.name}, was opened."
+            return found, "" if candidate == path else note
     if failure is not None:
         raise failure
     return None, ""
