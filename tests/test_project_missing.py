@@ -1,4 +1,4 @@
-"""Label files of a project that are gone or damaged: said, and never taken for nothing annotated."""
+"""Label files of a project that are gone or damaged are said, and not taken for none."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import shutil
 import threading
 from collections.abc import Callable, Collection
@@ -15,10 +14,9 @@ from typing import TypeVar
 import numpy as np
 from filelock import BaseFileLock
 
-from napari_convlora.annotations import LabelledImage, find_background
+from napari_convlora.annotations import LabelledImage
 from napari_convlora.config import InputError
 from napari_convlora.files import read_labels
-from napari_convlora.parts import labelled_parts
 from napari_convlora.planes import LazyPlanes, Planes
 from napari_convlora.project import owner
 from napari_convlora.project.inside import check_plain, inside
@@ -31,14 +29,14 @@ from napari_convlora.project.labels import (
     write_labels,
     write_regions,
 )
-from napari_convlora.project.manifest import ImageEntry, Manifest, View, new_stem, split_missing
-from napari_convlora.project.missing import Lost, LostLabelsError, lost
+from napari_convlora.project.learning import labelled
+from napari_convlora.project.manifest import ImageEntry, Manifest, View, new_stem
+from napari_convlora.project.missing import lost
 from napari_convlora.project.rounds import ANNOTATIONS, PREDICTIONS, ROUNDS, Rounds
 from napari_convlora.results import atomic_write, make_folder
-from napari_convlora.reviewed import Outlines, complete
+from napari_convlora.reviewed import Outlines
 from napari_convlora.stores import open_image
 
-logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MANIFEST = "project.json"
@@ -371,52 +369,8 @@ class Project:
     def labelled(
         self, *, without_missing: bool = False
     ) -> tuple[tuple[str, ...], list[LabelledImage]]:
-        """Return stems and contents of the annotated images with as many channels as the first.
-
-        What is unpainted in reviewed regions is background. Large images come in parts. Images that
-        cannot be found are left out with a warning.
-
-        Parameters
-        ----------
-        without_missing
-            Whether to leave out, with a warning, images whose label files are lost.
-
-        Raises
-        ------
-        LostLabelsError
-            Label files are lost.
-        InputError
-            No image is annotated, none can be found, one cannot be read, or a background class is
-            missing.
-        """
-        annotated = [e for e in self.manifest.images if e.annotated]
-        if not annotated:
-            raise InputError(
-                f"Nothing is annotated in '{self.folder}' yet; paint strokes in its images first."
-            )
-        found, remark = split_missing(annotated, self.folder)
-        if found and remark:
-            logger.warning(remark)
-        annotated = found or annotated[:1]  # which says where it was
-        background = find_background(self.manifest.classes)
-        painted: list[tuple[ImageEntry, np.ndarray, Outlines]] = []
-        gone: list[Lost] = []
-        for entry in annotated:
-            if entry.shape[3] == annotated[0].shape[3]:
-                try:
-                    painted.append((entry, *self.annotated(entry.stem)))
-                except LostLabelsError as error:
-                    gone.extend(error.lost)
-        if gone and not (without_missing and painted):
-            raise LostLabelsError(*gone)
-        if gone:
-            logger.warning("Left out of the round: %s", LostLabelsError(*gone))
-        images: list[LabelledImage] = []
-        for entry, array, regions in painted:
-            labels = complete(array, regions, background, entry.name)
-            parts = labelled_parts(entry.read(self.folder), labels, entry.name)
-            images.extend(part for _, part in parts)
-        return tuple(entry.stem for entry, *_ in painted), images
+        """Return what a round learns from; see `labelled`."""
+        return labelled(self, without_missing=without_missing)
 
     def annotated(self, stem: str) -> tuple[np.ndarray, Outlines]:
         """Return annotations (P, H, W) int32, all 0 if nothing was painted, and reviewed regions.
@@ -426,8 +380,9 @@ class Project:
         LostLabelsError
             One of them is gone or damaged, whether there is an older version or not.
         """
-        entry, regions = self.entry(stem), ()
+        entry = self.entry(stem)
         labels: np.ndarray = np.zeros(entry.shape[:3], np.int32)
+        regions: Outlines = ()
         path, other = (self.own(ANNOTATIONS, f"{stem}{suffix}") for suffix in (".tif", ".json"))
         try:
             if entry.annotated or path.exists():

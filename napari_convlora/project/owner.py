@@ -68,9 +68,7 @@ def claim(folder: Path, *, anyway: bool = False) -> BaseFileLock:
     if (taken or others) and not anyway:
         lock.release()
         who = f" (process {holder.pid} on {holder.host})" if holder is not None else ""
-        raise LockedError(
-            f"'{folder}' is open in another window or command{who}; close it there."
-        )
+        raise LockedError(f"'{folder}' is open in another window or command{who}; close it there.")
     this = _Holder(pid, psutil.Process(pid).create_time(), platform.node())
     try:
         write_json(inside(folder, _FILE), {"format": _FORMAT, **asdict(this)})

@@ -126,6 +126,11 @@ def may_open_anyway(parent: QWidget, locked: str) -> bool:
     return _agreed(parent, "Open project", question)
 
 
+def may_go_on_without(parent: QWidget, lost: str) -> bool:
+    """Whether a round may begin without the images whose labels are lost, as `lost` says."""
+    return _agreed(parent, "Labels are missing", f"{lost} Adapt without them?")
+
+
 def _agreed(parent: QWidget, title: str, question: str) -> bool:
     return QMessageBox.question(parent, title, question) == QMessageBox.StandardButton.Yes
 
