@@ -36,7 +36,8 @@ class LostLabelsError(InputError):
         files, them = ("file", "image") if len(lost) == 1 else ("files", "images")
         remedy = f"put the {files} back from a copy"
         if any(item.older for item in lost):
-            remedy += f", or open the {them} in the window, which takes up annotations/versions"
+            remedy += f", or open the {them} in the window, which takes up the newest older version"
+            remedy += " (annotations/versions)"
         super().__init__(f"The annotations of {images} are gone or cannot be read; {remedy}.")
 
 
