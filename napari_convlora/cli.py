@@ -60,6 +60,14 @@ def _parser() -> argparse.ArgumentParser:
             "--device", choices=get_args(DeviceName), help="where to compute; auto if not given"
         )
 
+    def open_anyway(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--open-anyway",
+            action="store_true",
+            default=None,
+            help="open the project although a window or another command has it open",
+        )
+
     model, train = ModelConfig(), TrainConfig()
     # Options that are not given are a project's, else the defaults.
     sub = command("adapt", commands.adapt, "Adapt a backbone to annotated images.")
@@ -82,6 +90,13 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, metavar="A.safetensors", help="the adapter to write")
     sub.add_argument(
         "--project", type=Path, metavar="DIR", help="add a round on all its images; no --out needed"
+    )
+    open_anyway(sub)
+    sub.add_argument(
+        "--without-missing",
+        action="store_true",
+        default=None,
+        help="go on without images of the project whose annotations are gone",
     )
     sub.add_argument("--recipe", type=Path, metavar="R.json", help="repeat a round to --out")
     sub.add_argument(
@@ -141,6 +156,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="predict all its images with its installed round",
     )
+    open_anyway(sub)
     sub.add_argument(
         "--format", choices=("tif", "zarr"), default="tif", help="masks as TIFF or as OME-Zarr"
     )

@@ -97,6 +97,8 @@ def adapt(options: argparse.Namespace) -> int:
             "--start installed and --keep-uncorrected go with --project, whose installed round "
             "they mean"
         )
+    if not options.project:
+        _refuse_without_project(options, "open_anyway", "without_missing")
     written = [path for path in (options.out, options.history) if path is not None]
     sources = [*(options.images or ()), *(options.labels or ()), options.classes, options.recipe]
     results.check_apart(written, filter(None, sources))
@@ -175,6 +177,12 @@ def _refuse(options: argparse.Namespace, what: str, *names: str) -> None:
     given = [_flag(name) for name in names if getattr(options, name) is not None]
     if given:
         options.parser.error(f"{given[0]} does not go with --{what}; leave one of them out")
+
+
+def _refuse_without_project(options: argparse.Namespace, *names: str) -> None:
+    for name in names:
+        if getattr(options, name) is not None:
+            options.parser.error(f"{_flag(name)} goes with --project; leave it out")
 
 
 def _flag(name: str) -> str:
@@ -271,6 +279,8 @@ def predict(options: argparse.Namespace) -> int:
     _need(options, *(() if options.project else ("adapter", "images", "out")))
     if options.project:
         _refuse(options, "project", "adapter", "images")
+    else:
+        _refuse_without_project(options, "open_anyway")
     if options.probabilities and not options.out:
         options.parser.error("--probabilities needs --out, the folder they are written to")
     if options.project and (options.scheduler or options.format == "zarr"):

@@ -21,7 +21,15 @@ from napari_convlora.events import Event, Finished, RunControl
 from napari_convlora.export import save_masks, save_probabilities
 from napari_convlora.planes import LazyPlanes, Planes
 from napari_convlora.prediction import Prediction
-from napari_convlora.project import ImageEntry, Project, Recipe, Settings
+from napari_convlora.project import (
+    ImageEntry,
+    LockedError,
+    LostLabelsError,
+    Project,
+    Recipe,
+    Settings,
+)
+from napari_convlora.project.inside import inside
 from napari_convlora.results import check_apart, rescued
 from napari_convlora.reviewed import fill_outlines
 from napari_convlora.scorer import Progress
@@ -78,26 +86,38 @@ def adapt(options: argparse.Namespace, run: RunRound) -> tuple[Finished, list[Ev
         recipe = Recipe.read(options.recipe)
         session = _session(recipe.settings)
         if recipe.start is not None:
-            session.install(Adapter.load(options.recipe.parent / recipe.start))
+            session.install(Adapter.load(inside(options.recipe.parent, recipe.start)))
         with use_threads(recipe.threads):
             images = recipe.labelled(options.recipe.parent)
             last, history = run(session, images, recipe.classes, [options.out], recipe.stop_after)
             return last, history, str(options.out)
-    with closing(Project.open(options.project)) as project:
+    with closing(_open(options)) as project:
         chosen = settings(options, project.manifest.settings)
-        stems, images = project.labelled()
+        try:
+            stems, images = project.labelled(without_missing=bool(options.without_missing))
+        except LostLabelsError as error:
+            if options.without_missing:
+                raise
+            raise InputError(f"{str(error).rstrip('.')}, or give --without-missing.") from error
+        painted = {stem: project.annotated(stem) for stem in stems}
         session = _session(chosen)
         restore(project, session)
         start = project.manifest.installed, session.installed
         places = [project.folder, *([options.out] if options.out else [])]
         last, history = run(session, images, project.manifest.classes, places)
         try:
-            painted = {stem: project.annotated(stem) for stem in stems}
             record = project.rounds.add(last.adapter, painted, chosen, history, start)
         except (ConvLoRAError, OSError) as error:
             adapter = Path(f"{project.folder.name}.safetensors")
             raise rescued(error, adapter, last.adapter.save, *places[1:]) from error
         return last, history, f"{record.reason}\nRound {record.number}"
+
+
+def _open(options: argparse.Namespace) -> Project:
+    try:
+        return Project.open(options.project, anyway=bool(options.open_anyway))
+    except LockedError as error:
+        raise LockedError(f"{str(error).rstrip('.')}, or give --open-anyway.") from error
 
 
 def restore(project: Project, session: Session) -> None:
@@ -134,7 +154,7 @@ def to_predict(options: argparse.Namespace) -> Iterator[tuple[Adapter, str, list
             [_of_file(p, adapter, options) for p in options.images],
         )
         return
-    with closing(Project.open(options.project)) as project:
+    with closing(_open(options)) as project:
         number = project.manifest.installed
         if number is None:
             raise InputError(
@@ -191,9 +211,12 @@ def _of_project(entry: ImageEntry, project: Project, options: argparse.Namespace
         project.keep_prediction(entry.stem, found.labels)
         if not options.out:
             return None
-        background = find_background(project.manifest.classes)
-        painted = fill_outlines(*project.annotated(entry.stem), background)
-        labels = protect(found.labels, painted)
+        background, labels = find_background(project.manifest.classes), found.labels
+        try:
+            painted = fill_outlines(*project.annotated(entry.stem), background)
+            labels = protect(labels, painted)
+        except LostLabelsError as error:
+            logger.warning("The mask of '%s' is the prediction alone: %s", entry.name, error)
         return _export(found, labels, entry.stem, project.manifest.classes, options)
 
     return PredictionTask(entry.name, run)

@@ -3,38 +3,45 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import shutil
 import threading
 from collections.abc import Callable, Collection
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 import numpy as np
+from filelock import BaseFileLock
 
-from napari_convlora.annotations import LabelledImage, find_background
+from napari_convlora.annotations import LabelledImage
 from napari_convlora.config import InputError
 from napari_convlora.files import read_labels
-from napari_convlora.parts import labelled_parts
 from napari_convlora.planes import LazyPlanes, Planes
 from napari_convlora.project import owner
+from napari_convlora.project.inside import check_plain, inside
 from napari_convlora.project.labels import (
+    VERSION_SECONDS,
     keep_version,
+    read_current,
     read_newest,
     read_regions,
     write_labels,
     write_regions,
 )
-from napari_convlora.project.manifest import ImageEntry, Manifest, View, new_stem, split_missing
+from napari_convlora.project.learning import labelled
+from napari_convlora.project.manifest import ImageEntry, Manifest, View, new_stem
+from napari_convlora.project.missing import lost
 from napari_convlora.project.rounds import ANNOTATIONS, PREDICTIONS, ROUNDS, Rounds
 from napari_convlora.results import atomic_write, make_folder
-from napari_convlora.reviewed import Outlines, complete
+from napari_convlora.reviewed import Outlines
 from napari_convlora.stores import open_image
 
-logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 MANIFEST = "project.json"
 _IMAGES = "images"
+_PARTS = ANNOTATIONS, PREDICTIONS, _IMAGES, ROUNDS
 
 
 class Project:
@@ -55,9 +62,10 @@ class Project:
         Held while something is written.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.folder, self.manifest = folder, manifest
+    def __init__(self, folder: Path, manifest: Manifest, claim: BaseFileLock) -> None:
+        self.folder, self.manifest, self._claim = folder, manifest, claim
         self.lock = threading.RLock()
+        self._damaged: set[Path] = set()
         self.rounds = Rounds(self)
 
     @classmethod
@@ -73,30 +81,39 @@ class Project:
         make_folder(folder)
         if any(folder.iterdir()):
             raise InputError(f"'{folder}' is not empty; choose or make an empty folder.")
-        owner.claim(folder)
-        project = cls(folder, manifest or Manifest())
-        project.manifest.write(folder / MANIFEST)
+        project = cls(folder, manifest or Manifest(), owner.claim(folder))
+        project.manifest.write(project.own(MANIFEST))
         return project
 
     @classmethod
-    def open(cls, folder: Path) -> Project:
+    def open(cls, folder: Path, *, anyway: bool = False) -> Project:
         """Open the project in a folder.
+
+        Parameters
+        ----------
+        folder
+            Of the project.
+        anyway
+            Whether to open it although it is open elsewhere.
 
         Raises
         ------
+        LockedError
+            It is open elsewhere.
         InputError
-            There is none, it is damaged or of a newer format, or open in another process.
+            There is none, or it is damaged or of a newer format.
         """
         folder = Path(folder).absolute()
-        if not (folder / MANIFEST).is_file():
+        path, *_ = (inside(folder, part) for part in (MANIFEST, *_PARTS))
+        if not path.is_file():
             raise InputError(f"'{folder}' is no project: it has no {MANIFEST}; choose another.")
-        manifest = Manifest.read(folder / MANIFEST)
-        owner.claim(folder)
-        return cls(folder, manifest)
+        Manifest.read(path)  # of what cannot be read nothing is claimed
+        claim = owner.claim(folder, anyway=anyway)
+        return cls(folder, Manifest.read(path), claim)  # which may just have been written
 
     def close(self) -> None:
         """Leave the folder to others."""
-        owner.release(self.folder)
+        owner.release(self.folder, self._claim)
 
     def save_as(self, folder: Path) -> Project:
         """Copy everything into a new or empty folder, and return the project there.
@@ -104,20 +121,25 @@ class Project:
         Raises
         ------
         InputError
-            The folder holds something, or cannot be written.
+            The folder holds something, or cannot be written, or there are links to be copied.
         """
         with self.lock:
+            for part in _PARTS:
+                check_plain(self.folder / part)
             there = Project.create(folder)
             try:
-                for part in (ANNOTATIONS, PREDICTIONS, _IMAGES, ROUNDS):
+                for part in _PARTS:
                     if (self.folder / part).is_dir():
-                        shutil.copytree(self.folder / part, there.folder / part)
+                        # What has become a link meanwhile stays one.
+                        shutil.copytree(self.folder / part, there.folder / part, symlinks=True)
             except OSError as error:
+                there.close()
                 raise InputError(
-                    f"'{folder}' cannot be written ({error.strerror}); choose another folder."
+                    f"'{folder}' cannot be written ({error.strerror or 'some files failed'}); "
+                    "choose another folder."
                 ) from error
             images = tuple(
-                e if e.path.startswith(f"{_IMAGES}/") else e.rebased(self.folder, there.folder)
+                e if _is_copied(e) else e.rebased(self.folder, there.folder)
                 for e in self.manifest.images
             )
             there.update(lambda m: replace(self.manifest, images=images))
@@ -261,13 +283,16 @@ class Project:
     def annotations(self, stem: str) -> tuple[np.ndarray | None, str]:
         """Return annotations (P, H, W) int32, None if there are none, and what is odd about them.
 
+        An older version takes the place of what is gone or damaged.
+
         Raises
         ------
         InputError
             Neither they nor an older version can be read.
         """
-        path, shape = self.own(ANNOTATIONS, f"{stem}.tif"), self.entry(stem).shape[:3]
-        return read_newest(path, lambda p: read_labels(p, shape))
+        entry = self.entry(stem)
+        read = partial(read_labels, shape=entry.shape[:3])
+        return self._newest(entry, ".tif", read, expected=entry.annotated)
 
     def regions(self, stem: str) -> tuple[Outlines, str]:
         """Return the reviewed regions of an image, and what is odd about them.
@@ -277,9 +302,26 @@ class Project:
         InputError
             Neither they nor an older version can be read.
         """
-        path, n_planes = self.own(ANNOTATIONS, f"{stem}.json"), self.entry(stem).shape[0]
-        found, note = read_newest(path, lambda p: read_regions(p, n_planes))
+        entry = self.entry(stem)
+        read = partial(read_regions, n_planes=entry.shape[0])
+        found, note = self._newest(entry, ".json", read, expected=bool(entry.regions))
         return found or (), note
+
+    def _newest(
+        self, entry: ImageEntry, suffix: str, read: Callable[[Path], T], *, expected: bool
+    ) -> tuple[T | None, str]:
+        path = self.own(ANNOTATIONS, f"{entry.stem}{suffix}")
+        found, note = read_newest(path, read)
+        if note:
+            self._damaged.add(path)
+        elif found is None and expected:
+            note = str(lost(entry.name, path))
+        return found, note
+
+    def _keep_version(self, path: Path) -> None:
+        """Keep an older version now and then, and in any case what is damaged."""
+        keep_version(path, least=0 if path in self._damaged else VERSION_SECONDS)
+        self._damaged.discard(path)
 
     def keep_annotations(self, stem: str, labels: np.ndarray, regions: Outlines = ()) -> None:
         """Write annotations (P, H, W) and reviewed regions, keep an older version, and count.
@@ -292,11 +334,11 @@ class Project:
         with self.lock:
             path = self.own(ANNOTATIONS, f"{stem}.tif")
             make_folder(path.parent)
-            keep_version(path)
+            self._keep_version(path)
             write_labels(path, labels)
             path = self.own(ANNOTATIONS, f"{stem}.json")
             if regions or path.exists():
-                keep_version(path)
+                self._keep_version(path)
                 write_regions(path, regions)
             ids, counts = np.unique(labels[labels > 0], return_counts=True)
             found = dict(zip(ids.tolist(), counts.tolist(), strict=True))
@@ -329,46 +371,35 @@ class Project:
 
     def predicted(self, stem: str) -> bool:
         """Whether there is a prediction of an image."""
-        return (self.folder / PREDICTIONS / f"{stem}.tif").is_file()
+        return (self.folder / PREDICTIONS / f"{stem}.tif").is_file()  # no more is done with it
 
-    def labelled(self) -> tuple[tuple[str, ...], list[LabelledImage]]:
-        """Return stems and contents of the annotated images with as many channels as the first.
+    def labelled(
+        self, *, without_missing: bool = False
+    ) -> tuple[tuple[str, ...], list[LabelledImage]]:
+        """Return what a round learns from; see `labelled`."""
+        return labelled(self, without_missing=without_missing)
 
-        What is unpainted in reviewed regions is background. Large images come in parts. Images that
-        cannot be found are left out with a warning.
+    def annotated(self, stem: str) -> tuple[np.ndarray, Outlines]:
+        """Return annotations (P, H, W) int32, all 0 if nothing was painted, and reviewed regions.
 
         Raises
         ------
-        InputError
-            No image is annotated, none can be found, one cannot be read, or a background class is
-            missing.
+        LostLabelsError
+            One of them is gone or damaged, whether there is an older version or not.
         """
-        annotated = [e for e in self.manifest.images if e.annotated]
-        if not annotated:
-            raise InputError(
-                f"Nothing is annotated in '{self.folder}' yet; paint strokes in its images first."
-            )
-        found, remark = split_missing(annotated, self.folder)
-        if found and remark:
-            logger.warning(remark)
-        annotated = found or annotated[:1]  # which says where it was
-        background = find_background(self.manifest.classes)
-        stems: list[str] = []
-        images: list[LabelledImage] = []
-        for entry in annotated:
-            if entry.shape[3] == annotated[0].shape[3]:
-                labels = complete(*self.annotated(entry.stem), background, entry.name)
-                stems.append(entry.stem)
-                parts = labelled_parts(entry.read(self.folder), labels, entry.name)
-                images.extend(part for _, part in parts)
-        return tuple(stems), images
-
-    def annotated(self, stem: str) -> tuple[np.ndarray, Outlines]:
-        """Return annotations (P, H, W) int32, all 0 if there are none, and reviewed regions."""
-        labels, _ = self.annotations(stem)
-        if labels is None:
-            labels = np.zeros(self.entry(stem).shape[:3], np.int32)
-        return labels, self.regions(stem)[0]
+        entry = self.entry(stem)
+        labels: np.ndarray = np.zeros(entry.shape[:3], np.int32)
+        regions: Outlines = ()
+        path, other = (self.own(ANNOTATIONS, f"{stem}{suffix}") for suffix in (".tif", ".json"))
+        try:
+            if entry.annotated or path.exists():
+                labels = read_current(path, lambda p: read_labels(p, entry.shape[:3]))
+            path = other
+            if entry.regions or path.exists():
+                regions = read_current(path, lambda p: read_regions(p, entry.shape[0]))
+        except InputError as error:
+            raise lost(entry.name, path) from error
+        return labels, regions
 
     def install(self, number: int) -> None:
         """Make a round the one that predicts."""
@@ -382,13 +413,14 @@ class Project:
         )
 
     def own(self, *parts: str) -> Path:
-        """Return a path to write to, which a link in a stranger's project must not lead away."""
-        path = self.folder.joinpath(*parts)
-        if not path.resolve().is_relative_to(self.folder.resolve()):
-            raise InputError(
-                f"'{path}' is a link that leads out of the project; remove it and save again."
-            )
-        return path
+        """Return the path of something of the project; see `inside`."""
+        return inside(self.folder, *parts)
+
+
+def _is_copied(entry: ImageEntry) -> bool:
+    """Whether the project has a copy of an image's pixels."""
+    folder, *below = PurePosixPath(entry.path).parts or ("",)
+    return folder == _IMAGES and ".." not in below
 
 
 def _write_pixels(path: Path, pixels: np.ndarray) -> None:

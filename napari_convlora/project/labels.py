@@ -17,6 +17,7 @@ import tifffile
 from napari_convlora.config import InputError
 from napari_convlora.files import MAX_LABEL
 from napari_convlora.project.checked import build, read_json, write_json
+from napari_convlora.project.inside import inside
 from napari_convlora.results import atomic_write, make_folder
 from napari_convlora.reviewed import Outlines
 
@@ -122,8 +123,8 @@ def keep_version(path: Path, now: float | None = None, least: float = VERSION_SE
     now = time.time() if now is None else now
     kept = versions(path)
     if path.exists() and (not kept or now - _when(kept[-1]) >= least):
-        make_folder(path.parent / _FOLDER)
-        copy = path.parent / _FOLDER / f"{path.stem}.{round(now * 1000)}{path.suffix}"
+        copy = inside(path.parent, _FOLDER, f"{path.stem}.{round(now * 1000)}{path.suffix}")
+        make_folder(copy.parent)
         with contextlib.suppress(OSError):  # today's work matters more than yesterday's
             try:
                 os.link(path, copy)  # safe, as a file is replaced and never written into
@@ -134,10 +135,29 @@ def keep_version(path: Path, now: float | None = None, least: float = VERSION_SE
 
 
 def versions(path: Path) -> list[Path]:
-    """Return the older versions of a file, oldest first."""
-    found = (path.parent / _FOLDER).glob(f"{path.stem}.*{path.suffix}")
-    own = [p for p in found if p.stem[len(path.stem) + 1 :].isdecimal()]
-    return sorted(own, key=_when)
+    """Return the older versions of a file, oldest first.
+
+    Raises
+    ------
+    InputError
+        One of them, or their folder, is a link.
+    """
+    found = inside(path.parent, _FOLDER).glob(f"{path.stem}.*{path.suffix}")
+    own = [p.name for p in found if p.stem[len(path.stem) + 1 :].isdecimal()]
+    return sorted((inside(path.parent, _FOLDER, name) for name in own), key=_when)
+
+
+def read_current(path: Path, read: Callable[[Path], T]) -> T:
+    """Return what `read` finds in a file, of which no older version will do.
+
+    Raises
+    ------
+    InputError
+        It is gone or cannot be read.
+    """
+    if not path.is_file():  # a pipe would be waited for
+        raise InputError(f"'{path}' is gone; restore a copy of it.")
+    return read(path)
 
 
 def read_newest(path: Path, read: Callable[[Path], T]) -> tuple[T | None, str]:
@@ -159,8 +179,9 @@ def read_newest(path: Path, read: Callable[[Path], T]) -> tuple[T | None, str]:
             except InputError as error:
                 failure = failure or error
                 continue
-            damaged = f"'{path.name}' is damaged; an older version, {candidate.name}, was opened."
-            return found, "" if candidate == path else damaged
+            what = "is damaged" if path.exists() else "is gone"
+            note = f"'{path.name}' {what}; an older version, {candidate.name}, was opened."
+            return found, "" if candidate == path else note
     if failure is not None:
         raise failure
     return None, ""

@@ -1,20 +1,36 @@
-"""Which process has a folder open, so that no two write into it and a crash can be told."""
+"""Which process has a folder open, so that no two write into it and a crash can be told.
+
+Whoever has it open holds the operating system's lock of a file in it, which ends with the process
+whatever happens. A second file says who that is: for people, to tell a crash, and in place of the
+lock where the file system has none.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
+from filelock import BaseFileLock, FileLock, Timeout
 
 from napari_convlora.config import InputError
 from napari_convlora.project.checked import build, read_json, write_json
+from napari_convlora.project.inside import inside
 
-_FILE = "open.json"
+_FILE, _LOCK = "open.json", "open.lock"
 _FORMAT = 1
+_PATIENCE = 0.3
+"""Seconds to wait for the lock, as somebody may be looking whether it is held."""
+
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+
+
+class LockedError(InputError):
+    """A project is open elsewhere; it can be opened all the same if its user wants to."""
 
 
 @dataclass(frozen=True)
@@ -24,33 +40,63 @@ class _Holder:
     host: str
 
 
-def claim(folder: Path) -> None:
-    """Take note that this process has `folder` open, after a process that died if need be.
+def claim(folder: Path, *, anyway: bool = False) -> BaseFileLock:
+    """Open `folder` for this process, after one that died if need be.
+
+    Parameters
+    ----------
+    folder
+        Of a project.
+    anyway
+        Whether to open what another process has open.
+
+    Returns
+    -------
+    lock
+        For `release`; it is let go of with the process at the latest.
 
     Raises
     ------
+    LockedError
+        Another living process has it open.
     InputError
-        Another living process has it open, or nothing can be written there.
+        Nothing can be written there.
     """
-    holder = _holder(folder)
-    if holder is not None and holder != os.getpid():
-        raise InputError(
-            f"'{folder}' is open in another window or command (process {holder}); close it there."
-        )
-    pid = os.getpid()
+    lock, pid = _lock(folder), os.getpid()
+    taken, holder = _taken(lock), _living(folder)
+    others = holder is not None and holder.pid != pid
+    if (taken or others) and not anyway:
+        lock.release()
+        who = f" (process {holder.pid} on {holder.host})" if holder is not None else ""
+        raise LockedError(f"'{folder}' is open in another window or command{who}; close it there.")
     this = _Holder(pid, psutil.Process(pid).create_time(), platform.node())
-    write_json(folder / _FILE, {"format": _FORMAT, **asdict(this)})
+    try:
+        write_json(inside(folder, _FILE), {"format": _FORMAT, **asdict(this)})
+    except InputError:
+        lock.release()
+        raise
+    return lock
 
 
-def release(folder: Path) -> None:
+def release(folder: Path, lock: BaseFileLock) -> None:
     """Take note that this process has closed `folder` in good order."""
-    with contextlib.suppress(OSError):
-        (folder / _FILE).unlink(missing_ok=True)
+    with contextlib.suppress(InputError, OSError):
+        holder = _holder(folder)
+        if holder is not None and holder.pid == os.getpid():  # it may have been opened anyway
+            inside(folder, _FILE).unlink(missing_ok=True)
+    lock.release()
 
 
 def is_open(folder: Path) -> bool:
     """Whether a living process has `folder` open."""
-    return _holder(folder) is not None
+    if _living(folder) is not None:
+        return True
+    if not (folder / _LOCK).exists():  # nor need there be one to look for
+        return False
+    lock = _lock(folder)
+    taken = _taken(lock)
+    lock.release()
+    return taken
 
 
 def crashed(folder: Path) -> bool:
@@ -58,16 +104,42 @@ def crashed(folder: Path) -> bool:
     return (folder / _FILE).exists() and not is_open(folder)
 
 
-def _holder(folder: Path) -> int | None:
-    """Process that has `folder` open; one on another computer counts as living."""
+def _lock(folder: Path) -> BaseFileLock:
+    # Of all threads, as a project is written and closed from several.
+    return FileLock(inside(folder, _LOCK), thread_local=False)
+
+
+def _taken(lock: BaseFileLock) -> bool:
+    """Take the lock if there are any on this file system, and return whether somebody has it."""
     try:
-        holder = build(_Holder, read_json(folder / _FILE, _FORMAT))
+        lock.acquire(timeout=_PATIENCE)
+    except Timeout:
+        return True
+    except NotImplementedError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise InputError(
+                f"'{lock.lock_file}' cannot be written ({error.strerror}); choose a folder that "
+                "you may write to."
+            ) from error
+    return False
+
+
+def _holder(folder: Path) -> _Holder | None:
+    """Return who had `folder` open last and has not closed it in good order."""
+    try:
+        return build(_Holder, read_json(inside(folder, _FILE), _FORMAT))
     except (InputError, TypeError, ValueError):
         return None
-    if holder.host != platform.node():
-        return holder.pid
-    with contextlib.suppress(psutil.Error, OverflowError):
-        # A number is given again to another process, but not at the same time.
-        if abs(psutil.Process(holder.pid).create_time() - holder.began) < 1:
-            return holder.pid
+
+
+def _living(folder: Path) -> _Holder | None:
+    """Return the process of this computer, whatever its name is now, that has `folder` open."""
+    holder = _holder(folder)
+    if holder is not None:
+        with contextlib.suppress(psutil.Error, OverflowError):
+            # A number is given again to another process, but not at the same time.
+            if abs(psutil.Process(holder.pid).create_time() - holder.began) < 1:
+                return holder
     return None

@@ -15,6 +15,7 @@ from napari_convlora.config import ClassInfo, InputError
 from napari_convlora.files import read_labels
 from napari_convlora.parts import labelled_parts
 from napari_convlora.project.checked import build, read_json, write_json
+from napari_convlora.project.inside import inside
 from napari_convlora.project.labels import read_regions, write_labels, write_regions
 from napari_convlora.project.manifest import ImageEntry, Settings, check_entries
 from napari_convlora.results import make_folder
@@ -82,7 +83,8 @@ class Recipe:
             recipe = build(cls, data)
             parse_classes({"classes": data["classes"]}, path.name)
             check_entries(recipe.images)
-            if any(Path(name).name != name for name in (recipe.labels, recipe.start or "a")):
+            names = recipe.labels, recipe.start or "a"
+            if any(Path(name).name != name or name == ".." for name in names):
                 raise ValueError("its files are not beside it")
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"'{path}' is damaged ({error}); export it again.") from error
@@ -98,8 +100,8 @@ class Recipe:
         """
         found = []
         for entry in self.images:
-            path = folder / self.labels / f"{entry.stem}.tif"
-            regions = path.with_name(f"{entry.stem}.json")
+            path = inside(folder, self.labels, f"{entry.stem}.tif")
+            regions = inside(folder, self.labels, f"{entry.stem}.json")
             outlines = read_regions(regions, entry.shape[0]) if regions.is_file() else ()
             found.append((read_labels(path, entry.shape[:3]), outlines))
         return found
@@ -127,11 +129,10 @@ class Recipe:
         InputError
             They cannot be written.
         """
-        make_folder(folder / self.labels)
+        make_folder(inside(folder, self.labels))
         for entry, (labels, outlines) in zip(self.images, annotations, strict=True):
-            path = folder / self.labels / f"{entry.stem}.tif"
-            write_labels(path, labels)
-            regions = path.with_name(f"{entry.stem}.json")
+            write_labels(inside(folder, self.labels, f"{entry.stem}.tif"), labels)
+            regions = inside(folder, self.labels, f"{entry.stem}.json")
             regions.unlink(missing_ok=True)  # those of another recipe of this name
             if outlines:
                 write_regions(regions, outlines)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from napari_convlora.config import ConvLoRAError
+from napari_convlora.config import ConvLoRAError, InputError
 from napari_convlora.project import owner
 from napari_convlora.project.folder import MANIFEST, Project
 from napari_convlora.project.manifest import Manifest
@@ -62,11 +63,11 @@ def leftovers() -> list[Leftover]:
     """Return unsaved sessions whose process is gone, newest first; only the newest are kept."""
     found: list[Leftover] = []
     for path in sorted(root().glob(f"*/{MANIFEST}"), key=_when, reverse=True):
-        if owner.is_open(path.parent):
-            continue
         try:
+            if owner.is_open(path.parent):
+                continue
             images = [e for e in Manifest.read(path).images if e.annotated]
-        except ConvLoRAError:  # a newer version's, or damaged: left to whoever can read it
+        except ConvLoRAError:  # a newer version's, damaged, or not ours to write
             continue
         if images and len(found) < MOST:
             pixels = sum(sum(e.counts.values()) for e in images)
@@ -79,9 +80,14 @@ def leftovers() -> list[Leftover]:
 
 
 def discard(folder: Path) -> None:
-    """Remove an unsaved session, unless another window has recovered it meanwhile."""
-    if folder.resolve().parent == root().resolve() and not owner.is_open(folder):
+    """Remove an unsaved session, unless a window has it open."""
+    if folder.resolve().parent != root().resolve():
+        return
+    with contextlib.suppress(InputError):
+        claim = owner.claim(folder)
         shutil.rmtree(folder, ignore_errors=True)
+        claim.release()
+        shutil.rmtree(folder, ignore_errors=True)  # Windows keeps a file that is held
 
 
 def _when(path: Path) -> float:

@@ -17,6 +17,7 @@ from napari_convlora.config import InputError
 from napari_convlora.export import write_history
 from napari_convlora.files import read_labels
 from napari_convlora.project.checked import build, read_json, write_json
+from napari_convlora.project.inside import check_plain, inside
 from napari_convlora.project.labels import write_labels
 from napari_convlora.project.manifest import ImageEntry, Settings
 from napari_convlora.project.recipe import Recipe
@@ -86,11 +87,12 @@ def read_record(folder: Path) -> RoundRecord:
     InputError
         It is absent, damaged or of a newer format.
     """
-    data = read_json(folder / RECORD, FORMAT)
+    path = inside(folder, RECORD)
+    data = read_json(path, FORMAT)
     try:
         return build(RoundRecord, data)
     except (TypeError, ValueError) as error:
-        raise InputError(f"'{folder / RECORD}' is damaged ({error}); restore a copy.") from error
+        raise InputError(f"'{path}' is damaged ({error}); restore a copy.") from error
 
 
 def _origin(number: int | None) -> str:
@@ -125,16 +127,23 @@ class Rounds:
     def records(self) -> list[RoundRecord]:
         """Return the history, oldest first; rounds whose record is damaged are left out."""
         found = []
-        for number in numbers(self._project.folder / ROUNDS):
+        for number in self._numbers():
             try:
                 found.append(read_record(self.folder(number)))
             except InputError:  # one damaged record must not close the whole project
                 continue
         return found
 
+    def _numbers(self) -> list[int]:
+        return numbers(self._project.own(ROUNDS))
+
     def folder(self, number: int) -> Path:
-        """Return the folder of a round."""
-        return self._project.folder / ROUNDS / f"{number:03d}"
+        """Return the folder of a round; see `inside`."""
+        return self._project.own(ROUNDS, f"{number:03d}")
+
+    def file(self, number: int, *parts: str) -> Path:
+        """Return the path of a file of a round; see `inside`."""
+        return self._project.own(ROUNDS, f"{number:03d}", *parts)
 
     def adapter(self, number: int) -> Adapter:
         """Return the adapter of a round.
@@ -146,7 +155,7 @@ class Rounds:
         """
         from napari_convlora.adapter_file import Adapter
 
-        return Adapter.load(self.folder(number) / ADAPTER)
+        return Adapter.load(self.file(number, ADAPTER))
 
     def add(
         self,
@@ -181,7 +190,7 @@ class Rounds:
         if not summary.get("hint"):  # whatever the reason, it is repeated without
             settings = replace(settings, train=replace(settings.train, keep_uncorrected=False))
         with self._project.lock:
-            number = max(numbers(self._project.folder / ROUNDS), default=0) + 1
+            number = max(self._numbers(), default=0) + 1
             record = RoundRecord(
                 number=number,
                 score=summary.get("score"),
@@ -198,6 +207,7 @@ class Rounds:
             # Written aside and renamed, so that there never is half a round.
             aside = self._project.own(ROUNDS, f".new-{number:03d}")
             shutil.rmtree(aside, ignore_errors=True)
+            check_plain(aside)  # of what could not be removed
             recipe = Recipe(
                 classes=adapter.classes,
                 settings=settings,
@@ -224,7 +234,7 @@ class Rounds:
 
     def recipe(self, number: int) -> Recipe:
         """Return what repeats a round."""
-        return Recipe.read(self.folder(number) / RECIPE)
+        return Recipe.read(self.file(number, RECIPE))
 
     def export_recipe(self, number: int, path: Path) -> None:
         """Write what repeats a round to `path`, with its annotations in a folder beside it.
@@ -241,7 +251,7 @@ class Rounds:
         recipe.write_annotations(there, annotations)
         if recipe.start is not None:
             start = f"{path.stem}_{START}"
-            _copy(source / recipe.start, there / start)
+            _copy(self.file(number, recipe.start), there / start)
             recipe = replace(recipe, start=start)
         replace(recipe, images=tuple(e.rebased(source, there) for e in recipe.images)).write(path)
 
@@ -256,21 +266,20 @@ class Rounds:
     def keep_prediction(self, number: int, stem: str, labels: np.ndarray) -> None:
         """Write what a round's model predicted (P, H, W), for its correction score."""
         with self._project.lock:
-            path = self._project.own(ROUNDS, f"{number:03d}", PREDICTIONS, f"{stem}.tif")
+            path = self.file(number, PREDICTIONS, f"{stem}.tif")
             make_folder(path.parent)
             write_labels(path, labels)
 
     def corrections(self, number: int) -> Correction:
         """Score a round's predictions against what was painted since it was made."""
-        folder = self.folder(number)
         predicted: list[np.ndarray] = []
         before: list[np.ndarray] = []
         now: list[np.ndarray] = []
         for entry in sorted(self._project.manifest.images, key=lambda e: e.stem):
-            path, shape = folder / PREDICTIONS / f"{entry.stem}.tif", entry.shape[:3]
+            path, shape = self.file(number, PREDICTIONS, f"{entry.stem}.tif"), entry.shape[:3]
             today = self._project.annotations(entry.stem)[0] if path.is_file() else None
             if today is not None:
-                learnt = folder / ANNOTATIONS / path.name
+                learnt = self.file(number, ANNOTATIONS, path.name)
                 old = read_labels(learnt, shape) if learnt.is_file() else np.zeros_like(today)
                 classes, merged = self._project.manifest.classes, self._project.manifest.merged
                 for parts, array in ((predicted, read_labels(path, shape)), (before, old)):

@@ -45,6 +45,8 @@ class AutoAdapt(QCheckBox):
     ----------
     paused
         Why no round begins although the switch is on; "" if they do.
+    unattended
+        Whether a round begins by itself just now, so that there is nobody to be asked.
 
     Signals
     -------
@@ -59,7 +61,7 @@ class AutoAdapt(QCheckBox):
     ) -> None:
         super().__init__("Adapt automatically when strokes change", parent)
         self.setToolTip("A round begins a few seconds after your last stroke, if none runs.")
-        self.paused = ""
+        self.paused, self.unattended = "", False
         self._workflow, self._images, self._start = workflow, workflow.images, start
         self._changed = False  # since the last round began
         self._painted = False  # since annotations were last counted
@@ -148,7 +150,9 @@ class AutoAdapt(QCheckBox):
         elif self.paused:
             self.said.emit(_PAUSED.format(self.paused))
         elif self._workflow.has_adapter or len(self._images.learnable_pixels()) > 1:
+            self.unattended = True
             self.adapt()
+            self.unattended = False
             self._ours, self._verdict = True, _ENDED
             self._on_workflow()  # it may not even have begun
 

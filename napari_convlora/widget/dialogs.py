@@ -117,6 +117,20 @@ def may_remove_image(parent: QWidget, name: str, painted: int) -> bool:
     return _agreed(parent, "Remove image", question)
 
 
+def may_open_anyway(parent: QWidget, locked: str) -> bool:
+    """Whether to open a project although it is open elsewhere, as `locked` says."""
+    question = (
+        f"{locked} Open it anyway? What is saved last replaces what was painted there in the "
+        "meantime."
+    )
+    return _agreed(parent, "Open project", question)
+
+
+def may_go_on_without(parent: QWidget, lost: str) -> bool:
+    """Whether a round may begin without the images whose labels are lost, as `lost` says."""
+    return _agreed(parent, "Labels are missing", f"{lost} Adapt without them?")
+
+
 def _agreed(parent: QWidget, title: str, question: str) -> bool:
     return QMessageBox.question(parent, title, question) == QMessageBox.StandardButton.Yes
 

@@ -191,7 +191,7 @@ class History(QObject):
             labels = [(entry.name, array) for entry, array in project.rounds.labels(number)]
             if not project.manifest.classes:
                 self._workflow.found.emit(project.rounds.recipe(number).classes)
-            path = project.rounds.folder(number) / ADAPTER
+            path = project.rounds.file(number, ADAPTER)
             self._workflow.load_adapter(path, self._recipe(), labels, show=show, ours=True)
         except ConvLoRAError as error:
             self._keeper.failed.emit(str(error))

@@ -15,10 +15,25 @@ from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_convlora.annotations import find_background
 from napari_convlora.config import ClassInfo, ConvLoRAError, InputError, listed
-from napari_convlora.project import ImageEntry, Manifest, Project, Settings, recovery
+from napari_convlora.project import (
+    ImageEntry,
+    LostLabelsError,
+    Manifest,
+    Project,
+    Settings,
+    recovery,
+)
 from napari_convlora.project.writer import Writer
 from napari_convlora.widget.jobs import Recipe, Snapshot
-from napari_convlora.widget.kept import Kept, follow, place_job, stored_snapshots, take_up, view_job
+from napari_convlora.widget.kept import (
+    Kept,
+    follow,
+    lost_here,
+    place_job,
+    stored_snapshots,
+    take_up,
+    view_job,
+)
 from napari_convlora.widget.layers import ImageLayers
 from napari_convlora.widget.new_layer import image_of
 from napari_convlora.widget.workflow import Workflow
@@ -50,6 +65,8 @@ class Keeper(QObject):
         Returns whether rounds begin by themselves.
     closing
         Whether what cannot be written now never will be.
+    go_on_without
+        Asks whether a round may begin without images whose labels are lost, as a sentence says.
     closed
         Whether everything is written and the folder is let go of.
     writer
@@ -88,6 +105,7 @@ class Keeper(QObject):
         self.project: Project | None = None
         self.named = False
         self.automatic: Callable[[], bool] = lambda: False
+        self.go_on_without: Callable[[str], bool] = lambda sentence: False
         self._workflow, self._images, self._recipe = workflow, workflow.images, recipe
         self.writer = Writer()
         self._kept: list[Kept] = []
@@ -172,18 +190,23 @@ class Keeper(QObject):
                 self.failed.emit(entry.homeless)
         self.changed.emit()
 
-    def open(self, folder: Path, *, named: bool = True) -> None:
+    def open(self, folder: Path, *, named: bool = True, anyway: bool = False) -> None:
         """Close the project there is, if any, and open the one in `folder` where it was left.
 
         Raises
         ------
+        LockedError
+            It is open elsewhere, and not to be opened `anyway`.
         InputError
-            There is none, it cannot be read, or another process has it open.
+            There is none, or it cannot be read.
         """
         if self._workflow.running:
             raise InputError("A round is running; press Stop first, then open the project.")
+        if self.project is not None and self.project.folder.resolve() == Path(folder).resolve():
+            self.said.emit("This project is open already; it saves itself.")
+            return
         self._settle(rounds=True)
-        project = Project.open(folder)
+        project = Project.open(folder, anyway=anyway)
         self._leave_project()
         self.project, self.named = project, named
         self._images.merged.clear()
@@ -325,8 +348,10 @@ class Keeper(QObject):
         self.writer.put(partial(project.update, lambda m: replace(m, current=stem)))
         self._images.restore(painted, predicted, regions, entry.view)
         again.follow()
-        if painted is not None and kept is None:
-            again.wrote(painted, regions)
+        older = (note and painted is not None) or (other_note and regions)
+        if kept is None and not older and (painted is not None or entry.annotated):
+            # An older version is written in place of what is lost; where there is none, nothing is.
+            again.wrote(np.zeros(entry.shape[:3]) if painted is None else painted, regions)
         if note or other_note:
             self.failed.emit(note or other_note)
         self.changed.emit()
@@ -404,14 +429,26 @@ class Keeper(QObject):
         self.writer.put(write)
 
     def _elsewhere(self) -> list[Snapshot]:
-        """Annotated images of the project that are not in the viewer, and can be found."""
+        """Annotated images of the project that are not in the viewer, and can be found.
+
+        Raises
+        ------
+        LostLabelsError
+            Label files are lost, and the round is not to go on without them.
+        """
         if self.project is None:
             return []
         self.save()
         self.writer.flush()
         n_channels, background = self._images.need().n_channels, find_background(self.classes)
         stored = [entry for entry in self.stored if entry.stem not in self.removed]
-        found, remark = stored_snapshots(self.project, stored, n_channels, background)
+        found, remark, gone = stored_snapshots(self.project, stored, n_channels, background)
+        here = [k for k in self._kept if k.record in self._images.records]
+        gone += lost_here(self.project, here, n_channels)
+        if gone:
+            lost = LostLabelsError(*gone)
+            if not self.go_on_without(str(lost)):
+                raise lost
         if remark:
             self.failed.emit(remark)
         return found

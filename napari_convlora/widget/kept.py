@@ -12,7 +12,8 @@ from napari.layers import Labels, Shapes
 from qtpy.QtCore import QTimer
 
 from napari_convlora.config import ConvLoRAError, InputError
-from napari_convlora.project import ImageEntry, Project, split_missing
+from napari_convlora.project import ImageEntry, LostLabelsError, Project, split_missing
+from napari_convlora.project.missing import Lost
 from napari_convlora.reviewed import Outlines
 from napari_convlora.widget.camera import view_of
 from napari_convlora.widget.jobs import OnDisk, Snapshot
@@ -127,6 +128,12 @@ class Kept:
 
         return write
 
+    @property
+    def bare(self) -> bool:
+        """Whether nothing is painted or reviewed."""
+        painted = self.record.work()
+        return not self._regions and (painted is None or not painted.any())
+
     def wrote(self, painted: np.ndarray, regions: Outlines) -> None:
         """Take note of what is on disk, so that only changes are written."""
         self._written, self._begun = _digest(painted, regions), True
@@ -164,11 +171,33 @@ def _stored_snapshot(project: Project, entry: ImageEntry, background_id: int | N
 
 def stored_snapshots(
     project: Project, entries: Sequence[ImageEntry], n_channels: int, background_id: int | None
-) -> tuple[list[Snapshot], str]:
-    """Return annotated images to learn from that are not open, and a sentence on those missing."""
+) -> tuple[list[Snapshot], str, list[Lost]]:
+    """Return annotated images to learn from that are not open.
+
+    Besides, a sentence on images that are missing, and what labels are lost.
+    """
     stored = [e for e in entries if e.annotated and e.shape[3] == n_channels]
     found, remark = split_missing(stored, project.folder)
-    return [_stored_snapshot(project, entry, background_id) for entry in found], remark
+    snapshots: list[Snapshot] = []
+    lost: list[Lost] = []
+    for entry in found:
+        try:
+            snapshots.append(_stored_snapshot(project, entry, background_id))
+        except LostLabelsError as error:
+            lost.extend(error.lost)
+    return snapshots, remark, lost
+
+
+def lost_here(project: Project, known: Sequence[Kept], n_channels: int) -> list[Lost]:
+    """Return what labels of open images are lost: neither in their file nor painted anew."""
+    lost: list[Lost] = []
+    for kept in known:
+        if kept.stem is not None and kept.bare and kept.record.n_channels == n_channels:
+            try:
+                project.annotated(kept.stem)
+            except LostLabelsError as error:
+                lost.extend(error.lost)
+    return lost
 
 
 def follow(known: list[Kept], records: Sequence[ImageLayers], touched: Callable[[], None]) -> None:

@@ -114,6 +114,7 @@ class ConvLoRAWidget(QWidget):
         self.automatic = AutoAdapt(self.workflow, self._start_round, self.rounds)
         self.rounds.layout().addWidget(self.automatic)
         self.keeper.automatic = self.automatic.isChecked
+        self.keeper.go_on_without = self._may_go_on_without
         self.review.following = self.project.following
         self.review.step = lambda: self.keeper.step(1)
         self.memory = MemorySection(self.workflow)
@@ -218,6 +219,9 @@ class ConvLoRAWidget(QWidget):
         recipe = self._recipe()
         self.plot.restart(recipe.train.max_steps, held_out=False)
         self._try(lambda: self.workflow.adapt(recipe))
+
+    def _may_go_on_without(self, lost: str) -> bool:
+        return not self.automatic.unattended and dialogs.may_go_on_without(self, lost)
 
     def stop(self) -> None:
         """Stop what runs and keep what was learnt."""

@@ -23,7 +23,7 @@ from qtpy.QtWidgets import (
 from superqt.utils import signals_blocked
 
 from napari_convlora.config import ConvLoRAError
-from napari_convlora.project import ImageEntry, recovery
+from napari_convlora.project import ImageEntry, LockedError, recovery
 from napari_convlora.widget import dialogs
 from napari_convlora.widget.form import words
 from napari_convlora.widget.keeper import Keeper
@@ -42,6 +42,17 @@ def _trying(section: ProjectSection | RecoveryOffer, action: Callable[[], Any]) 
             section.failed.emit(str(error))
 
     return attempt
+
+
+def _open(
+    section: ProjectSection | RecoveryOffer, keeper: Keeper, folder: Path, *, named: bool
+) -> None:
+    """Open a project; one that is open elsewhere only if the user wants to all the same."""
+    try:
+        keeper.open(folder, named=named)
+    except LockedError as locked:
+        if dialogs.may_open_anyway(section, str(locked)):
+            keeper.open(folder, named=named, anyway=True)
 
 
 class ProjectSection(QWidget):
@@ -144,7 +155,7 @@ class ProjectSection(QWidget):
         dialogs.with_new_folder(self, lambda p: self._keeper.create(Path(p)))
 
     def _open(self) -> None:
-        dialogs.with_folder(self, lambda p: self._keeper.open(Path(p)))
+        dialogs.with_folder(self, lambda p: _open(self, self._keeper, Path(p), named=True))
 
     def _add(self) -> None:
         dialogs.with_images(self, lambda paths: self._keeper.add_files([*map(Path, paths)]))
@@ -201,9 +212,11 @@ class RecoveryOffer(QFrame):
             self.sentence.setText(self._left[0].sentence)
 
     def _recover(self) -> None:
-        self._keeper.open(self._left[0].folder, named=False)
-        self._left = []  # the others are offered at the next start
-        self._show()
+        folder = self._left[0].folder
+        _open(self, self._keeper, folder, named=False)
+        if self._keeper.project is not None and self._keeper.project.folder == folder:
+            self._left = []  # the others are offered at the next start
+            self._show()
 
     def _discard(self) -> None:
         recovery.discard(self._left.pop(0).folder)

@@ -189,8 +189,9 @@ def test_the_switch_belongs_to_the_project(ready, tmp_path, make_widget, qtbot):
     widget.keeper.create(tmp_path / "p")
     widget.keeper.close()
     widget.automatic.setChecked(False)
-    assert Project.open(tmp_path / "p").manifest.automatic
-    Project.open(tmp_path / "p").close()
+    project = Project.open(tmp_path / "p")
+    assert project.manifest.automatic
+    project.close()
     viewer.layers.clear()
     again = make_widget(viewer)
     again.keeper.open(tmp_path / "p")

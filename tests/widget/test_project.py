@@ -21,8 +21,9 @@ from qtpy.QtWidgets import QMessageBox, QPushButton
 from napari_convlora import cli, commands
 from napari_convlora.adapter_file import Adapter
 from napari_convlora.config import InputError
-from napari_convlora.project import Project
+from napari_convlora.project import Project, labels
 from napari_convlora.reviewed import inside_outlines
+from napari_convlora.widget import dialogs
 
 _YES = QMessageBox.StandardButton.Yes
 
@@ -257,6 +258,30 @@ def test_what_another_window_has_recovered_is_not_discarded(ready, make_widget, 
         other.communicate(b"\n")
 
 
+def test_a_project_that_is_open_elsewhere_opens_if_the_user_wants_to(
+    started, tmp_path, monkeypatch
+):
+    _, widget = started()
+    Project.create(tmp_path / "other").close()
+    elsewhere = Project.open(tmp_path / "other")
+    asked, answers = [], [QMessageBox.StandardButton.No, _YES]
+    monkeypatch.setattr(
+        dialogs.QFileDialog, "getExistingDirectory", lambda *_: str(tmp_path / "other")
+    )
+    monkeypatch.setattr(QMessageBox, "question", lambda *a: (asked.append(a[2]), answers.pop(0))[1])
+    buttons = {b.text(): b for b in widget.project.findChildren(QPushButton)}
+    buttons["Open…"].click()
+    assert "is open in another window or command" in asked[0]
+    assert "Open it anyway?" in asked[0]
+    assert widget.keeper.project.folder == tmp_path / "p"
+    buttons["Open…"].click()
+    assert widget.keeper.project.folder == tmp_path / "other"
+    buttons["Open…"].click()  # of what is open here nothing is asked
+    assert widget.status.startswith("This project is open already")
+    assert len(asked) == 2
+    elsewhere.close()
+
+
 def test_saving_as_a_project_leaves_no_recovery_behind(ready, saved, tmp_path, recovery_folder):
     _, widget = ready()
     saved(widget)
@@ -449,7 +474,7 @@ def test_reviewed_regions_go_with_their_image(
     saved(widget)
     assert widget.keeper.entries[0].counts == {2: 300}
     assert widget.keeper.entries[0].regions == 1
-    assert Project.open(tmp_path / "p").regions("picture0")[0][0][1].tolist() == exact[0]
+    assert widget.keeper.project.regions("picture0")[0][0][1].tolist() == exact[0]
 
 
 def test_a_layer_of_regions_that_was_removed_stays_away(started, saved, qtbot):
@@ -551,6 +576,124 @@ def test_a_round_goes_on_without_an_image_that_is_missing(
     (sentence,) = said
     assert sentence.startswith("The round goes on without 'picture0', not found on disk; ")
     assert "Locate" in sentence
+
+
+@pytest.fixture
+def lost(started, paint, saved, tmp_path):
+    """A window whose project has strokes on two images; the first one's file is gone."""
+
+    def make(older=False):
+        viewer, widget = started()
+        paint(widget.start_annotating(), 1, 10)
+        saved(widget)
+        if older:
+            labels.keep_version(tmp_path / "p" / "annotations" / "picture0.tif")
+        widget.keeper.step(1)
+        layer = widget.start_annotating()
+        paint(layer, 1, 10)
+        paint(layer, 2, 70)
+        saved(widget)
+        (tmp_path / "p" / "annotations" / "picture0.tif").unlink()
+        return viewer, widget
+
+    return make
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Questions that were asked; what is put into the second list is answered."""
+    questions, answers = [], []
+    monkeypatch.setattr(
+        QMessageBox, "question", lambda *a: (questions.append(a[2]), answers.pop(0))[1]
+    )
+    return questions, answers
+
+
+def test_a_round_waits_for_an_answer_where_labels_are_lost(lost, asked, wait, saved):
+    _, widget = lost()
+    questions, answers = asked
+    answers.extend([QMessageBox.StandardButton.No, _YES])
+    widget.run_bar.adapt_pressed.emit()
+    assert not widget.running
+    assert "'picture0' (annotations/picture0.tif) are gone" in questions[0]
+    assert "'picture0' (annotations/picture0.tif) are gone" in widget.status
+    widget.run_bar.adapt_pressed.emit()
+    wait(widget)
+    saved(widget)
+    assert len(questions) == 2
+    assert widget.history.records[0].images == ("picture1",)
+    assert widget.keeper.project.entry("picture0").counts == {1: 150}
+
+
+def test_an_automatic_round_does_not_ask_about_lost_labels(lost, asked, paint, qtbot):
+    viewer, widget = lost()
+    widget.automatic.setChecked(True)
+    widget.automatic._soon.setInterval(10)
+    paint(viewer.layers["annotations"], 1, 30)
+    qtbot.waitUntil(lambda: "Automatic rounds are paused" in widget.status)
+    assert "annotations/picture0.tif" in widget.status
+    assert not widget.running
+    assert asked[0] == []
+
+
+def test_lost_labels_are_not_forgotten_when_their_image_is_opened(
+    lost, asked, saved, paint, tmp_path
+):
+    _, widget = lost()
+    path = tmp_path / "p" / "annotations" / "picture0.tif"
+    widget.keeper.step(-1)
+    assert "annotations/picture0.tif" in widget.status
+    widget.start_annotating()
+    saved(widget)
+    assert not path.exists()
+    asked[1].append(QMessageBox.StandardButton.No)
+    widget.adapt()
+    assert not widget.running
+    widget.keeper.step(1)
+    saved(widget)
+    assert widget.keeper.project.entry("picture0").counts == {1: 150}
+    assert not path.exists()
+    widget.keeper.step(-1)
+    paint(widget.start_annotating(), 2, 30)  # what is painted anew counts
+    saved(widget)
+    assert widget.keeper.project.entry("picture0").counts == {2: 150}
+
+
+def test_regions_without_their_labels_write_no_empty_mask(
+    started, paint, saved, tmp_path, make_napari_viewer_proxy, make_widget
+):
+    _, widget = started()
+    paint(widget.start_annotating(), 1, 10)
+    widget.reviewed.complete_plane()
+    saved(widget)
+    widget.keeper.close()
+    (tmp_path / "p" / "annotations" / "picture0.tif").unlink()
+    other = make_widget(make_napari_viewer_proxy())
+    other.keeper.open(tmp_path / "p")
+    saved(other)
+    other.keeper.step(1)
+    saved(other)
+    assert other.keeper.project.entry("picture0").counts == {1: 150}
+    assert not (tmp_path / "p" / "annotations" / "picture0.tif").exists()
+
+
+def test_an_older_version_takes_the_place_of_what_is_lost_once_it_is_looked_at(
+    lost, asked, saved, wait, tmp_path
+):
+    viewer, widget = lost(older=True)
+    asked[1].append(QMessageBox.StandardButton.No)
+    widget.adapt()
+    assert "annotations/versions" in asked[0][0]
+    widget.keeper.step(-1)
+    assert "an older version" in widget.status
+    assert (viewer.layers["annotations"].data == 1).sum() == 150
+    saved(widget)
+    assert (tmp_path / "p" / "annotations" / "picture0.tif").exists()
+    widget.adapt()
+    wait(widget)
+    saved(widget)
+    assert set(widget.history.records[0].images) == {"picture0", "picture1"}
+    assert len(asked[0]) == 1
 
 
 def test_an_image_is_removed_with_its_strokes_and_its_rounds_stay(
