@@ -109,7 +109,7 @@ def test_adapt_predict_evaluate(folder: Path, capsys: pytest.CaptureFixture[str]
     table.write_text('{"1": "dark", "2": "bright", "3": "striped"}')
     history = folder / "history.csv"
     assert adapt(folder, "--classes", str(table), "--history", str(history)) == commands.DONE
-    rows = list(csv.DictReader(history.open()))
+    rows = list(csv.DictReader(history.read_text().splitlines()))
     assert [row["step"] for row in rows] == ["1", "2", "3", "4"]
     assert all(float(row["loss"]) > 0 for row in rows)
     said = one_line(capsys)

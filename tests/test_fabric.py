@@ -75,7 +75,7 @@ def test_two_processes_learn_what_one_learns_from_the_same_batches(folder: Path)
     shared, said = in_two_processes(folder, "lora", "--history", str(folder / "history.csv"))
     assert "Batches have 2 views" in said
     expected, losses = alone(folder, "lora")
-    rows = csv.DictReader((folder / "history.csv").open())
+    rows = csv.DictReader((folder / "history.csv").read_text().splitlines())
     assert [float(row["loss"]) for row in rows] == pytest.approx(losses, rel=1e-4)
     assert shared.summary["score"] == pytest.approx(expected.summary["score"], abs=1e-3)
     assert shared.state.keys() == expected.state.keys()
