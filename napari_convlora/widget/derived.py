@@ -51,12 +51,6 @@ class DerivedLayers:
         return None if layer is None else layer.data.reshape(self._record.planes_shape)
 
     @property
-    def layers(self) -> list[Layer]:
-        """Those that are in the viewer."""
-        found = (self._get(role) for role in ("previous", "uncertainty", "instances"))
-        return [layer for layer in found if layer is not None]
-
-    @property
     def instances(self) -> Labels | None:
         """The instances layer."""
         return self._get("instances")

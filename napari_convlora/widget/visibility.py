@@ -74,7 +74,7 @@ class Visibility:
 
     def _layers_of(self, image: Image) -> list[Layer]:
         mine = (record for record in self._records if record.image == image)
-        return [layer for r in mine for layer in (*r.layers, *r.derived.layers)]
+        return [layer for r in mine for layer in (*r.layers, *r.derived.companions)]
 
     def _hide(self, image: Image, layer: Layer) -> None:
         if layer in self._viewer.layers and layer.visible:
