@@ -212,7 +212,7 @@ class Child:
 
     def _send(self, kind: str, content: Any) -> None:
         assert self._process.stdin is not None
-        with suppress(OSError):  # it is gone, and its other stream says so
+        with suppress(OSError, ValueError):  # it is gone, and its other stream says so
             _write(self._process.stdin, kind, content)
 
 
@@ -224,12 +224,16 @@ def _read(stream: IO[bytes], put: Callable[[tuple[str, Any]], None]) -> None:
     except EOFError:
         pass
     finally:
+        stream.close()
         put(("gone", None))
 
 
 def _end(process: subprocess.Popen) -> None:
     process.kill()
     process.wait()
+    assert process.stdin is not None
+    with suppress(OSError):  # what was not yet sent has nobody to go to
+        process.stdin.close()
 
 
 def _why(code: int) -> str:
