@@ -15,7 +15,7 @@ import numpy as np
 from napari_convlora import large
 from napari_convlora.adapter_file import Adapter
 from napari_convlora.annotations import find_background, protect
-from napari_convlora.config import ClassInfo, ConvLoRAError, InputError
+from napari_convlora.config import ClassInfo, ConvLoRAError, InputError, listed
 from napari_convlora.devices import use_threads
 from napari_convlora.events import Event, Finished, RunControl
 from napari_convlora.export import save_masks, save_probabilities
@@ -110,7 +110,8 @@ def adapt(options: argparse.Namespace, run: RunRound) -> tuple[Finished, list[Ev
         except (ConvLoRAError, OSError) as error:
             adapter = Path(f"{project.folder.name}.safetensors")
             raise rescued(error, adapter, last.adapter.save, *places[1:]) from error
-        return last, history, f"{record.reason}\nRound {record.number}"
+        names = listed([f"'{project.entry(stem).name}'" for stem in stems])
+        return last, history, f"{record.reason}\nLearnt from {names}.\nRound {record.number}"
 
 
 def _open(options: argparse.Namespace) -> Project:

@@ -95,6 +95,7 @@ def test_adapt_and_predict_a_project(folder: Path, capsys: pytest.CaptureFixture
     assert cli.main(["adapt", "--project", str(folder)]) == commands.DONE
     said = capsys.readouterr().out
     assert "Installed, as there was no adapter before." in said
+    assert "Learnt from 'image 0', 'image 1'." in said
     assert "Round 1: 3 classes, 3 steps" in said
     (first,) = opened(folder).rounds.records()
     assert first.images == ("image_0", "image_1")

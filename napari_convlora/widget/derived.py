@@ -40,6 +40,7 @@ class DerivedLayers:
 
     def __init__(self, record: ImageLayers) -> None:
         self._record = record
+        self._name = record.image.name
         self._layers: dict[str, Layer] = {}
         self._guide: Guide | None = None
         self._visited: list[Place] = []
@@ -65,6 +66,12 @@ class DerivedLayers:
             if layer.metadata.get(class_colours.KEY) in tags
             and layer.data.shape == self._record.shape
         ]
+
+    def follow_name(self) -> None:
+        """Take note that the image has another name, by which its layers are found."""
+        layers, self._name = self.companions, self._record.image.name
+        for layer in layers:
+            layer.metadata[class_colours.KEY]["image"] = self._name
 
     @property
     def has_previous(self) -> bool:
@@ -212,7 +219,7 @@ class DerivedLayers:
         return next((layer for layer in alike if layer.data.shape == shape), None)
 
     def _tag(self, role: str) -> dict[str, str]:
-        return {"role": role, "image": self._record.image.name}
+        return {"role": role, "image": self._name}
 
     def _attributes(self, role: str) -> dict[str, Any]:
         record = self._record

@@ -202,6 +202,9 @@ class ImageLayers(ImageFrame):
 
     def _on_renamed(self, event: Any) -> None:
         self.show_classes(self.classes)  # the layers' metadata tell whose they are
+        self.derived.follow_name()
+        if self.reviewed is not None:
+            self.reviewed.metadata[class_colours.KEY]["image"] = self.image.name
 
     def _on_moved(self, event: Any) -> None:
         for layer in (*self.layers, *self.derived.companions, *self.shapes):

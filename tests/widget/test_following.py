@@ -95,6 +95,18 @@ def test_every_layer_follows_its_image_at_once_and_painting_hits_the_pixel(worke
     assert layer.data[tuple(pixel)] == 2
 
 
+def test_the_layers_of_an_image_that_was_renamed_are_still_its_own(worked_on):
+    viewer, record, _ = worked_on
+    own = {*record.layers, *record.derived.companions}
+    assert len(own) == 6
+    record.image.name = "another"
+    record.image.translate = [5] * record.image.ndim
+    assert all(layer.translate[-1] == 5 for layer in own)
+    again = ImageLayers(viewer, record.image, default_classes((1, 2)), record.channel_axis)
+    again.find_layers()
+    assert {*again.layers, *again.derived.companions} == own
+
+
 def test_labels_of_the_users_own_follow_without_the_axes_that_they_lack(
     make_napari_viewer_proxy, make_widget
 ):
