@@ -63,7 +63,8 @@ class Meaning:
         Class by value; one without a class, or with an empty name, becomes unlabelled. If 0 has a
         class the image is a finished mask; that class is the background unless there is one.
     others
-        Class of every other value but 0, as of objects that are numbered.
+        Class of every other value but 0, as of objects that are numbered; negative ones are
+        proposed as unlabelled.
     """
 
     names: Mapping[int, str] = field(default_factory=dict)
@@ -166,7 +167,8 @@ def propose(
         proposed[UNLABELLED] = known
         taken.add(known.casefold())
     if one_class:
-        return Meaning(proposed, _free(_OBJECT, taken))
+        unlabelled = {value: "" for value in seen.values if value < 0}
+        return Meaning(proposed | unlabelled, _free(_OBJECT, taken))
     for value in seen.values:
         if value in names:
             proposed[value] = names[value]

@@ -191,11 +191,16 @@ class AdoptDialog(QDialog):
         counts: dict[int | None, int] = dict(seen.counts.items())
         self._rows: list[int | None] = list(seen.counts)
         if one_class:
-            counts[_OTHERS] = sum(seen.counts[v] for v in seen.values)
-            self._rows = [*([UNLABELLED] if UNLABELLED in counts else []), _OTHERS]
+            counts[_OTHERS] = sum(n for v, n in seen.counts.items() if v > 0)
+            self._rows = [*(v for v in seen.counts if v <= 0), _OTHERS]
+        objects = [v for v in seen.values if v > 0]
         self.table.setRowCount(len(self._rows))
         for row, value in enumerate(self._rows):
-            title = str(value) if value is not None else f"{min(seen.values)} to {max(seen.values)}"
+            title = (
+                str(value)
+                if value is not None
+                else f"{min(v for v in seen.values if v > 0)} to {max(seen.values)}"
+            )
             pixels = QTableWidgetItem(f"{counts[value]:,}")
             pixels.setTextAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
             for at, item in (

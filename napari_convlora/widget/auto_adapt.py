@@ -151,8 +151,10 @@ class AutoAdapt(QCheckBox):
             self.said.emit(_PAUSED.format(self.paused))
         elif self._workflow.has_adapter or len(self._images.learnable_pixels()) > 1:
             self.unattended = True
-            self.adapt()
-            self.unattended = False
+            try:
+                self.adapt()
+            finally:
+                self.unattended = False
             self._ours, self._verdict = True, _ENDED
             self._on_workflow()  # it may not even have begun
 

@@ -36,12 +36,18 @@ class DerivedLayers:
     ----------
     record
         The image to which they belong.
+
+    Attributes
+    ----------
+    scored
+        Whether the uncertainty is known of the whole image; where it is not, it is 0.
     """
 
     def __init__(self, record: ImageLayers) -> None:
         self._record = record
         self._name = record.image.name
         self._layers: dict[str, Layer] = {}
+        self.scored = False
         self._guide: Guide | None = None
         self._visited: list[Place] = []
 
@@ -111,6 +117,7 @@ class DerivedLayers:
         """
         layer = self._get("uncertainty")
         self._forget_guide()
+        self.scored = uncertainty is not None
         if uncertainty is None:
             if layer is not None:
                 self._record.viewer.layers.remove(layer)
@@ -136,6 +143,7 @@ class DerivedLayers:
         """Show per cent (h, w) of parts of a large image; the rest stays as it is."""
         if self.uncertainty is None:
             self.show_uncertainty(np.zeros(self._record.planes_shape, np.uint8))
+        self.scored = False
         self._forget_guide()
         layer = self._get("uncertainty")
         whole = layer.data.reshape(self._record.planes_shape)

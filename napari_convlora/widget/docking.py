@@ -30,7 +30,8 @@ class Docking(QObject):
         super().__init__(panel)
         self._panel = panel
         self._was_in_one = False
-        self._window: Callable[[], QMainWindow | None] = lambda: None  # or it would outlive it
+        # Not the window itself, which a panel that Python keeps would keep as well.
+        self._window: Callable[[], QMainWindow | None] = lambda: None
         panel.installEventFilter(self)
 
     def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:

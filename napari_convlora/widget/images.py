@@ -327,10 +327,12 @@ class Images(QObject):
 
     def used_classes(self) -> set[int]:
         """Return the ids that occur in any layer of ours."""
-        layers = (
-            r.predicted_labels() if r.predicted else r.painted() for r in self._records.values()
-        )
-        return {int(i) for labels in layers for i in np.unique(labels)} - {0}
+        used: set[int] = set()
+        for record in self._records.values():
+            with contextlib.suppress(InputError):  # its layers have lost their size
+                labels = record.predicted_labels() if record.predicted else record.painted()
+                used.update(np.unique(labels).tolist())
+        return used - {0}
 
     def _relabel(self, class_id: int, to: int) -> int:
         count = sum(record.relabel(class_id, to) for record in self._records.values())

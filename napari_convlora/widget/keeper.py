@@ -183,7 +183,7 @@ class Keeper(QObject):
         self.named = True
         sentence = f"The project is in {folder}; it saves itself from now on."
         if gone:
-            sentence += f" {listed(gone)}, taken out of the viewer before, is on its list, too."
+            sentence += f" Also on its list, but taken out of the viewer: {listed(gone)}."
         self.said.emit(sentence)
         for entry in self.entries:
             if entry.homeless:
@@ -258,6 +258,8 @@ class Keeper(QObject):
         self.closing = True
         self.save()
         self._soon.stop()
+        self.writer.flush()
+        self.writer.retry()  # what found no room before it was known that this is the last try
         self.writer.flush()
         for sentence in self.writer.failures:  # there is no window any more to say it in
             logger.warning(sentence)

@@ -396,9 +396,12 @@ class ImageLayers(ImageFrame):
     def withdraw_prediction(self) -> None:
         """Take the prediction layer out of the viewer again if nothing was written or painted."""
         written, layers = self._written, self.viewer.layers
-        blank = written is not None and not written.begun and not written.edited
-        if blank and self.prediction in layers:
-            layers.remove(self.prediction)
+        if written is None or written.begun or written.edited or written.layer not in layers:
+            return
+        if not written.stroke.active:
+            layers.remove(written.layer)
+        elif not written.stroke.waiting:  # for what was predicted
+            written.stroke.afterwards(self.withdraw_prediction)
 
     def show(self, labels: np.ndarray, plane: int | None = None) -> bool:
         """Write class ids (P, H, W), or (H, W) of one plane, into the prediction layer.

@@ -89,7 +89,7 @@ class ConvLoRAWidget(QWidget):
         return next(mine, None) or super().__new__(cls)
 
     def __init__(self, napari_viewer: "napari.viewer.Viewer", session: "Session | None" = None):
-        if "_viewer" in self.__dict__:
+        if self.__dict__.get("_ready"):
             return
         super().__init__()
         self._viewer = napari_viewer
@@ -140,6 +140,7 @@ class ConvLoRAWidget(QWidget):
         self._follow_theme()
         self._on_image()
         self._refresh()
+        self._ready = True
 
     @property
     def status(self) -> str:
@@ -163,6 +164,8 @@ class ConvLoRAWidget(QWidget):
 
     def serves(self, viewer: "napari.viewer.Viewer") -> bool:
         """Whether it works on `viewer`, and was not ended."""
+        if not self.__dict__.get("_ready"):  # it could not be built
+            return False
         ours, theirs = (getattr(v, "__wrapped__", v) for v in (self._viewer, viewer))
         return ours is theirs and not self.keeper.closed and not self.workflow.runner.closed
 
@@ -204,9 +207,10 @@ class ConvLoRAWidget(QWidget):
             self.table.mark_background(plan.background)
         self._on_classes()
         if plan.changes:
+            copy = self.images.current.annotations.name
             self._news = (
-                f"'{layer.name}' stays as it is, hidden: "
-                f"'{self.images.current.annotations.name}' is a copy in the classes of the table."
+                f"'{layer.name}' stays as it is, hidden: '{copy}' is a copy that uses the classes "
+                "of the table."
             )
         if not self.running:
             self._suggest()

@@ -63,12 +63,13 @@ class PlaneAxes:
 
     def stray(self, layer: Shapes) -> set[int]:
         """Return which areas in `layer` stand upright on the planes: drawn in a rolled view."""
-        *leading, rows, columns = self.planar
+        rows, columns = self.planar[-2:]
+        others = [axis for axis in range(layer.ndim) if axis not in (rows, columns)]
         extents = {i: np.ptp(area, axis=0) for i, area in _areas(layer)}
         return {
             i
             for i, extent in extents.items()
-            if extent[leading].max(initial=0) > _FLAT >= extent[[rows, columns]].min()
+            if extent[others].max(initial=0) > _FLAT >= extent[[rows, columns]].min()
         }
 
     def drop_stray(self, layer: Shapes) -> bool:

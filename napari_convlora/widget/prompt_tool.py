@@ -132,6 +132,7 @@ class PromptTool(QWidget):
     def rest(self) -> None:
         """Put the tool down and end its process."""
         self.leave()
+        self._waiting.clear()
         self.runner.rest()
 
     def close_down(self) -> None:

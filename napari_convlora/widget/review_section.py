@@ -125,12 +125,12 @@ class ReviewSection(QWidget):
             self.compare_button.setChecked(False)
         if self._pending is not None and not self._flow.running:
             action, self._pending = self._pending, None
-            if record is not None and record.derived.uncertainty is not None:
+            if record is not None and record.derived.scored:  # or it was stopped
                 self._try(action)
 
     def next_place(self) -> None:
         """Move to the next uncertain place, finding the uncertainty first if it is not known."""
-        self._with_uncertainty(self._go_on)
+        self._with_uncertainty(self._go_on, some=True)
 
     def accept_or_reject(self, accept: bool, mask: np.ndarray, first: int) -> None:
         """Annotate or clear the pixels (p, H, W) of the planes from `first` on, and say so."""
@@ -205,6 +205,7 @@ class ReviewSection(QWidget):
 
     def rest(self) -> None:
         """Let go of the keys, and of the region tool."""
+        self._pending = None
         self.compare_button.setChecked(False)
         _let_go(self._viewer, self.tool, self._keys.values())
 
@@ -315,8 +316,10 @@ class ReviewSection(QWidget):
         sure = uncertainty[planes] <= 100 - least
         self.accept_or_reject(accept, sure if accept else ~sure, first)
 
-    def _with_uncertainty(self, action: Callable[[], None]) -> None:
-        if self._images.need().derived.uncertainty is not None:
+    def _with_uncertainty(self, action: Callable[[], None], *, some: bool = False) -> None:
+        """Do `action` once all of the image is scored, or at least some of it."""
+        derived = self._images.need().derived
+        if derived.uncertainty is not None and (some or derived.scored):
             action()
             return
         self._flow.find_uncertainty(self._recipe())

@@ -16,6 +16,11 @@ class StrokeWatch:
     ----------
     layer
         To be followed until `end`.
+
+    Attributes
+    ----------
+    active
+        Whether the user is in the middle of a stroke.
     """
 
     def __init__(self, layer: Labels) -> None:
@@ -27,6 +32,11 @@ class StrokeWatch:
     def afterwards(self, action: Callable[[], object]) -> None:
         """Call `action` when the stroke has ended; a later one takes its place."""
         self._waiting = action
+
+    @property
+    def waiting(self) -> bool:
+        """Whether something is to be done when the stroke has ended."""
+        return self._waiting is not None
 
     def end(self) -> None:
         """Follow the layer no more."""

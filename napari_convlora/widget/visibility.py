@@ -28,13 +28,15 @@ class Visibility:
 
     def __init__(self, viewer: Viewer) -> None:
         self._viewer = viewer
-        self._hidden: dict[Image, list[Layer]] = {}
+        self._hidden: set[Layer] = set()
         self._records: Sequence[ImageLayers] = ()
         viewer.layers.events.inserted.connect(self._on_inserted)
+        viewer.layers.events.removed.connect(self._on_removed)
 
     def close(self) -> None:
         """Let go of the viewer."""
         self._viewer.layers.events.inserted.disconnect(self._on_inserted)
+        self._viewer.layers.events.removed.disconnect(self._on_removed)
 
     def turn_to(self, chosen: Image, records: Sequence[ImageLayers]) -> None:
         """Show the layers of an image that were hidden here, and hide those of others over it.
@@ -50,21 +52,21 @@ class Visibility:
             All images that were worked on.
         """
         self._records = records
-        for layer in self._hidden.pop(chosen, ()):
+        for layer in self._hidden.intersection([chosen, *self._layers_of(chosen)]):
             layer.visible = True
+            self._hidden.discard(layer)
         if len(records) == 1:  # a panel that is opened hides nothing
             return
         layers = self._viewer.layers
         # Equal, not the same: napari hands plugins proxies of layers.
         for other in [x for x in layers if isinstance(x, Image) and not is_derived(x)]:
-            if other == chosen or other in self._hidden or not self._over(other, chosen):
+            if other == chosen or not self._over(other, chosen):
                 continue
             own = self._layers_of(other)
             covers = layers.index(other) > layers.index(chosen) and _covers(other)
             if own or covers:
-                self._hidden[other] = []
                 for layer in (other, *own):
-                    self._hide(other, layer)
+                    self._hide(layer)
 
     def _over(self, one: Image, other: Image) -> bool:
         n = min(one.ndim, other.ndim)
@@ -76,16 +78,20 @@ class Visibility:
         mine = (record for record in self._records if record.image == image)
         return [layer for r in mine for layer in (*r.layers, *r.derived.companions)]
 
-    def _hide(self, image: Image, layer: Layer) -> None:
+    def _hide(self, layer: Layer) -> None:
         if layer in self._viewer.layers and layer.visible:
             layer.visible = False
-            self._hidden[image].append(layer)
+            self._hidden.add(layer)
 
     def _on_inserted(self, event: Any) -> None:
         """Hide what a round or a prediction brings that goes on behind another image."""
-        for image in self._hidden:
-            if event.value in self._layers_of(image):
-                self._hide(image, event.value)
+        for record in self._records:
+            if record.image in self._hidden and event.value in self._layers_of(record.image):
+                self._hide(event.value)
+
+    def _on_removed(self, event: Any) -> None:
+        # The layers of an image that was removed stay hidden until it is back.
+        self._hidden.discard(event.value)
 
 
 def _covers(image: Image) -> bool:

@@ -63,6 +63,11 @@ class Runner:
         return self._closed
 
     @property
+    def alive(self) -> bool:
+        """Whether features that were kept are still there."""
+        return self._in_thread or (self._child is not None and self._child.alive)
+
+    @property
     def session(self) -> Session | None:
         """The session, or None before the first job has made it."""
         return self._session
@@ -83,9 +88,13 @@ class Runner:
 
     def prepare(self, *preparations: Job) -> None:
         """Run these, one after the other until a job comes, so that it need not wait for them."""
-        if self._worker is None and not self._closed:
-            self._preparations, self._resting = [*preparations], False
-            self._next_preparation()
+        if self._closed:
+            return
+        self._resting = False
+        if not self.busy:
+            self._preparations = [*preparations]
+            if self._worker is None:
+                self._next_preparation()
 
     def stop(self) -> None:
         """End the job as soon as possible; what it has learnt is kept."""

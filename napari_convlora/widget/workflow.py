@@ -161,6 +161,8 @@ class Workflow(QObject):
     def wake(self) -> None:
         """Be ready for the next job."""
         self.resting = False
+        if not self.runner.alive:
+            self.kept.emit(jobs.Kept(0, 0))
         self.runner.prepare(jobs.warm_up, jobs.prepare_training)
         self.changed.emit()
 
@@ -410,7 +412,9 @@ class Workflow(QObject):
         """Take note that the whole image is predicted."""
         session = self.runner.session
         record.adapter = None if session is None else session.installed
-        if not message.uncertainty:
+        if message.uncertainty:
+            record.derived.scored = True
+        else:
             record.derived.show_uncertainty(None)
         if not self._keep_labels:
             said = record.predicted_view().copy() if message.labels is None else message.labels

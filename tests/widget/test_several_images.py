@@ -354,7 +354,7 @@ def test_a_project_that_is_saved_names_images_that_were_deleted(two, paint, save
     viewer.layers.remove("annotations")
     viewer.layers.remove("a")
     widget.keeper.create(tmp_path / "p")
-    assert widget.status.endswith("'a', taken out of the viewer before, is on its list, too.")
+    assert widget.status.endswith("Also on its list, but taken out of the viewer: 'a'.")
 
 
 def test_an_image_whose_annotations_were_removed_is_not_counted(two, paint, saved, qtbot):
