@@ -196,11 +196,7 @@ class AdoptDialog(QDialog):
         objects = [v for v in seen.values if v > 0]
         self.table.setRowCount(len(self._rows))
         for row, value in enumerate(self._rows):
-            title = (
-                str(value)
-                if value is not None
-                else f"{min(v for v in seen.values if v > 0)} to {max(seen.values)}"
-            )
+            title = str(value) if value is not None else f"{objects[0]} to {objects[-1]}"
             pixels = QTableWidgetItem(f"{counts[value]:,}")
             pixels.setTextAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
             for at, item in (
