@@ -79,6 +79,12 @@ class Adapter:
     pixel_std: tuple[float, float, float] | None = None
     remark: str = ""
 
+    def fits(self, backbone: Backbone) -> bool:
+        """Whether `backbone` is the one it was trained on, whatever that is called now."""
+        if self.backbone_sha256:
+            return backbone.checkpoint_sha256 == self.backbone_sha256
+        return backbone.spec.name == self.backbone_name
+
     def build(self, backbone: Backbone, device: str | torch.device = "cpu") -> SemanticSAM:
         """Put the adapter on its backbone; the model is in eval mode on `device`.
 
@@ -87,12 +93,7 @@ class Adapter:
         AdapterError
             If `backbone` is not the one the adapter was trained on.
         """
-        same = (
-            backbone.checkpoint_sha256 == self.backbone_sha256
-            if self.backbone_sha256
-            else backbone.spec.name == self.backbone_name
-        )
-        if not same:
+        if not self.fits(backbone):
             raise AdapterError(
                 f"This adapter was trained on {self.backbone_name} "
                 f"(checkpoint {self.backbone_sha256[:12] or 'without hash'}), not on "

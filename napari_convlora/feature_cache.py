@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Hashable
 from pathlib import Path
@@ -206,5 +207,6 @@ class _Spill:
             folder = Path(platformdirs.user_cache_dir("napari-convlora", False))
             folder.mkdir(parents=True, exist_ok=True)
             self._size = min(self._max_bytes, int(_FREE_SHARE * shutil.disk_usage(folder).free))
-            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+            self._file = file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+            weakref.finalize(self, file.close)
         return self._file

@@ -45,6 +45,11 @@ class CarefulSteps:
         How many steps at the start leave the encoder as it is; all of them if nothing adapts it.
     tiles_after
         How many tiles the round predicts after its last step.
+
+    Attributes
+    ----------
+    end
+        The step that is the last one, by what is known.
     """
 
     def __init__(
@@ -57,7 +62,7 @@ class CarefulSteps:
     ) -> None:
         self._run, self._optimiser, self._parameters = run, optimiser, parameters
         self._decoder_steps, self._tiles_after = decoder_steps, tiles_after
-        self._done = 0
+        self._done, self.end = 0, run.config.max_steps
         self._seconds = {kind: deque[float](maxlen=_RECENT) for kind in (True, False)}
         self._began = run.elapsed()
         self._stepping = 0.0
@@ -181,12 +186,14 @@ class CarefulSteps:
         if self._done < _MEASURED:
             return None
         run, config = self._run, self._run.config
+        decoder_left = min(max(0, self._decoder_steps - self._done), self.end - self._done)
+        encoder_left = self.end - self._done - decoder_left
+        if encoder_left and not self._seconds[False]:  # which take many times as long
+            return None
         decoder, encoder = (
             statistics.fmean(self._seconds[kind] or self._seconds[not kind])
             for kind in (True, False)
         )
-        decoder_left = max(0, self._decoder_steps - self._done)
-        encoder_left = config.max_steps - self._done - decoder_left
         elapsed = run.elapsed()
         # Previews and scores go on between the steps as they did until now.
         between = max(1.0, (elapsed - self._began) / max(self._stepping, 1e-9))

@@ -100,11 +100,8 @@ def compare(run: RoundState, rival: Rival | None) -> dict[str, Any]:
     """
     if rival is None:
         return {}
-    backbone, old = run.backbone, rival.adapter
-    if (old.backbone_name, old.backbone_sha256) != (
-        backbone.spec.name,
-        backbone.checkpoint_sha256,
-    ):
+    old = rival.adapter
+    if not old.fits(run.backbone):
         return {"why": "the backbone is another one than before"}
     if [c.id for c in old.classes] != run.ids.tolist():
         return {"why": "the classes are others than before"}
@@ -121,7 +118,7 @@ def compare(run: RoundState, rival: Rival | None) -> dict[str, Any]:
             return {"why": "it was broken off"}
         if run.control.stopping and time.monotonic() - begun > _WAIT:
             break  # what is compared until now may do
-        before = before or old.build(backbone, run.device)
+        before = before or old.build(run.backbone, run.device)
         pixels = run.data.images[image].image[plane][region]
         truth = np.where(fresh[image][plane][region], run.data.held[image][plane][region], VOID)
         fresh[image][plane][region] = False

@@ -201,6 +201,7 @@ def _adapt(run: RoundState, rival: Rival | None) -> Iterator[Event]:
             elif step - best_step >= config.patience and end > step + _COOL_DOWN:
                 # Learning rates run out over a few more steps: stopping at full rate is noisy.
                 reason, end = "plateau", step + _COOL_DOWN
+                careful.end = end
         if time.monotonic() > next_preview:
             began = time.monotonic()
             with average.shown():

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tifffile
+from qtpy.QtCore import QTimer
+from qtpy.QtWidgets import QApplication
 
 _NO_DISPLAY = sys.platform.startswith("linux") and not (
     os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
@@ -28,6 +30,25 @@ def recovery_folder(tmp_path_factory, monkeypatch):
     folder = tmp_path_factory.mktemp("user")
     monkeypatch.setenv("NAPARI_CONVLORA_RECOVERY", str(folder))
     return folder / "recovery"
+
+
+@pytest.fixture(autouse=True)
+def no_dialog_waits_for_ever(qapp):
+    """A question that a test does not answer fails it; pytest's own limit is not heard in Qt."""
+    asked = []
+
+    def close() -> None:
+        dialog = QApplication.activeModalWidget()
+        if dialog is not None:
+            asked.append(dialog.windowTitle())
+            dialog.close()
+
+    timer = QTimer()
+    timer.timeout.connect(close)
+    timer.start(30_000)
+    yield
+    timer.stop()
+    assert not asked
 
 
 @pytest.fixture

@@ -8,7 +8,9 @@ import pytest
 import tifffile
 from qtpy.QtWidgets import QMessageBox
 
+from napari_convlora.importing import Meaning
 from napari_convlora.project import Project
+from napari_convlora.widget import adopt_dialog
 
 
 @pytest.fixture
@@ -27,8 +29,10 @@ def choose(combo, text):
 
 
 def test_a_layer_of_the_users_own_is_saved_without_another_stroke(
-    ready, halves, saved, tmp_path, qtbot
+    ready, halves, saved, tmp_path, qtbot, monkeypatch
 ):
+    strokes = Meaning({1: "background", 2: "class 2"})
+    monkeypatch.setattr(adopt_dialog, "ask", lambda *_: strokes)
     viewer, widget = ready()
     widget.keeper.create(tmp_path / "p")
     saved(widget)
