@@ -175,3 +175,12 @@ def test_200_objects_are_no_200_classes_and_more_than_255_cannot_be():
     labels = np.arange(257).repeat(4).reshape(1, 4, 257)
     with pytest.raises(InputError, match="make all of them one class"):
         plan(count_values(labels), propose(survey(labels), finished=True, one_class=False))
+
+
+def test_negative_values_of_a_map_of_objects_are_proposed_as_unlabelled() -> None:
+    seen = Survey({-1: 7, 0: 50, **dict.fromkeys(range(1, 101), 3)}, finished=True, instances=True)
+    meaning = propose(seen, finished=True, one_class=True)
+    ids = plan(seen.counts, meaning).ids
+    assert ids[-1] == 0
+    assert len({ids[value] for value in range(1, 101)} - {0}) == 1
+    assert ids[0] not in (0, ids[1])

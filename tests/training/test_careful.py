@@ -274,6 +274,27 @@ def test_the_time_left_follows_steps_that_slow_down(
     assert left[60] == 0
 
 
+def test_the_time_left_waits_for_the_first_step_of_the_encoder_and_hears_of_the_end(
+    backbone: Backbone, scene: Scene, clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_step = careful.train_step
+
+    def slow(*arguments: object) -> float:
+        clock.now += 0.2 if arguments[-1] else 8.0
+        return train_step(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(careful, "train_step", slow)
+    config = replace(QUICK, max_steps=60, decoder_share=0.5, max_minutes=60.0, patience=4)
+    events = list(adapt(backbone, [scene()[0]], CLASSES, config=config))
+    left = {e.step: e.seconds_left for e in events if isinstance(e, Step)}
+    assert left[20] is None, "steps that adapt the encoder take many times as long"
+    assert left[31] == pytest.approx(29 * 8)
+    last = events[-1]
+    assert isinstance(last, Finished)
+    assert last.reason == "plateau"
+    assert left[max(left) - 2] == pytest.approx(2 * 8)
+
+
 def test_the_time_left_knows_what_follows_the_last_step(
     backbone: Backbone, scene: Scene, clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -143,6 +143,17 @@ def test_objects_that_are_made_while_sam_looks_are_all_painted(tool, qtbot):
     assert (tool.layer.data == before).all()
 
 
+def test_what_waits_is_not_asked_once_the_panel_rests(tool, qtbot):
+    for at in ((20, 20), (50, 60)):
+        tool.drag(at, settle=False)
+    tool.prompts.rest()
+    qtbot.waitUntil(lambda: not tool.prompts.runner.busy, timeout=20_000)
+    qtbot.wait(50)
+    assert not tool.prompts.runner.busy
+    assert not tool.prompts.active
+    assert (tool.layer.data[45:65, 55:65] == 0).all()
+
+
 def test_a_stroke_is_not_taken_back_by_a_late_answer(tool, paint, qtbot):
     tool.drag((30, 40))
     tool.drag((50, 45), settle=False)

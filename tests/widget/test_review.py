@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +16,8 @@ from qtpy.QtCore import QPoint, Qt
 from qtpy.QtWidgets import QApplication
 
 from napari_convlora.annotations import default_classes
+from napari_convlora.blocks import Block
+from napari_convlora.widget import jobs
 from napari_convlora.widget.layers import ImageLayers
 
 
@@ -348,6 +351,31 @@ def test_next_finds_the_uncertainty_and_tours_the_planes(
     widget.adapt()  # and now with every round
     wait(widget)
     assert widget.images.current.derived.uncertainty is not None
+
+
+def test_what_a_stopped_job_has_not_scored_is_not_accepted(predicted, wait, monkeypatch, qtbot):
+    viewer, widget = predicted()
+    record, predict_blocks = widget.images.current, widget.session.predict_blocks
+
+    def first_until_stopped(image, blocks, control, **more):
+        yield from predict_blocks(image, blocks[:1], control, **more)
+        while not control.stopping:
+            time.sleep(0.01)
+
+    quarters = [Block(0, top, left, 40, 45) for top in (0, 40) for left in (0, 45)]
+    monkeypatch.setattr(jobs, "plan", lambda *_: quarters)
+    before = state(viewer)[0]
+    with monkeypatch.context() as slow:
+        slow.setattr(widget.session, "predict_blocks", first_until_stopped)
+        widget.review.by_confidence[True].click()
+        qtbot.waitUntil(lambda: record.derived.uncertainty is not None, timeout=20_000)
+        widget.stop()
+        wait(widget)
+    assert (state(viewer)[0] == before).all()
+    widget.review.by_confidence[True].click()  # scores all of it first
+    assert widget.running
+    wait(widget)
+    assert record.derived.scored
 
 
 def test_what_is_reviewed_is_neither_visited_nor_rejected(

@@ -109,6 +109,25 @@ def test_what_is_painted_on_the_empty_prediction_of_a_stopped_round_is_kept(read
     wait(widget)
 
 
+def test_a_stroke_on_the_empty_prediction_outlives_a_round_that_ends_meanwhile(
+    ready, wait, drag, qtbot
+):
+    viewer, widget = ready()
+    widget.adapt()
+    layer = viewer.layers["prediction"]
+    layer.mode, layer.selected_label, layer.brush_size = "paint", 2, 3
+    release = drag(layer, (20, 30), (30, 30), hold=True)
+    widget.stop()
+    wait(widget)
+    assert "prediction" in viewer.layers
+    release()
+    qtbot.wait(50)
+    assert "prediction" in viewer.layers
+    widget.adapt()
+    assert (viewer.layers["annotations"].data[20:30, 30] == 2).all()
+    wait(widget)
+
+
 def test_pause_holds_the_round_and_resume_goes_on(ready, qtbot, wait):
     _, widget = ready(max_steps=LONG)
     begin(qtbot, widget)

@@ -374,3 +374,41 @@ def test_an_image_whose_annotations_were_removed_is_not_counted(two, paint, save
     viewer.layers.remove("annotations")
     widget._suggest()
     assert widget.status == f"{learn} 300 annotated pixels."
+
+
+def test_the_strokes_of_an_image_that_is_opened_again_are_seen(two, paint, halves):
+    viewer, widget, _, _ = two
+    paint(widget.start_annotating(), 1, 10)
+    choose(widget.source.image_combo, "b")
+    widget.start_annotating()
+    assert visible(viewer) == {"b", "annotations of b"}
+    viewer.layers.remove("a")
+    viewer.add_image(halves, name="a")
+    choose(widget.source.image_combo, "a")
+    assert widget.images.current.annotating
+    assert visible(viewer) == {"a", "annotations"}
+
+
+def test_what_was_shown_again_by_hand_is_hidden_for_the_next_image(two, halves):
+    viewer, widget, _, _ = two
+    viewer.add_image(halves, name="c")
+    for name in "abc":
+        choose(widget.source.image_combo, name)
+        widget.start_annotating()
+    assert visible(viewer) == {"c", "annotations of c"}
+    for layer in viewer.layers:
+        layer.visible = True
+    choose(widget.source.image_combo, "a")
+    assert visible(viewer) == {"a", "annotations"}
+
+
+def test_a_mask_can_be_chosen_when_the_annotations_have_lost_their_size(ready, halves, monkeypatch):
+    viewer, widget = ready()
+    layer = viewer.layers["annotations"]
+    layer.data = layer.data[:40]
+    monkeypatch.setattr(adopt_dialog, "ask", lambda *_: Meaning({1: "dark", 2: "bright"}))
+    mask = np.ones(halves.shape, int)
+    mask[:, 45:] = 2
+    viewer.add_labels(mask, name="mine")
+    choose(widget.source.annotations_combo, "mine")
+    assert [info.name for info in widget.classes] == ["dark", "bright"]
