@@ -32,7 +32,7 @@ CLASSES = default_classes(255)
     )
 )
 def test_masks_round_trip(tmp_path_factory: pytest.TempPathFactory, labels: np.ndarray) -> None:
-    folder = tmp_path_factory.getbasetemp()
+    folder = tmp_path_factory.mktemp("masks")
     expected = labels.reshape(-1, *labels.shape[-2:])
     names = ["m.tif"] if len(expected) > 1 else ["m.tif", "m.png"]
     for name in names:
