@@ -312,9 +312,10 @@ def predict(options: argparse.Namespace) -> int:
                     update(completed=number + step.done / step.total)
                 if steps.value is not None and steps.value.name != CLASSES_FILE:
                     own.append(steps.value.name)
-            except InputError as error:
+            except (InputError, OSError) as error:
                 failed += 1
-                err.print(f"{task.name}: {error}", style="red", markup=False, highlight=False)
+                said = error if isinstance(error, InputError) else _failed(error)
+                err.print(f"{task.name}: {said}", style="red", markup=False, highlight=False)
             if control.stopping:
                 break
     where = options.out or options.project
@@ -332,6 +333,12 @@ def predict(options: argparse.Namespace) -> int:
             highlight=False,
         )
     return FAILED if failed else DONE
+
+
+def _failed(error: OSError) -> str:
+    where = f"'{error.filename}'" if error.filename else "A file"
+    reason = error.strerror or error
+    return f"{where} cannot be read or written ({reason}); check it and run the same command again."
 
 
 def evaluate(options: argparse.Namespace) -> int:

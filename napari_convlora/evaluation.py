@@ -108,7 +108,7 @@ def _count_pair(prediction: Path, label: Path, ignore: int | None) -> tuple[list
 
 def _read(path: Path, shape: tuple[int, int, int] | None = None) -> np.ndarray:
     """Return labels (P, H, W) of a file, or of a zarr as `predict` writes it."""
-    if not path.is_dir():
+    if not os.path.isdir(path):  # Path's would raise where it may not look
         return read_labels(path, shape)
     planes = open_image(path)
     labels = np.stack([plane[:, :][..., 0] for plane in planes])
@@ -121,7 +121,7 @@ def _read(path: Path, shape: tuple[int, int, int] | None = None) -> np.ndarray:
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise InputError(f"'{folder}' is not a folder; check the path.")
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):

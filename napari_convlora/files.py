@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import math
 import os
 import struct
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import tifffile
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from napari_convlora.config import InputError
-from napari_convlora.planes import size_text, to_planes
+from napari_convlora.planes import size_text, to_planes, unreadable
 from napari_convlora.results import check_no_device
 
 logger = logging.getLogger(__name__)
@@ -70,7 +73,8 @@ def read_labels(
     Parameters
     ----------
     path
-        TIFF, PNG (palette indices are kept) or another lossless format, of integers or bool.
+        TIFF, PNG (palette indices are kept) or another lossless format, of integers or bool. No
+        other file is read that a TIFF may name as a part of it.
     shape
         (P, H, W) the labels must have.
 
@@ -109,7 +113,7 @@ def read_labels(
             f"'{path.name}' is {size_text(labels.shape)}, but its image is {size_text(shape)}; "
             "use the label image that belongs to it, at the same size."
         )
-    return labels.astype(np.int32)
+    return labels.astype(np.int32, order="C")
 
 
 def _read(path: Path, *, labels: bool) -> np.ndarray:
@@ -144,12 +148,7 @@ def _read(path: Path, *, labels: bool) -> np.ndarray:
             f"'{path.name}' is not an image that can be read here; save it as TIFF or PNG."
         ) from error
     except Exception as error:  # decoders of damaged files raise nearly anything
-        if "imagecodecs" in str(error):
-            raise InputError(
-                f"'{path.name}' is compressed in a way that needs another package; "
-                "run: pip install imagecodecs."
-            ) from error
-        raise _damaged(path) from error
+        raise (unreadable(error, f"'{path.name}'") or _damaged(path)) from error
     if planes.dtype.kind not in "biuf":
         raise InputError(f"'{path.name}' holds {planes.dtype} values; save integers or floats.")
     if planes.size == 0:
@@ -186,7 +185,7 @@ def _read_npy(path: Path, *, labels: bool) -> np.ndarray:
 
 
 def _read_tiff(path: Path, *, labels: bool) -> np.ndarray:
-    with tifffile.TiffFile(path) as tif:
+    with open_tiff(path, alone=labels) as tif:
         series = first_series(tif, path.name)
         page = series.keyframe
         _check_bytes(path, math.prod(series.shape) * np.dtype(series.dtype).itemsize)
@@ -205,6 +204,52 @@ def _read_tiff(path: Path, *, labels: bool) -> np.ndarray:
         table = colormap >> 8 if colormap.max() > 255 else colormap
         planes = table.T.astype(np.uint8)[planes[..., 0]]
     return planes[..., :-1] if alpha and planes.shape[-1] > 1 else planes
+
+
+def open_tiff(path: Path, *, alone: bool = False) -> tifffile.TiffFile:
+    """Open a TIFF, of which parts may lie in other files of its folder.
+
+    Parameters
+    ----------
+    path
+        Its file.
+    alone
+        Whether to leave out those other files: one that a stranger wrote may name any.
+
+    Raises
+    ------
+    InputError
+        One of the other files is a pipe or device, or is said to lie in another folder.
+    """
+    if alone:
+        return tifffile.TiffFile(path, _multifile=False, is_mmstack=False, is_ndtiff=False)
+    with contextlib.ExitStack() as opened:
+        tif = opened.enter_context(tifffile.TiffFile(path))
+        for name in _parts(tif):
+            if os.path.basename(name) != name:
+                raise InputError(
+                    f"'{path.name}' goes on in {name!r:.200}, but only files in the same folder "
+                    "are read; save the whole image as one TIFF."
+                )
+            check_no_device(os.path.join(tif.filehandle.dirname, name))
+        opened.pop_all()
+    return tif
+
+
+def _parts(tif: tifffile.TiffFile) -> Iterator[str]:
+    """Yield the names of files that tifffile would open to collect a picture."""
+    if tif.is_micromanager:
+        folder = Path(tif.filehandle.dirname)
+        yield from (path.name for path in folder.glob("*_MMStack*.tif"))
+        if tif.is_ndtiff:
+            yield (index := "NDTiff.index")
+            yield from {entry[1] for entry in tifffile.read_ndtiff_index(folder / index)}
+    if tif.is_ome:
+        with contextlib.suppress(ElementTree.ParseError):  # tifffile then looks for no other file
+            root = ElementTree.fromstring(tif.ome_metadata or "")
+            for element in root.iter():
+                if element.tag.endswith("UUID") and element.text != root.get("UUID"):
+                    yield element.get("FileName", "")
 
 
 def first_series(tif: tifffile.TiffFile, name: str) -> tifffile.TiffPageSeries:

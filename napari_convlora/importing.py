@@ -255,14 +255,16 @@ def plan(
 
 
 def apply(plan: Plan, labels: np.ndarray, into: np.ndarray) -> None:
-    """Write class ids for the values of `labels` into a contiguous array of as many pixels."""
-    flat = into.reshape(-1)
+    """Write class ids for the values of `labels` into an array of as many pixels."""
+    flat = into.reshape(-1)  # a copy, if that array is not contiguous
     start = 0
     values = np.array(sorted(plan.ids))
     ids = np.array([plan.ids[value] for value in sorted(plan.ids)], np.uint8)
     for part in _chunks(labels):
         flat[start : start + part.size] = ids[np.searchsorted(values.astype(part.dtype), part)]
         start += part.size
+    if not np.may_share_memory(flat, into):
+        into[...] = flat.reshape(into.shape)
 
 
 def _chunks(labels: np.ndarray) -> Iterator[np.ndarray]:

@@ -118,5 +118,5 @@ def predict_file(
         return write_table_beside(path, adapter.classes)
     stores.save_tiff(store, path, adapter.classes)
     table = write_table_beside(path, adapter.classes)
-    shutil.rmtree(store.folder)
+    shutil.rmtree(store.folder, ignore_errors=True)  # the mask is there, which is what counts
     return table

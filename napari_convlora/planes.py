@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -161,7 +162,7 @@ def read_pixels(source: Any, key: tuple[Any, ...], name: str, where: str = "") -
     Raises
     ------
     InputError
-        What is read is damaged.
+        What is read is damaged, or cannot be read for another reason.
     """
     try:
         return np.asarray(source[key])
@@ -169,9 +170,26 @@ def read_pixels(source: Any, key: tuple[Any, ...], name: str, where: str = "") -
         raise
     except Exception as error:  # decoders of damaged files raise nearly anything
         reason = " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
-        raise InputError(
+        damaged = InputError(
             f"{name} is damaged{where} ({reason}); copy it again or save it again."
-        ) from error
+        )
+        raise (unreadable(error, name, where) or damaged) from error
+
+
+def unreadable(error: Exception, name: str, where: str = "") -> InputError | None:
+    """Say why an image could not be read, if it need not be damaged; None if it probably is."""
+    if isinstance(error, ImportError) or "imagecodecs" in str(error):
+        return InputError(
+            f"{name} is compressed in a way that needs another package; "
+            "run: pip install imagecodecs."
+        )
+    # Decoders raise OSErrors of their own, without a number; a place beyond a file is "invalid".
+    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+        return InputError(
+            f"{name} cannot be read{where} ({error.strerror}); check the disk, or the connection "
+            "to it, and try again."
+        )
+    return None
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import os
 import shutil
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,7 @@ from zarr.storage import LocalStore
 from napari_convlora.blocks import BLOCK, Block, is_large, plan
 from napari_convlora.config import ClassInfo, InputError
 from napari_convlora.export import tiff_colours
-from napari_convlora.files import is_unclear, is_whole, read_image
+from napari_convlora.files import is_unclear, is_whole, open_tiff, read_image
 from napari_convlora.planes import LazyPlanes, Planes, lazy_planes
 from napari_convlora.results import atomic_write, check_no_device
 
@@ -84,19 +85,19 @@ def open_levels(path: Path) -> Sequence[Planes]:
     """Open an image as `open_image`, and the smaller copies that its file holds of a large one."""
     lazy: list[LazyPlanes] = []
     try:
-        if path.is_dir():
+        if os.path.isdir(path):  # Path's would raise where it may not look
             if not is_zarr(path):
                 raise InputError(
                     f"'{path.name}' is a folder, but no zarr; give the images in it, such as "
                     f"{path.name}/*.tif."
                 )
             lazy = _open_zarr(path)
-        elif path.is_file() and path.stat().st_size:
+        elif os.path.isfile(path) and path.stat().st_size:
             lazy = _open_npy(path) if path.suffix.lower() == ".npy" else _open_tiff(path)
     except InputError:
         raise
     except Exception as error:  # decoders of damaged files raise nearly anything
-        if path.is_file():
+        if os.path.isfile(path):
             return [read_image(path)]  # which says what is wrong with it
         raise InputError(
             f"'{path.name}' cannot be read ({str(error) or type(error).__name__:.200}); "
@@ -155,7 +156,7 @@ def _open_npy(path: Path) -> list[LazyPlanes]:
 def _open_tiff(path: Path) -> list[LazyPlanes]:
     """Open a large TIFF whose pieces are small; nothing of any other file."""
     try:
-        tif = tifffile.TiffFile(path)
+        tif = open_tiff(path)
     except tifffile.TiffFileError:
         return []
     with tif:
@@ -180,7 +181,7 @@ def _open_tiff(path: Path) -> list[LazyPlanes]:
 def _tiff_level(path: Path, level: int) -> Any:
     """Open one level of a TIFF as an array; the file is closed when nobody holds the array."""
     with ExitStack() as opened:
-        tif = opened.enter_context(tifffile.TiffFile(path))
+        tif = opened.enter_context(open_tiff(path))
         array = zarr.open_array(tif.series[0].aszarr(level=level), mode="r")
         weakref.finalize(array, opened.pop_all().close)
     return array
@@ -229,7 +230,7 @@ class LabelStore:
     @property
     def array(self) -> Any:
         """The zarr array (H, W), or (P, H, W) of several planes, uint8."""
-        return zarr.open_array(self.folder / "0", mode="r+")
+        return zarr.open_array(_Files(self.folder / "0"), mode="r+")
 
     def missing(self, blocks: Sequence[Block]) -> list[Block]:
         """Those of `blocks` that are not written yet."""
@@ -288,7 +289,7 @@ def open_labels(folder: Path, shape: Sequence[int], identity: str) -> LabelStore
     try:
         if (folder / "0" / "zarr.json").exists():
             try:
-                found = zarr.open_group(folder, mode="r").attrs.get(_KEY)
+                found = zarr.open_group(_Files(folder, read_only=True), mode="r").attrs.get(_KEY)
                 if found == identity:
                     store.drop_damaged()
             except Exception:  # parsers of damaged files raise nearly anything
@@ -354,8 +355,8 @@ def check_replaceable(path: Path) -> None:
 
 def _ours(path: Path) -> bool:
     try:
-        return _KEY in zarr.open_group(path, mode="r").attrs
-    except (OSError, ValueError, KeyError):
+        return _KEY in zarr.open_group(_Files(path, read_only=True), mode="r").attrs
+    except Exception:  # parsers of what is no group raise nearly anything
         return False
 
 

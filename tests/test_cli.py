@@ -448,6 +448,15 @@ def test_finished_masks_have_a_background(folder: Path, capsys: pytest.CaptureFi
     ]
 
 
+def test_finished_masks_may_be_stored_column_by_column(folder: Path) -> None:
+    truth = np.asarray(Image.open(folder / "truth" / "image0.png"))
+    np.save(folder / "mask.npy", np.asfortranarray((truth == 2) * np.uint8(255)))
+    more = ["--labels", str(folder / "mask.npy"), "--zero-is-background"]
+    assert adapt(folder, *more) == commands.DONE
+    learnt = Adapter.load(folder / "a.safetensors").classes
+    assert [(c.id, c.name) for c in learnt] == [(1, "background"), (2, "object")]
+
+
 def test_finished_masks_keep_the_ids_of_a_class_table(folder: Path) -> None:
     truth = np.asarray(Image.open(folder / "truth" / "image0.png"))
     Image.fromarray((truth == 2).astype(np.uint8)).save(folder / "mask.png")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import struct
 import subprocess
 import sys
 import uuid
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from napari_convlora import files
 from napari_convlora.config import InputError
 from napari_convlora.files import read_image, read_labels
 from napari_convlora.planes import check_contrast, drop_alpha, lazy_planes, to_planes
+from napari_convlora.stores import open_image
 
 few = settings(max_examples=25, deadline=None)
 dtypes = st.sampled_from(["uint8", "uint16", "int16", "int32", "float32", "float64"])
@@ -127,9 +130,10 @@ def test_palette_tiff_is_coloured_as_image_and_kept_as_labels(tmp_path: Path) ->
     np.testing.assert_array_equal(read_labels(path)[0], ids)
 
 
-def test_lzw_without_imagecodecs_names_the_package(tmp_path: Path) -> None:
+@pytest.mark.parametrize("compression", ["lzw", "zstd"])
+def test_a_codec_that_is_lacking_is_named(tmp_path: Path, compression: str) -> None:
     path = tmp_path / "a.tif"
-    tifffile.imwrite(path, noise(20, 30), compression="lzw")
+    tifffile.imwrite(path, noise(20, 30), compression=compression)
     np.testing.assert_array_equal(read_image(path)[0, ..., 0], noise(20, 30))
     code = (
         "import sys; sys.modules['imagecodecs'] = None\n"
@@ -386,13 +390,14 @@ def test_ids_in_a_png_of_few_bits_are_not_spread(tmp_path: Path, depth: int) -> 
     np.testing.assert_array_equal(read_labels(tmp_path / "a.png")[0], ids)
 
 
-def test_an_ome_tiff_may_lie_in_several_files(tmp_path: Path) -> None:
-    planes = [np.zeros((40, 40), np.uint8), noise(40, 40)]  # the second file is the larger
+def write_ome_parts(folder: Path, planes: list[np.ndarray], names: list[str] | None = None) -> None:
+    """Write an OME-TIFF of one file per plane, which it says to be called `names`."""
     ids = [f"urn:uuid:{uuid.uuid4()}" for _ in planes]
+    names = names or [f"z{z}.ome.tif" for z in range(len(planes))]
     parts = "".join(
         f'<TiffData FirstZ="{z}" FirstC="0" FirstT="0" IFD="0" PlaneCount="1">'
-        f'<UUID FileName="z{z}.ome.tif">{own}</UUID></TiffData>'
-        for z, own in enumerate(ids)
+        f'<UUID FileName="{name}">{own}</UUID></TiffData>'
+        for z, (name, own) in enumerate(zip(names, ids, strict=True))
     )
     for z, (plane, own) in enumerate(zip(planes, ids, strict=True)):
         xml = (
@@ -402,14 +407,122 @@ def test_an_ome_tiff_may_lie_in_several_files(tmp_path: Path) -> None:
             'SizeX="40" SizeY="40" SizeZ="2" SizeC="1" SizeT="1">'
             f'<Channel ID="Channel:0:0" SamplesPerPixel="1"/>{parts}</Pixels></Image></OME>'
         )
-        path = tmp_path / f"z{z}.ome.tif"
+        path = folder / f"z{z}.ome.tif"
         tifffile.imwrite(path, plane, description=xml, metadata=None, compression="zlib")
+
+
+def test_an_ome_tiff_may_lie_in_several_files(tmp_path: Path) -> None:
+    planes = [np.zeros((40, 40), np.uint8), noise(40, 40)]  # the second file is the larger
+    write_ome_parts(tmp_path, planes)
     for z in (0, 1):
         np.testing.assert_array_equal(read_image(tmp_path / f"z{z}.ome.tif")[..., 0], planes)
     whole = (tmp_path / "z1.ome.tif").read_bytes()
     (tmp_path / "z1.ome.tif").write_bytes(whole[:-800])
     with pytest.raises(InputError, match="damaged"):
         read_image(tmp_path / "z0.ome.tif")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize("read", [read_image, open_image])
+def test_a_pipe_among_the_files_of_an_ome_tiff_is_not_waited_for(
+    tmp_path: Path, read: Callable[[Path], Any]
+) -> None:
+    write_ome_parts(tmp_path, [noise(40, 40), noise(40, 40)])
+    (tmp_path / "z1.ome.tif").unlink()
+    os.mkfifo(tmp_path / "z1.ome.tif")
+    with pytest.raises(InputError, match=r"z1\.ome\.tif' is a pipe") as error:
+        read(tmp_path / "z0.ome.tif")
+    assert_one_sentence(error)
+
+
+@pytest.mark.parametrize("read", [read_image, open_image])
+def test_an_ome_tiff_does_not_lead_to_other_folders(
+    tmp_path: Path, read: Callable[[Path], Any]
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "sent").mkdir()
+    for name in (str(tmp_path / "mine" / "z1.ome.tif"), "../mine/z1.ome.tif"):
+        write_ome_parts(tmp_path / "sent", [noise(40, 40), noise(40, 40)], ["z0.ome.tif", name])
+        (tmp_path / "sent" / "z1.ome.tif").replace(tmp_path / "mine" / "z1.ome.tif")
+        with pytest.raises(InputError, match=r"only files in the same folder are read") as error:
+            read(tmp_path / "sent" / "z0.ome.tif")
+        assert_one_sentence(error)
+
+
+def test_a_moved_ome_tiff_may_name_itself_by_its_old_place(tmp_path: Path) -> None:
+    write_ome_parts(tmp_path, [noise(40, 40)], ["/old/place/z0.ome.tif"])
+    np.testing.assert_array_equal(read_image(tmp_path / "z0.ome.tif")[0, ..., 0], noise(40, 40))
+
+
+def test_labels_are_read_of_no_other_file(tmp_path: Path) -> None:
+    labels = noise(40, 40) % 3
+    for name in ("z1.ome.tif", str(tmp_path / "secret.tif")):
+        write_ome_parts(tmp_path, [labels, labels + 7], ["z0.ome.tif", name])
+        (tmp_path / "z1.ome.tif").replace(tmp_path / name)
+        np.testing.assert_array_equal(read_labels(tmp_path / "z0.ome.tif"), labels[None])
+        with pytest.raises(InputError, match="2 planes of 40 x 40"):
+            read_labels(tmp_path / "z0.ome.tif", (2, 40, 40))
+
+
+def write_micro_manager(path: Path, plane: np.ndarray, z: int | None) -> None:
+    """Write a file of Micro-Manager: plane `z` of a stack of 2; of an NDTiff where it is None."""
+    about = json.dumps({"MicroManagerVersion": "2", "Frames": 1, "Slices": 2}).encode()
+    at = 40 + len(about) + 28  # of the pixels; pages follow
+    page = at + plane.size
+    if z is None:
+        head = struct.pack("<4I", 483729, 2, 2355492, len(about)) + about
+    else:
+        head = struct.pack("<8I", 54773648, 40 + len(about), 0, 0, 0, 0, 2355492, len(about))
+        head += about + struct.pack("<7I", 3453623, 1, 0, z, 0, 0, page)
+    height, width = plane.shape
+    tags = [(256, 4, width), (257, 4, height), (258, 3, 8), (259, 3, 1), (262, 3, 1), (273, 4, at)]
+    tags += [(277, 3, 1), (278, 4, height), (279, 4, plane.size)]
+    rows = [struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags]
+    rows.append(struct.pack("<HHII", 51123, 2, 8, page + 2 + 12 * 10 + 4))
+    pages = struct.pack("<H", len(rows)) + b"".join(rows) + bytes(4) + b"{     }\0"
+    start = struct.pack("<2sHI", b"II", 42, page)
+    path.write_bytes((start + head).ljust(at, b"\0") + plane.tobytes() + pages)
+
+
+def write_ndtiff_index(path: Path, names: list[str]) -> None:
+    """Write what tells which file has which plane of 40 x 40."""
+    rows = []
+    for z, name in enumerate(names):
+        axes = json.dumps({"z": z}).encode()
+        rows.append(struct.pack("<I", len(axes)) + axes + struct.pack("<I", len(name.encode())))
+        rows.append(name.encode() + struct.pack("<8I", 0, 40, 40, 0, 0, 0, 0, 0))
+    path.write_bytes(b"".join(rows))
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize("kind", ["stack", "ndtiff", "index"])
+def test_a_pipe_among_the_files_of_micro_manager_is_not_waited_for(
+    tmp_path: Path, kind: str
+) -> None:
+    planes = np.stack([noise(40, 40), noise(40, 40, seed=1)])
+    names = ["a_MMStack.tif", "a_MMStack_1.tif"]
+    for z, (name, plane) in enumerate(zip(names, planes, strict=True)):
+        write_micro_manager(tmp_path / name, plane, z if kind == "stack" else None)
+    if kind != "stack":
+        write_ndtiff_index(tmp_path / "NDTiff.index", names)
+    np.testing.assert_array_equal(read_image(tmp_path / names[0])[..., 0], planes)
+    pipe = tmp_path / ("NDTiff.index" if kind == "index" else names[1])
+    pipe.unlink()
+    os.mkfifo(pipe)
+    with pytest.raises(InputError, match=f"{pipe.name}' is a pipe"):
+        read_image(tmp_path / names[0])
+    np.testing.assert_array_equal(read_labels(tmp_path / names[0])[0], planes[0])
+
+
+def test_an_ndtiff_does_not_lead_to_other_folders(tmp_path: Path) -> None:
+    (tmp_path / "sent").mkdir()
+    write_micro_manager(tmp_path / "sent" / "a.tif", noise(40, 40), None)
+    write_micro_manager(tmp_path / "b.tif", noise(40, 40), None)
+    write_ndtiff_index(tmp_path / "sent" / "NDTiff.index", ["a.tif", "../b.tif"])
+    with pytest.raises(InputError, match="only files in the same folder are read"):
+        read_image(tmp_path / "sent" / "a.tif")
 
 
 @pytest.mark.parametrize(

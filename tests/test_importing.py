@@ -78,6 +78,18 @@ def test_counts_of_more_pixels_than_are_looked_at_in_one_go(monkeypatch):
     assert (into == np.where(labels > 0, 2, 1)).all()
 
 
+@pytest.mark.parametrize("turned", ["labels", "into", "both"])
+def test_values_are_replaced_in_arrays_of_any_layout(turned):
+    labels = discs(3)
+    become = plan(count_values(labels), Meaning({0: "background"}, "cell"))
+    into = np.zeros_like(labels, order="F" if turned != "labels" else "C")
+    apply(become, np.asarray(labels, order="F") if turned != "into" else labels, into)
+    assert (into == np.where(labels > 0, 2, 1)).all()
+    turned_itself = np.asfortranarray(labels)
+    apply(become, turned_itself, turned_itself)
+    assert (turned_itself == into).all()
+
+
 @settings(deadline=None)
 @given(
     label_images,

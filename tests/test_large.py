@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -196,6 +197,39 @@ def test_probabilities_and_foreign_folders_are_refused(folder: Path, monkeypatch
     (folder / "out" / "big.zarr").mkdir()
     assert cli.main(arguments(folder, "--format", "zarr")) == commands.FAILED
     assert "is not a prediction" in capsys.readouterr().err
+
+
+def test_a_finished_mask_counts_though_its_blocks_cannot_be_removed(
+    folder: Path, steps, monkeypatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    for _ in steps():
+        monkeypatch.setattr("os.rmdir", refuse)
+    assert (folder / "big.tif").exists()
+    assert (folder / "classes.json").exists()
+
+
+def test_an_image_that_vanishes_while_it_is_opened_does_not_end_the_others(
+    folder: Path, backbone: Backbone, monkeypatch, capsys
+) -> None:
+    tifffile.imwrite(folder / "small.tif", make_scene()[0].image[0, ..., 0])
+    monkeypatch.setattr("napari_convlora.session.load_backbone", lambda name: backbone)
+
+    def then_gone(path: Path):
+        image = open_image(path)
+        if path.name == "big.zarr":
+            path.rename(folder / "elsewhere.zarr")
+        return image
+
+    monkeypatch.setattr("napari_convlora.project_commands.open_image", then_gone)
+    both = ["--images", str(folder / "big.zarr"), str(folder / "small.tif")]
+    assert cli.main([*arguments(folder), *both]) == commands.FAILED
+    said = capsys.readouterr()
+    assert "big.zarr' cannot be read or written (No such file or directory); check it" in said.err
+    assert "1 of 2 images predicted" in said.out
+    assert (folder / "out" / "small.tif").exists()
 
 
 MEMORY = """

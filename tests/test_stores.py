@@ -7,6 +7,8 @@ import gc
 import json
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -290,6 +292,94 @@ def test_a_folder_that_is_not_ours_is_not_replaced(tmp_path: Path) -> None:
         stores.check_replaceable(tmp_path / "a.zarr")
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("content", ["[1]", "[" * 200_000, "pipe"])
+@pytest.mark.parametrize("name", ["zarr.json", ".zattrs"])
+def test_what_is_no_group_at_all_is_not_replaced(tmp_path: Path, name: str, content: str) -> None:
+    path = tmp_path / "a.zarr"
+    path.mkdir()
+    if name == ".zattrs":
+        (path / ".zgroup").write_text('{"zarr_format": 2}')
+    if content != "pipe":
+        (path / name).write_text(content)
+    elif hasattr(os, "mkfifo"):
+        os.mkfifo(path / name)
+    with pytest.raises(InputError, match="is not a prediction"):
+        stores.check_replaceable(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows has other permissions")
+@pytest.mark.parametrize("name", ["a.tif", "a.zarr"])
+def test_an_image_in_a_closed_folder_is_named(tmp_path: Path, name: str) -> None:
+    folder, user = tmp_path / "closed", os.geteuid()
+    folder.mkdir()
+    if name == "a.tif":
+        tifffile.imwrite(folder / name, noise(20, 30))
+    else:
+        write_ome_zarr(folder / name, noise(40, 50), "yx")
+    folder.chmod(0)
+    if user == 0:  # who may look anywhere
+        os.seteuid(65534)
+    try:
+        with pytest.raises(InputError, match=r"a\.(tif|zarr)' may not be read; ask for access"):
+            open_image(folder / name)
+    finally:
+        if user == 0:
+            os.seteuid(user)
+        folder.chmod(0o700)
+
+
+LACKING = """
+import sys
+sys.modules["imagecodecs"] = None
+from pathlib import Path
+from napari_convlora import blocks
+from napari_convlora.stores import open_image
+blocks.LARGE = 1000
+try:
+    open_image(Path(sys.argv[1]))[0][0:32, 0:32]
+except Exception as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("compression", ["lzw", "zstd"])
+def test_a_large_tiff_whose_codec_is_lacking_is_not_called_damaged(
+    tmp_path: Path, compression: str
+) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, noise(64, 96), tile=(32, 32), compression=compression)
+    root = str(Path(stores.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", LACKING, str(path)],
+        env={**os.environ, "PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip().endswith("needs another package; run: pip install imagecodecs.")
+    assert str(path) in done.stdout
+
+
+@pytest.mark.parametrize("how", ["large", "small"])
+def test_a_disk_that_drops_out_is_not_a_damaged_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, noise(64, 96), tile=(32, 32), compression="zlib")
+    if how == "large":
+        monkeypatch.setattr(blocks, "LARGE", 1000)
+        opened = open_image(path)
+
+    def gone(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    for name in ("read", "read_segments", "read_array"):
+        monkeypatch.setattr(tifffile.FileHandle, name, gone)
+    with pytest.raises(InputError, match=r"cannot be read.*\(Input/output error\); check the disk"):
+        opened[0][0:32, 0:32] if how == "large" else read_image(path)
+
+
 def damage(path: Path, how: str) -> None:
     """Spoil a file as disks and copies do, or put something in its place that is none."""
     content = path.read_bytes()
@@ -350,7 +440,8 @@ def test_a_damaged_tile_is_one_sentence_with_file_and_block(
     assert f"'{path}' is damaged" in str(error.value)
 
 
-@pytest.mark.parametrize("how", ["empty", "cut", "unlabelled"])
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("how", ["empty", "cut", "unlabelled", "pipe"])
 def test_a_block_that_an_interrupted_run_left_damaged_is_missing(tmp_path: Path, how: str) -> None:
     shape, folder = (1, 700, 900), tmp_path / "labels"
     store = open_labels(folder, shape, "same")
@@ -359,7 +450,7 @@ def test_a_block_that_an_interrupted_run_left_damaged_is_missing(tmp_path: Path,
     bad = plan(shape)[1]
     if how == "unlabelled":
         store.write(bad, np.zeros((bad.height, bad.width), np.uint8))
-    else:
+    elif how != "pipe" or hasattr(os, "mkfifo"):
         damage(store._chunk(bad), how)
     assert open_labels(folder, shape, "same").missing(plan(shape)) == [bad]
 
