@@ -30,6 +30,7 @@ from napari_convlora.project import (
     Settings,
 )
 from napari_convlora.project.inside import inside
+from napari_convlora.project.rounds import NotInstalledError
 from napari_convlora.results import check_apart, rescued
 from napari_convlora.reviewed import fill_outlines
 from napari_convlora.scorer import Progress
@@ -107,6 +108,8 @@ def adapt(options: argparse.Namespace, run: RunRound) -> tuple[Finished, list[Ev
         last, history = run(session, images, project.manifest.classes, places)
         try:
             record = project.rounds.add(last.adapter, painted, chosen, history, start)
+        except NotInstalledError:  # it is where it belongs
+            raise
         except (ConvLoRAError, OSError) as error:
             adapter = Path(f"{project.folder.name}.safetensors")
             raise rescued(error, adapter, last.adapter.save, *places[1:]) from error

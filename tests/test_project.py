@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -23,7 +24,16 @@ from napari_convlora.adapter_file import Adapter
 from napari_convlora.annotations import default_classes, known_only
 from napari_convlora.config import InputError, TrainConfig
 from napari_convlora.planes import lazy_planes
-from napari_convlora.project import ImageEntry, Manifest, Project, Settings, View, labels, owner
+from napari_convlora.project import (
+    ImageEntry,
+    Manifest,
+    Project,
+    Recipe,
+    Settings,
+    View,
+    labels,
+    owner,
+)
 
 SHAPE = (1, 40, 50, 1)
 VIEW = {"point": [0, 0], "center": [0, 9, 9], "zoom": 2, "contrast": [0, 1]}
@@ -540,6 +550,78 @@ def test_the_correction_score_is_that_of_later_strokes(with_rounds: Project) -> 
     assert found.mean_iou == 0.25  # half of class 1, nothing of class 2
 
 
+def test_a_score_leaves_out_images_whose_labels_of_then_are_lost(with_rounds: Project) -> None:
+    with_rounds.rounds.keep_prediction(1, "cells", np.ones(SHAPE[:3], np.uint8))
+    with_rounds.rounds.file(1, "annotations", "cells.tif").unlink()
+    assert with_rounds.rounds.corrections(1).pixels == 0  # all strokes would count as later ones
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_a_round_is_added_once_however_often_the_disk_is_full(
+    project: Project, adapter: Adapter, monkeypatch: pytest.MonkeyPatch, better: bool
+) -> None:
+    from napari_convlora.project.writer import Writer
+
+    project.update(lambda m: replace(m, classes=adapter.classes))
+    project.rounds.add(adapter, {"cells": (strokes(), ())}, Settings())
+    writer, full, real = Writer(), {"project.json"}, os.replace
+    later = [replace(adapter, summary=adapter.summary | {"note": i}) for i in range(2)]
+
+    def move(source: str, target: str) -> None:
+        if Path(target).name in full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr("os.replace", move)
+    for one in later:
+        writer.put(
+            lambda a=one: project.rounds.add(a, {"cells": (strokes(), ())}, Settings()), keep=True
+        )
+        writer.flush()
+    for _ in range(3):
+        writer.retry()
+        writer.flush()
+    assert [r.number for r in project.rounds.records()] == [1, 2, 3]
+    assert project.manifest.installed == 1
+    assert len(set(writer.failures)) == 2
+    assert all("ound 2" in s or "ound 3" in s for s in writer.failures)
+    full.clear()
+    if not better:  # another round ends when there is room, and before it is tried again
+        project.rounds.add(adapter, {"cells": (strokes(), ())}, Settings())
+    writer.retry()
+    writer.flush()
+    assert not writer.waiting
+    assert [r.number for r in project.rounds.records()] == [1, 2, 3] + [4] * (not better)
+    assert project.manifest.installed == (3 if better else 4)
+
+
+def test_a_recipe_says_what_reviewed_regions_it_lost(
+    project: Project, adapter: Adapter, tmp_path: Path
+) -> None:
+    whole = np.array([[-1, -1], [-1, 999], [999, 999], [999, -1]], float)
+    project.update(lambda m: replace(m, classes=adapter.classes))
+    project.rounds.add(adapter, {"cells": (strokes(), [(0, whole)])}, Settings())
+    project.rounds.add(adapter, {"cells": (strokes(), ())}, Settings())
+    assert len(project.rounds.labels(2)) == 1
+    path = tmp_path / "mine.json"
+    project.rounds.export_recipe(1, path)
+    for folder, read in (
+        (tmp_path / "mine_annotations", lambda: Recipe.read(path).learnt(tmp_path)),
+        (project.rounds.folder(1) / "annotations", lambda: project.rounds.labels(1)),
+    ):
+        read()
+        (folder / "cells.json").write_text('{"format": 1, "reviewed": []}')
+        with pytest.raises(InputError, match=r"cells\.json"):
+            read()
+        (folder / "cells.json").unlink()
+        with pytest.raises(InputError, match=r"cells\.json"):
+            read()
+    data = json.loads(path.read_text())
+    del data["regions"]  # as it was before
+    path.write_text(json.dumps(data))
+    Recipe.read(path).learnt(tmp_path)
+
+
 def test_a_recipe_is_exported_with_all_it_needs(with_rounds: Project, tmp_path: Path) -> None:
     from napari_convlora.project import Recipe
 
@@ -554,7 +636,9 @@ def test_a_recipe_is_exported_with_all_it_needs(with_rounds: Project, tmp_path: 
     assert any(v.startswith("torch ") for v in recipe.versions)
 
 
-@pytest.mark.parametrize("change", [{"labels": "../x"}, {"start": "/etc/passwd"}, {"images": 3}])
+@pytest.mark.parametrize(
+    "change", [{"labels": "../x"}, {"start": "/etc/passwd"}, {"images": 3}, {"regions": [1, 2]}]
+)
 def test_hostile_recipes_are_refused(with_rounds: Project, tmp_path: Path, change: dict) -> None:
     from napari_convlora.project import Recipe
 

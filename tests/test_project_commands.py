@@ -284,6 +284,31 @@ def test_a_round_whose_disk_has_filled_up_leaves_its_adapter_elsewhere(
     assert opened(folder).rounds.records() == []
 
 
+def test_a_round_that_is_written_but_not_installed_is_not_called_elsewhere(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NAPARI_CONVLORA_RECOVERY", str(folder.parent / "user"))
+    replace_file = os.replace
+
+    def full(source: str, target: str) -> None:
+        if Path(target).name == "project.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace_file(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.replace", full)
+        assert cli.main(["adapt", "--project", str(folder)]) == commands.FAILED
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "Round 1 is in the project, but not installed" in said
+    assert "instead" not in said
+    assert "the disk is full" in said
+    assert not (folder.parent / "user").exists()
+    project = opened(folder)
+    assert [r.number for r in project.rounds.records()] == [1]
+    project.install(1)
+    assert project.rounds.adapter(1).summary["steps"] == 3
+
+
 def test_a_project_without_room_is_refused_before_training(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,16 @@ import tifffile
 from napari_convlora import cli, commands
 from napari_convlora.backbones import Backbone
 from napari_convlora.config import InputError, TrainConfig
-from napari_convlora.project import ImageEntry, Manifest, Project, Settings, labels
+from napari_convlora.project import (
+    ImageEntry,
+    LostLabelsError,
+    Manifest,
+    Project,
+    Settings,
+    labels,
+    recovery,
+)
+from napari_convlora.project.missing import Lost
 from tests.conftest import CLASSES, make_scene
 
 QUICK = Settings(train=TrainConfig(max_steps=3, views=3, detail_steps=15, device="cpu"))
@@ -37,20 +47,24 @@ def lose(folder: Path, how: str) -> str:
     """Spoil the labels of the first image, and return the file that is named."""
     path = folder / "annotations" / "image0.tif"
     project = Project.open(folder)
-    if how == "regions":
+    if how in ("regions", "without regions"):
         project.keep_annotations("image0", project.annotated("image0")[0], [(0, WHOLE)])
         path = path.with_suffix(".json")
     if how == "with an older version":
         labels.keep_version(path)
     project.close()
-    if how == "damaged":
+    if how == "empty":
+        labels.write_labels(path, np.zeros(project.entry("image0").shape[:3], np.uint8))
+    elif how == "without regions":
+        labels.write_regions(path, ())
+    elif how == "damaged":
         path.write_bytes(path.read_bytes()[:90])
     else:
         path.unlink()
     return f"annotations/{path.name}"
 
 
-LOST = ["gone", "damaged", "regions", "with an older version"]
+LOST = ["gone", "damaged", "regions", "with an older version", "empty", "without regions"]
 
 
 @pytest.mark.parametrize("how", LOST)
@@ -128,3 +142,76 @@ def test_what_was_never_annotated_is_not_missed(folder: Path) -> None:
     )
     assert project.annotations("new") == (None, "")
     assert not project.annotated("new")[0].any()
+
+
+def test_an_empty_file_in_place_of_strokes_gives_way_to_the_version_before(folder: Path) -> None:
+    project = Project.open(folder)
+    painted = project.annotated("image0")[0]
+    labels.keep_version(folder / "annotations" / "image0.tif")
+    project.close()
+    lose(folder, "empty")
+    project = Project.open(folder)
+    found, note = project.annotations("image0")
+    assert (found == painted).all()
+    assert "an older version" in note
+    found, note = project.annotations("image1")
+    assert found.any()
+    assert not note
+
+
+def test_strokes_that_were_erased_are_not_missed(folder: Path) -> None:
+    project = Project.open(folder)
+    project.keep_annotations("image0", np.zeros(project.entry("image0").shape[:3], np.uint8))
+    project.close()
+    project = Project.open(folder)
+    assert not project.annotated("image0")[0].any()
+    assert project.annotations("image0")[1] == ""
+    assert project.labelled()[0] == ("image1",)
+
+
+def forget(folder: Path) -> None:
+    """Let a project end between writing the first labels of an image and its manifest."""
+    project = Project.open(folder)
+    before = project.manifest.images[0]
+    project.keep_annotations("image0", project.annotated("image0")[0], [(0, WHOLE)])
+    project.update(
+        lambda m: replace(m, images=(replace(before, counts={}, regions=0), *m.images[1:]))
+    )
+    project.close()
+
+
+def test_labels_that_a_crash_kept_out_of_the_manifest_are_learnt_from(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    forget(folder)
+    project = Project.open(folder)
+    painted = project.annotated("image0")[0]
+    counts = {i: (painted == i).sum() for i in (1, 2, 3)}
+    assert project.labelled()[0] == ("image0", "image1")
+    assert (project.entry("image0").counts, project.entry("image0").regions) == (counts, 1)
+    project.close()
+    (folder / "annotations" / "image0.tif").write_bytes(b"II*")
+    assert Project.open(folder).labelled()[0] == ("image1",)  # it opens all the same
+    assert "'image0' counts as not annotated" in caplog.text
+
+
+def test_unsaved_labels_that_a_crash_kept_out_of_the_manifest_are_offered(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NAPARI_CONVLORA_RECOVERY", str(folder.parent / "aside"))
+    forget(folder)
+    recovery.root().mkdir(parents=True)
+    project = Project.open(folder)
+    project.remove("image1")
+    project.close()
+    forget(folder)
+    folder.rename(recovery.root() / "session")
+    (left,) = recovery.leftovers()
+    assert (left.images, left.regions) == (1, 1)
+    assert left.pixels > 0
+
+
+def test_the_error_survives_the_way_between_processes() -> None:
+    error = LostLabelsError(Lost("a", "annotations/a.tif", True), Lost("b", "b.tif", False))
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.lost) == (str(error), error.lost)

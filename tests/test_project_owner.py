@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -175,6 +176,143 @@ def test_work_of_a_crash_is_offered_whatever_the_computer_is_called_now(
     recovery.discard(left.folder)
     assert recovery.leftovers() == []
     assert not project.folder.exists()
+
+
+def unsaved(strokes: bool) -> Project:
+    """Begin a session that has no project yet."""
+    project = recovery.begin(Manifest())
+    project.add(ImageEntry("", "cells", "", "", SHAPE, SHAPE[1:3]), np.zeros(SHAPE))
+    if strokes:
+        project.keep_annotations("cells", np.ones(SHAPE[:3], np.int32))
+    return project
+
+
+@pytest.fixture
+def aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of unsaved sessions."""
+    monkeypatch.setenv("NAPARI_CONVLORA_RECOVERY", str(tmp_path / "aside"))
+    return recovery.root()
+
+
+def test_a_live_session_of_another_computer_is_never_removed_unasked(aside: Path) -> None:
+    # Its home is shared, and the locks of one computer are not seen on the other.
+    folders = []
+    for i in range(recovery.MOST + 2):
+        project = unsaved(strokes=i > 0)
+        project.close()
+        leave(project.folder, 999_999_999, 1.0, "node17")
+        folders.append(project.folder)
+    left = recovery.leftovers()
+    assert {one.folder for one in left} == set(folders[1:])  # of the other nothing can be offered
+    assert all(folder.exists() for folder in folders)
+    assert "napari on node17" in left[0].sentence.lower()
+    recovery.discard(left[0].folder)
+    assert not left[0].folder.exists()
+
+
+def no_flock(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", fail)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows locks otherwise")
+def test_without_locks_another_computer_is_asked_about(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_flock(monkeypatch)
+    leave(folder, 999_999_999, 1.0, "node17")
+    with pytest.raises(LockedError, match="node17"):
+        Project.open(folder)
+    assert json.loads((folder / "open.json").read_text())["host"] == "node17"
+    Project.open(folder, anyway=True).close()
+    Project.open(folder).close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows locks otherwise")
+def test_where_flock_is_not_implemented_a_file_that_lies_there_locks_nobody_out(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_flock(monkeypatch)
+    assert (folder / "open.lock").exists()  # it has come with a copy of the folder
+    for _ in range(2):
+        project = Project.open(folder)
+        assert owner.is_open(folder)
+        project.close()
+        assert not owner.is_open(folder)
+
+
+def test_a_lock_that_is_another_file_by_a_second_name_is_refused(
+    folder: Path, tmp_path: Path
+) -> None:
+    thesis, lock = tmp_path / "thesis.txt", folder / "open.lock"
+    thesis.write_text("three years")
+    lock.unlink()
+    os.link(thesis, lock)
+    with pytest.raises(InputError, match="hard link") as failure:
+        Project.open(folder)
+    assert not isinstance(failure.value, LockedError)
+    assert thesis.read_text() == "three years"
+    lock.unlink()
+    Project.open(folder).close()
+
+
+def fill_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+
+
+def test_on_a_full_disk_unsaved_work_can_be_discarded(
+    aside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = unsaved(strokes=True)
+    fill_disk(monkeypatch)
+    recovery.discard(project.folder)
+    assert project.folder.exists()  # as it is open
+    owner.release(project.folder, project._claim)
+    recovery.discard(project.folder)
+    assert not project.folder.exists()
+
+
+@pytest.mark.parametrize("written", [0, 1])
+def test_a_folder_that_was_too_full_for_a_project_can_be_used_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    real = owner.write_json
+    with monkeypatch.context() as patched:
+        if written:  # what says who has it open finds room, and the manifest does not
+
+            def write(path: Path, data: dict) -> None:
+                real(path, data)
+                fill_disk(patched)
+
+            patched.setattr(owner, "write_json", write)
+        else:
+            fill_disk(patched)
+        with pytest.raises(InputError, match="full"):
+            Project.create(tmp_path / "new")
+    assert list((tmp_path / "new").iterdir()) == []
+    Project.create(tmp_path / "new").close()
+
+
+def test_a_copy_that_finds_no_room_leaves_nothing_behind(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = Project.open(folder)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("shutil.copystat", full)  # when a first folder has been copied
+        with pytest.raises(InputError, match="cannot be written"):
+            project.save_as(tmp_path / "copy")
+    assert list((tmp_path / "copy").iterdir()) == []
+    there = project.save_as(tmp_path / "copy")
+    assert (there.annotations("cells")[0] == 1).all()
 
 
 def test_the_command_names_its_way_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import logging
 import shutil
 import threading
 from collections.abc import Callable, Collection
@@ -25,17 +27,18 @@ from napari_convlora.project.labels import (
     keep_version,
     read_current,
     read_newest,
-    read_regions,
     write_labels,
     write_regions,
 )
 from napari_convlora.project.learning import labelled
 from napari_convlora.project.manifest import ImageEntry, Manifest, View, new_stem
-from napari_convlora.project.missing import lost
+from napari_convlora.project.missing import counted, lost, read_painted, read_reviewed, recounted
 from napari_convlora.project.rounds import ANNOTATIONS, PREDICTIONS, ROUNDS, Rounds
 from napari_convlora.results import atomic_write, make_folder
 from napari_convlora.reviewed import Outlines
 from napari_convlora.stores import open_image
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -82,7 +85,11 @@ class Project:
         if any(folder.iterdir()):
             raise InputError(f"'{folder}' is not empty; choose or make an empty folder.")
         project = cls(folder, manifest or Manifest(), owner.claim(folder))
-        project.manifest.write(project.own(MANIFEST))
+        try:
+            project.manifest.write(project.own(MANIFEST))
+        except InputError:
+            project._unmake()
+            raise
         return project
 
     @classmethod
@@ -109,11 +116,28 @@ class Project:
             raise InputError(f"'{folder}' is no project: it has no {MANIFEST}; choose another.")
         Manifest.read(path)  # of what cannot be read nothing is claimed
         claim = owner.claim(folder, anyway=anyway)
-        return cls(folder, Manifest.read(path), claim)  # which may just have been written
+        project = cls(folder, Manifest.read(path), claim)  # which may just have been written
+        images = []
+        for entry in project.manifest.images:
+            try:
+                images.append(recounted(entry, folder))
+            except InputError as error:  # it opens all the same
+                logger.warning("'%s' counts as not annotated: %s", entry.name, error)
+                images.append(entry)
+        project.manifest = replace(project.manifest, images=tuple(images))
+        return project
 
     def close(self) -> None:
         """Leave the folder to others."""
         owner.release(self.folder, self._claim)
+
+    def _unmake(self) -> None:
+        """Leave the folder empty, as what could not be written as a whole is no project."""
+        for part in _PARTS:
+            shutil.rmtree(self.folder / part, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            (self.folder / MANIFEST).unlink()
+        owner.withdraw(self.folder, self._claim)
 
     def save_as(self, folder: Path) -> Project:
         """Copy everything into a new or empty folder, and return the project there.
@@ -132,17 +156,20 @@ class Project:
                     if (self.folder / part).is_dir():
                         # What has become a link meanwhile stays one.
                         shutil.copytree(self.folder / part, there.folder / part, symlinks=True)
+                images = tuple(
+                    e if _is_copied(e) else e.rebased(self.folder, there.folder)
+                    for e in self.manifest.images
+                )
+                there.update(lambda m: replace(self.manifest, images=images))
+            except InputError:
+                there._unmake()
+                raise
             except OSError as error:
-                there.close()
+                there._unmake()
                 raise InputError(
                     f"'{folder}' cannot be written ({error.strerror or 'some files failed'}); "
                     "choose another folder."
                 ) from error
-            images = tuple(
-                e if _is_copied(e) else e.rebased(self.folder, there.folder)
-                for e in self.manifest.images
-            )
-            there.update(lambda m: replace(self.manifest, images=images))
             return there
 
     def update(self, change: Callable[[Manifest], Manifest]) -> None:
@@ -291,7 +318,7 @@ class Project:
             Neither they nor an older version can be read.
         """
         entry = self.entry(stem)
-        read = partial(read_labels, shape=entry.shape[:3])
+        read = partial(read_painted, entry=entry)
         return self._newest(entry, ".tif", read, expected=entry.annotated)
 
     def regions(self, stem: str) -> tuple[Outlines, str]:
@@ -303,12 +330,12 @@ class Project:
             Neither they nor an older version can be read.
         """
         entry = self.entry(stem)
-        read = partial(read_regions, n_planes=entry.shape[0])
+        read = partial(read_reviewed, entry=entry)
         found, note = self._newest(entry, ".json", read, expected=bool(entry.regions))
         return found or (), note
 
     def _newest(
-        self, entry: ImageEntry, suffix: str, read: Callable[[Path], T], *, expected: bool
+        self, entry: ImageEntry, suffix: str, read: Callable[[Path], T | None], *, expected: bool
     ) -> tuple[T | None, str]:
         path = self.own(ANNOTATIONS, f"{entry.stem}{suffix}")
         found, note = read_newest(path, read)
@@ -340,9 +367,7 @@ class Project:
             if regions or path.exists():
                 self._keep_version(path)
                 write_regions(path, regions)
-            ids, counts = np.unique(labels[labels > 0], return_counts=True)
-            found = dict(zip(ids.tolist(), counts.tolist(), strict=True))
-            self._replace_entry(replace(self.entry(stem), counts=found, regions=len(regions)))
+            self._replace_entry(counted(self.entry(stem), labels, regions))
 
     def relabel(self, stem: str, class_id: int, to: int) -> None:
         """Give a class's annotated pixels of an image to another; 0 erases them.
@@ -385,7 +410,8 @@ class Project:
         Raises
         ------
         LostLabelsError
-            One of them is gone or damaged, whether there is an older version or not.
+            One of them is gone or damaged, or holds nothing of what was painted, whether there is
+            an older version or not.
         """
         entry = self.entry(stem)
         labels: np.ndarray = np.zeros(entry.shape[:3], np.int32)
@@ -393,10 +419,10 @@ class Project:
         path, other = (self.own(ANNOTATIONS, f"{stem}{suffix}") for suffix in (".tif", ".json"))
         try:
             if entry.annotated or path.exists():
-                labels = read_current(path, lambda p: read_labels(p, entry.shape[:3]))
+                labels = read_current(path, partial(read_painted, entry=entry))
             path = other
             if entry.regions or path.exists():
-                regions = read_current(path, lambda p: read_regions(p, entry.shape[0]))
+                regions = read_current(path, partial(read_reviewed, entry=entry))
         except InputError as error:
             raise lost(entry.name, path) from error
         return labels, regions

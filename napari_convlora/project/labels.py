@@ -147,24 +147,25 @@ def versions(path: Path) -> list[Path]:
     return sorted((inside(path.parent, _FOLDER, name) for name in own), key=_when)
 
 
-def read_current(path: Path, read: Callable[[Path], T]) -> T:
+def read_current(path: Path, read: Callable[[Path], T | None]) -> T:
     """Return what `read` finds in a file, of which no older version will do.
 
     Raises
     ------
     InputError
-        It is gone or cannot be read.
+        It is gone or cannot be read, or nothing is found in it.
     """
-    if not path.is_file():  # a pipe would be waited for
+    found = read(path) if path.is_file() else None  # a pipe would be waited for
+    if found is None:
         raise InputError(f"'{path}' is gone; restore a copy of it.")
-    return read(path)
+    return found
 
 
-def read_newest(path: Path, read: Callable[[Path], T]) -> tuple[T | None, str]:
+def read_newest(path: Path, read: Callable[[Path], T | None]) -> tuple[T | None, str]:
     """Return what `read` finds in a file or in its newest version that can be read, and a note.
 
     The note says which older version it is, if it is one; None is found where there never was
-    a file.
+    a file, or `read` finds None in all of them.
 
     Raises
     ------
@@ -178,6 +179,8 @@ def read_newest(path: Path, read: Callable[[Path], T]) -> tuple[T | None, str]:
                 found = read(candidate)
             except InputError as error:
                 failure = failure or error
+                continue
+            if found is None:
                 continue
             what = "is damaged" if path.exists() else "is gone"
             note = f"'{path.name}' {what}; an older version, {candidate.name}, was opened."

@@ -1,12 +1,19 @@
-"""Label files that a project counts on, and that are gone or cannot be read."""
+"""Label files that a project counts on, or does not, and what is gone or cannot be read."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from napari_convlora.config import InputError, listed
-from napari_convlora.project.labels import versions
+from napari_convlora.files import read_labels
+from napari_convlora.project.inside import inside
+from napari_convlora.project.labels import read_regions, versions
+from napari_convlora.project.manifest import ImageEntry
+from napari_convlora.project.rounds import ANNOTATIONS
+from napari_convlora.reviewed import Outlines
 
 
 @dataclass(frozen=True)
@@ -40,8 +47,48 @@ class LostLabelsError(InputError):
             remedy += " (annotations/versions)"
         super().__init__(f"The annotations of {images} are gone or cannot be read; {remedy}.")
 
+    def __reduce__(self) -> tuple[type[LostLabelsError], tuple[Lost, ...]]:
+        return type(self), self.lost
+
 
 def lost(image: str, path: Path) -> LostLabelsError:
     """Return the error that a label file in `path` cannot be read."""
     older = bool(versions(path))
     return LostLabelsError(Lost(image, f"{path.parent.name}/{path.name}", older))
+
+
+def read_painted(path: Path, entry: ImageEntry) -> np.ndarray | None:
+    """Return the annotations (P, H, W) in a file; None if it holds none but some were painted."""
+    labels = read_labels(path, entry.shape[:3])
+    return None if entry.counts and not labels.any() else labels
+
+
+def read_reviewed(path: Path, entry: ImageEntry) -> Outlines | None:
+    """Return the reviewed regions in a file; None if it holds none but there were some."""
+    regions = read_regions(path, entry.shape[0])
+    return None if entry.regions and not regions else regions
+
+
+def counted(entry: ImageEntry, labels: np.ndarray, regions: Outlines) -> ImageEntry:
+    """Return an entry that counts what is annotated."""
+    ids, counts = np.unique(labels[labels > 0], return_counts=True)
+    found = dict(zip(ids.tolist(), counts.tolist(), strict=True))
+    return replace(entry, counts=found, regions=len(regions))
+
+
+def recounted(entry: ImageEntry, folder: Path) -> ImageEntry:
+    """Return an entry of a project that may have ended before it counted an image's first labels.
+
+    Raises
+    ------
+    InputError
+        They cannot be read.
+    """
+    if entry.annotated:
+        return entry
+    painted, reviewed = (
+        inside(folder, ANNOTATIONS, f"{entry.stem}{suffix}") for suffix in (".tif", ".json")
+    )
+    labels = read_labels(painted, entry.shape[:3]) if painted.is_file() else np.zeros(0, np.int32)
+    regions = read_regions(reviewed, entry.shape[0]) if reviewed.is_file() else ()
+    return counted(entry, labels, regions)

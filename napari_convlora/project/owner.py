@@ -62,20 +62,41 @@ def claim(folder: Path, *, anyway: bool = False) -> BaseFileLock:
     InputError
         Nothing can be written there.
     """
-    lock, pid = _lock(folder), os.getpid()
-    taken, holder = _taken(lock), _living(folder)
-    others = holder is not None and holder.pid != pid
-    if (taken or others) and not anyway:
-        lock.release()
-        who = f" (process {holder.pid} on {holder.host})" if holder is not None else ""
-        raise LockedError(f"'{folder}' is open in another window or command{who}; close it there.")
+    fresh = not inside(folder, _LOCK).exists()
+    lock, pid, host = hold(folder, anyway=anyway), os.getpid(), elsewhere(folder)
+    if host and not lock.is_locked and not anyway:  # its processes cannot be looked for
+        raise LockedError(
+            f"'{folder}' is perhaps open on {host}, which cannot be told where a file system has "
+            "no locks; close it there."
+        )
     this = _Holder(pid, psutil.Process(pid).create_time(), platform.node())
     try:
         write_json(inside(folder, _FILE), {"format": _FORMAT, **asdict(this)})
     except InputError:
+        if fresh:
+            withdraw(folder, lock)
         lock.release()
         raise
     return lock
+
+
+def hold(folder: Path, *, anyway: bool = False) -> BaseFileLock:
+    """Take the lock of `folder` and write nothing; see `claim`."""
+    lock = _lock(folder)
+    taken, holder = _taken(lock), _living(folder)
+    others = holder is not None and holder.pid != os.getpid()
+    if (taken or others) and not anyway:
+        lock.release()
+        who = f" (process {holder.pid} on {holder.host})" if holder is not None else ""
+        raise LockedError(f"'{folder}' is open in another window or command{who}; close it there.")
+    return lock
+
+
+def withdraw(folder: Path, lock: BaseFileLock) -> None:
+    """Undo `claim` in a folder that was empty, and is to be again as nothing else found room."""
+    with contextlib.suppress(OSError):  # Windows keeps what is held, and removes it on release
+        (folder / _LOCK).unlink()
+    release(folder, lock)
 
 
 def release(folder: Path, lock: BaseFileLock) -> None:
@@ -104,9 +125,24 @@ def crashed(folder: Path) -> bool:
     return (folder / _FILE).exists() and not is_open(folder)
 
 
+def elsewhere(folder: Path) -> str:
+    """Return the other computer that had `folder` open last and has not closed it; "" if none."""
+    holder = _holder(folder)
+    return "" if holder is None or holder.host == platform.node() else holder.host
+
+
 def _lock(folder: Path) -> BaseFileLock:
-    # Of all threads, as a project is written and closed from several.
-    return FileLock(inside(folder, _LOCK), thread_local=False)
+    path = inside(folder, _LOCK)
+    with contextlib.suppress(OSError):
+        found = path.stat()
+        if found.st_nlink > 1 and found.st_size:  # ours are empty
+            raise InputError(
+                f"'{path}' is another file by a second name (a hard link), which locking it might "
+                "empty; remove it."
+            )
+    # Of all threads, as a project is written and closed from several. A file in place of the lock
+    # would outlive its process, and come along when a folder is copied.
+    return FileLock(path, thread_local=False, fallback_to_soft=False)
 
 
 def _taken(lock: BaseFileLock) -> bool:

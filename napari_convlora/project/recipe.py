@@ -6,6 +6,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,8 @@ class Recipe:
         holds their annotations, ``<stem>.tif``, and reviewed regions if any, ``<stem>.json``.
     labels
         Name of that folder.
+    regions
+        How many reviewed regions each image had; () in recipes of before, which do not say.
     start
         Adapter file, beside the recipe, that the round went on from or, from the base, whose detail
         branch taught as well; None for neither.
@@ -55,6 +58,7 @@ class Recipe:
     settings: Settings
     images: tuple[ImageEntry, ...]
     labels: str = "annotations"
+    regions: tuple[int, ...] = ()
     start: str | None = None
     stop_after: int | None = None
     threads: int = 1
@@ -86,6 +90,8 @@ class Recipe:
             names = recipe.labels, recipe.start or "a"
             if any(Path(name).name != name or name == ".." for name in names):
                 raise ValueError("its files are not beside it")
+            if len(recipe.regions) not in (0, len(recipe.images)):
+                raise ValueError("it tells of the regions of other images")
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"'{path}' is damaged ({error}); export it again.") from error
         return recipe
@@ -99,10 +105,17 @@ class Recipe:
             Those of an image are absent, unreadable or of another size.
         """
         found = []
-        for entry in self.images:
+        for entry, n_regions in zip(self.images, self.regions or repeat(None), strict=False):
             path = inside(folder, self.labels, f"{entry.stem}.tif")
             regions = inside(folder, self.labels, f"{entry.stem}.json")
-            outlines = read_regions(regions, entry.shape[0]) if regions.is_file() else ()
+            outlines: Outlines = ()
+            if n_regions or regions.is_file():
+                outlines = read_regions(regions, entry.shape[0])
+            if n_regions is not None and len(outlines) != n_regions:
+                raise InputError(
+                    f"'{regions}' holds {len(outlines)} reviewed regions, but the round learnt "
+                    f"from {n_regions}; restore a copy of it."
+                )
             found.append((read_labels(path, entry.shape[:3]), outlines))
         return found
 

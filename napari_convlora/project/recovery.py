@@ -13,6 +13,7 @@ from napari_convlora.config import ConvLoRAError, InputError
 from napari_convlora.project import owner
 from napari_convlora.project.folder import MANIFEST, Project
 from napari_convlora.project.manifest import Manifest
+from napari_convlora.project.missing import recounted
 from napari_convlora.results import data_folder
 
 MOST = 5
@@ -29,12 +30,16 @@ class Leftover:
     regions: int
     when: float
     crashed: bool
+    host: str
+    """Another computer, on which it is perhaps still open; "" for this one."""
 
     @property
     def sentence(self) -> str:
         """What there is, and why."""
         when = time.strftime("%d %B, %H:%M", time.localtime(self.when))
         how = "napari ended unexpectedly" if self.crashed else "napari was closed without saving"
+        if self.host:
+            how = f"napari on {self.host} ended unexpectedly or runs there still, and last saved"
         images = "1 image" if self.images == 1 else f"{self.images} images"
         regions = f", {self.regions} reviewed region{'s' * (self.regions > 1)}"
         what = f"{self.pixels:,} painted pixels{regions * bool(self.regions)} on {images}"
@@ -60,21 +65,26 @@ def begin(manifest: Manifest) -> Project:
 
 
 def leftovers() -> list[Leftover]:
-    """Return unsaved sessions whose process is gone, newest first; only the newest are kept."""
+    """Return unsaved sessions whose process is gone, newest first; only the newest are kept.
+
+    None that another computer has left open is removed, as its locks may not be seen here.
+    """
     found: list[Leftover] = []
     for path in sorted(root().glob(f"*/{MANIFEST}"), key=_when, reverse=True):
         try:
             if owner.is_open(path.parent):
                 continue
-            images = [e for e in Manifest.read(path).images if e.annotated]
+            entries = [recounted(e, path.parent) for e in Manifest.read(path).images]
         except ConvLoRAError:  # a newer version's, damaged, or not ours to write
             continue
-        if images and len(found) < MOST:
+        images, host = [e for e in entries if e.annotated], owner.elsewhere(path.parent)
+        if images and (host or len(found) < MOST):
             pixels = sum(sum(e.counts.values()) for e in images)
             regions = sum(e.regions for e in images)
             crashed = owner.crashed(path.parent)
-            found.append(Leftover(path.parent, len(images), pixels, regions, _when(path), crashed))
-        else:
+            much = len(images), pixels, regions
+            found.append(Leftover(path.parent, *much, _when(path), crashed, host))
+        elif not host:
             discard(path.parent)
     return found
 
@@ -84,9 +94,9 @@ def discard(folder: Path) -> None:
     if folder.resolve().parent != root().resolve():
         return
     with contextlib.suppress(InputError):
-        claim = owner.claim(folder)
+        lock = owner.hold(folder)  # which needs no room on the disk
         shutil.rmtree(folder, ignore_errors=True)
-        claim.release()
+        lock.release()
         shutil.rmtree(folder, ignore_errors=True)  # Windows keeps a file that is held
 
 

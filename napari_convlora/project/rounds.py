@@ -36,6 +36,10 @@ RECORD, RECIPE, HISTORY = "round.json", "recipe.json", "history.csv"
 ADAPTER, START = "adapter.safetensors", "start.safetensors"
 
 
+class NotInstalledError(InputError):
+    """A round is in the project, but could not be made the one that predicts."""
+
+
 @dataclass(frozen=True)
 class RoundRecord:
     """One row of the history.
@@ -123,6 +127,7 @@ class Rounds:
 
     def __init__(self, project: Project) -> None:
         self._project = project
+        self._late: list[tuple[Adapter, RoundRecord]] = []  # written, but not installed yet
 
     def records(self) -> list[RoundRecord]:
         """Return the history, oldest first; rounds whose record is damaged are left out."""
@@ -167,6 +172,8 @@ class Rounds:
     ) -> RoundRecord:
         """Write a finished round and install it if it is better than the installed one.
 
+        Of a round that is written already, as there was no room for more, only the rest is done.
+
         Parameters
         ----------
         adapter
@@ -180,7 +187,41 @@ class Rounds:
         start
             Number and adapter of what was installed when it began; the number is None for an
             adapter that is of no round here, and the adapter if nothing was installed.
+
+        Raises
+        ------
+        NotInstalledError
+            It is written, but cannot be installed.
+        InputError
+            It cannot be written.
         """
+        with self._project.lock:
+            record = next((r for known, r in self._late if known is adapter), None)
+            if record is None:
+                record = self._write(adapter, annotations, settings, events, start)
+                self._late.append((adapter, record))
+            number, installed = record.number, self._project.manifest.installed or 0
+            overtaken = number < installed <= self._numbers()[-1]
+            if record.better and not overtaken:
+                try:
+                    self._project.install(number)
+                except InputError as error:
+                    raise NotInstalledError(
+                        f"Round {number} is in the project, but not installed, as "
+                        f"{str(error).rstrip('.')}, then install it in the window."
+                    ) from error.__cause__
+            self._late = [late for late in self._late if late[0] is not adapter]
+            return record
+
+    def _write(
+        self,
+        adapter: Adapter,
+        annotations: Mapping[str, tuple[np.ndarray, Outlines]],
+        settings: Settings,
+        events: Iterable[Event],
+        start: tuple[int | None, Adapter | None],
+    ) -> RoundRecord:
+        """Write a finished round, as a whole or not at all; see `add`."""
         summary = adapter.summary
         verdict = decide(summary)
         warm = summary.get("start") == "installed"
@@ -215,6 +256,7 @@ class Rounds:
                     self._project.entry(stem).rebased(self._project.folder, aside)
                     for stem in annotations
                 ),
+                regions=tuple(len(outlines) for _, outlines in annotations.values()),
                 start=None if begun is None else START,
                 stop_after=record.steps if record.ended_by == "stopped" else None,
                 threads=int(summary.get("threads", 1)),
@@ -228,8 +270,6 @@ class Rounds:
             recipe.write(aside / RECIPE)
             write_record(aside, record)
             os.replace(aside, final)
-            if verdict.better:
-                self._project.install(number)
             return record
 
     def recipe(self, number: int) -> Recipe:
@@ -271,15 +311,21 @@ class Rounds:
             write_labels(path, labels)
 
     def corrections(self, number: int) -> Correction:
-        """Score a round's predictions against what was painted since it was made."""
+        """Score a round's predictions against what was painted since it was made.
+
+        Images whose labels of then or of now are lost are left out.
+        """
+        learnt_from = read_record(self.folder(number)).images
         predicted: list[np.ndarray] = []
         before: list[np.ndarray] = []
         now: list[np.ndarray] = []
         for entry in sorted(self._project.manifest.images, key=lambda e: e.stem):
             path, shape = self.file(number, PREDICTIONS, f"{entry.stem}.tif"), entry.shape[:3]
-            today = self._project.annotations(entry.stem)[0] if path.is_file() else None
+            learnt = self.file(number, ANNOTATIONS, path.name)
+            known = learnt.is_file() or entry.stem not in learnt_from
+            counts = known and path.is_file()
+            today = self._project.annotations(entry.stem)[0] if counts else None
             if today is not None:
-                learnt = self.file(number, ANNOTATIONS, path.name)
                 old = read_labels(learnt, shape) if learnt.is_file() else np.zeros_like(today)
                 classes, merged = self._project.manifest.classes, self._project.manifest.merged
                 for parts, array in ((predicted, read_labels(path, shape)), (before, old)):

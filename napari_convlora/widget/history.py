@@ -11,7 +11,7 @@ from qtpy.QtCore import QObject, Signal
 
 from napari_convlora.config import ConvLoRAError, InputError, listed
 from napari_convlora.project import RoundRecord, Settings
-from napari_convlora.project.rounds import ADAPTER
+from napari_convlora.project.rounds import ADAPTER, NotInstalledError
 from napari_convlora.results import check_space, data_folder, rescued
 from napari_convlora.rounds import Correction, decide
 from napari_convlora.widget.jobs import Recipe, Snapshot
@@ -152,6 +152,8 @@ class History(QObject):
                     annotations[stem] = snapshot.annotations, snapshot.reviewed
             try:
                 project.rounds.add(adapter, annotations, settings, history, start)
+            except NotInstalledError:  # it is where it belongs
+                raise
             except (ConvLoRAError, OSError) as error:
                 if self._keeper.closing:  # there is no later try
                     raise rescued(error, Path(ADAPTER), adapter.save) from error
