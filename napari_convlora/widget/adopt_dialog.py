@@ -1,4 +1,4 @@
-"""The question what a Labels layer that was not made here stands for."""
+"""The question what a Labels layer stands for that was not made here, or with other classes."""
 
 from __future__ import annotations
 
@@ -101,8 +101,8 @@ class AdoptDialog(QDialog):
         column = QVBoxLayout(self)
         column.addWidget(
             words(
-                f"'{layer.name}' was not made here. Say what its pixels stand for before anything "
-                "is learnt from them."
+                f"Say what the pixels of '{layer.name}' stand for before anything is learnt from "
+                "them."
             )
         )
         zeros = counts.get(UNLABELLED, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from napari_convlora.annotations import find_background
 from napari_convlora.config import MAX_CLASSES, ClassInfo, ConvLoRAError, InputError, listed
 from napari_convlora.project import View
 from napari_convlora.reviewed import Outlines
+from napari_convlora.widget import class_colours
 from napari_convlora.widget.camera import show_view
 from napari_convlora.widget.class_colours import colours_of, known_classes
 from napari_convlora.widget.counting import Counter, Counts
@@ -68,6 +70,8 @@ class Images(QObject):
         """For classes that were merged, the one that has taken their pixels."""
         self.elsewhere: Callable[[], Sequence[ImageEntry]] = tuple
         """Returns the images but the current one that a round may learn from."""
+        self.relied: Callable[[], Sequence[ClassInfo]] = tuple
+        """Returns the classes that somebody relies on."""
         self._active: Layer | None = None
         self._records: dict[tuple[Image, int | None], ImageLayers] = {}
         self._counting: ImageLayers | None = None
@@ -215,12 +219,18 @@ class Images(QObject):
         """Take up layers of the current image that the sample data or a reader brought."""
         record = self.current
         others = [o for o in self._records.values() if o is not record]
-        if record is not None and record.find_layers({id(x) for o in others for x in o.layers}):
+        taken = {id(x) for o in others for x in o.layers}
+        relied = cache(self.relied)  # by what there was before any is taken up
+        if record is not None and record.find_layers(taken, lambda x: _contradicts(x, relied())):
             for layer in (record.annotations, record.prediction):
                 self._learn_classes(layer)
             record.show_classes(self.classes)
             self._listen(record)
             self._counter.touch()
+
+    def contradicts(self, layer: Labels) -> bool:
+        """Whether a layer that was made here calls a class otherwise than the table does."""
+        return _contradicts(layer, self.relied())
 
     def show_classes(self, classes: Sequence[ClassInfo]) -> None:
         """Show `classes` in every layer of ours."""
@@ -364,8 +374,7 @@ class Images(QObject):
 
     def _learn_classes(self, layer: Labels | None) -> None:
         if layer is not None:
-            meta = {n: getattr(layer, n) for n in ("metadata", "features", "colormap")}
-            self.found.emit(known_classes(meta))
+            self.found.emit(_classes_of(layer))
 
     def _listen(self, record: ImageLayers) -> None:
         layer = record.annotations
@@ -436,3 +445,14 @@ class Images(QObject):
                 if record is self.current:
                     self.current = None
         self._touch()
+
+
+def _contradicts(layer: Labels, classes: Sequence[ClassInfo]) -> bool:
+    if class_colours.KEY not in layer.metadata:
+        return False
+    names = {info.id: info.name for info in _classes_of(layer)}
+    return any(names.get(info.id, info.name) != info.name for info in classes)
+
+
+def _classes_of(layer: Labels) -> tuple[ClassInfo, ...]:
+    return known_classes({n: getattr(layer, n) for n in ("metadata", "features", "colormap")})

@@ -169,10 +169,13 @@ class ImageLayers(ImageFrame):
         if self.annotations is not None:
             self.annotations.metadata.get(class_colours.KEY, {}).pop("image", None)
 
-    def find_layers(self, taken: Collection[int] = ()) -> bool:
+    def find_layers(
+        self, taken: Collection[int] = (), strange: Callable[[Labels], bool] = lambda layer: False
+    ) -> bool:
         """Take up layers that an earlier session or the sample data made; True if there were.
 
-        Those whose `id` is `taken` are another image's.
+        Those whose `id` is `taken` are another image's, and those that are `strange` are left to
+        the user to choose.
         """
         before = self.annotations, self.prediction, self.reviewed
         for layer in self.viewer.layers:
@@ -184,8 +187,10 @@ class ImageLayers(ImageFrame):
             if not isinstance(layer, Labels) or not self.fits(layer):
                 continue
             if known.get("role") == "annotations" and self.annotations is None:
-                self.annotations = layer
-            elif known.get("role") == "prediction" and self.prediction is None:
+                self.annotations = None if strange(layer) else layer
+            elif (
+                known.get("role") == "prediction" and self.prediction is None and not strange(layer)
+            ):
                 self._written = Written(layer, self.planes_shape)
         return before != (self.annotations, self.prediction, self.reviewed)
 

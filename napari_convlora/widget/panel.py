@@ -130,6 +130,7 @@ class ConvLoRAWidget(QWidget):
         # Captures what can do without Qt, as this widget is half gone when `destroyed` comes.
         workflow, prompts, keeper, automatic = flow, self.prompts, self.keeper, self.automatic
         self.images.elsewhere = lambda: keeper.others
+        self.images.relied = self._kept
         self.destroyed.connect(lambda *_: workflow.close())
         self.destroyed.connect(lambda *_: prompts.close_down())
         self.destroyed.connect(lambda *_: keeper.close())
@@ -414,7 +415,8 @@ class ConvLoRAWidget(QWidget):
 
     def _on_annotations(self, layer: "napari.layers.Labels | None") -> None:
         """Use the layer that was chosen; what was not made here needs an answer first."""
-        if layer is None or not adopt_dialog.is_strange(layer):
+        known = layer is None or not adopt_dialog.is_strange(layer)
+        if layer is None or (known and not self.images.contradicts(layer)):
             self.use_annotations(layer)
         elif meaning := adopt_dialog.ask(self, layer, self._kept()):
             self.use_annotations(layer, meaning)

@@ -247,3 +247,35 @@ def test_an_adopted_mask_is_kept_in_a_project(started, discs, answer, saved):
     assert widget.images.current.image.name == name
     assert not asked
     assert (widget.images.current.painted()[0] == np.where(discs > 0, 2, 1)).all()
+
+
+def test_layers_of_ours_with_other_classes_are_not_fused_with_the_table(
+    make_napari_viewer_proxy, make_widget, qtbot
+):
+    viewer = make_napari_viewer_proxy()
+    viewer.open_sample("napari-convlora", "sandstone")
+    widget = make_widget(viewer)
+    assert widget.images.current.annotating
+    stone = [info.name for info in widget.classes]
+    viewer.open_sample("napari-convlora", "nuclei")
+    widget.source.image_combo.value = viewer.layers["nuclei"]
+    assert not widget.images.current.annotating  # its class 1 is no pore
+    assert [info.name for info in widget.classes] == stone
+    strokes = viewer.layers["annotations [1]"]
+    pixels = [int((strokes.data == i).sum()) for i in (1, 2)]
+    boxes = []
+
+    def answer():
+        dialog = QApplication.activeModalWidget()
+        try:
+            boxes.extend(dialog.class_box(value).currentText() for value in (1, 2))
+        finally:
+            dialog.buttons.button(OK).click()
+
+    QTimer.singleShot(100, answer)
+    widget.source.annotations_combo.value = strokes
+    assert boxes == ["background", "nucleus"]
+    assert [info.name for info in widget.classes] == [*stone, "background", "nucleus"]
+    qtbot.waitUntil(lambda: widget.images.counts.pixels == dict(zip((5, 6), pixels, strict=True)))
+    widget.source.image_combo.value = viewer.layers["sandstone"]
+    assert widget.images.current.annotating
