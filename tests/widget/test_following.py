@@ -150,7 +150,7 @@ def test_layers_that_an_earlier_panel_left_follow(make_napari_viewer_proxy, make
     before = make_widget(viewer)
     before.start_annotating()
     before.images.current.derived.show_uncertainty(np.zeros((1, *halves.shape), np.uint8))
-    before.images.close()
+    before.workflow.close()
     widget = make_widget(viewer)
     image.scale = (2, 3)
     assert [tuple(layer.scale) for layer in viewer.layers] == [(2, 3)] * 3
