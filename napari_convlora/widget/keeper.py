@@ -136,8 +136,10 @@ class Keeper(QObject):
     @property
     def removed(self) -> set[str]:
         """Stems of images that the user took out of the viewer; none in a named project."""
-        gone = {k.stem for k in self._kept if k.record not in self._images.records}
-        return set() if self.named else {stem for stem in gone if stem is not None}
+        if self.named:
+            return set()
+        records = self._images.records
+        return {k.stem for k in self._kept if k.stem is not None and k.record not in records}
 
     @property
     def others(self) -> list[ImageEntry]:
@@ -172,7 +174,8 @@ class Keeper(QObject):
             The folder holds something, or cannot be written.
         """
         self._settle(rounds=True)
-        gone = [f"'{entry.name}'" for entry in self.entries if entry.stem in self.removed]
+        removed = self.removed
+        gone = [f"'{entry.name}'" for entry in self.entries if entry.stem in removed]
         if self.project is None:
             self.project = Project.create(folder, self._manifest())
         else:
@@ -443,7 +446,8 @@ class Keeper(QObject):
         self.save()
         self.writer.flush()
         n_channels, background = self._images.need().n_channels, find_background(self.classes)
-        stored = [entry for entry in self.stored if entry.stem not in self.removed]
+        removed = self.removed
+        stored = [entry for entry in self.stored if entry.stem not in removed]
         found, remark, gone = stored_snapshots(self.project, stored, n_channels, background)
         here = [k for k in self._kept if k.record in self._images.records]
         gone += lost_here(self.project, here, n_channels)

@@ -121,7 +121,8 @@ class ProjectSection(QWidget):
         else:
             self.where.setText("No project yet; your strokes are kept aside. Save as… makes one.")
         with signals_blocked(self.images):
-            rows = [(entry.stem, self._text(entry)) for entry in keeper.entries]
+            removed = keeper.removed
+            rows = [(e.stem, self._text(e, e.stem in removed)) for e in keeper.entries]
             if rows != [(i.data(_STEM), i.text()) for i in map(self.images.item, self._range())]:
                 self.images.clear()
                 for stem, text in rows:
@@ -136,7 +137,7 @@ class ProjectSection(QWidget):
     def _range(self) -> range:
         return range(self.images.count())
 
-    def _text(self, entry: ImageEntry) -> str:
+    def _text(self, entry: ImageEntry, removed: bool) -> str:
         names = {info.id: info.name for info in self._keeper.classes}
         project = self._keeper.project
         assert project is not None
@@ -144,7 +145,7 @@ class ProjectSection(QWidget):
         counts = [f"{names.get(i, i)} {n:,}" for i, n in entry.counts.items()]
         if entry.regions:
             counts.append(f"{entry.regions} reviewed")
-        if entry.stem in self._keeper.removed:
+        if removed:
             counts.append("not in the viewer, not learnt from")
         return f"{marks} {entry.name}" + (f"  ({', '.join(counts)})" if counts else "")
 
