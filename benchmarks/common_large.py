@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import zarr
 
-from napari_convlora.adapter_file import Adapter
-from napari_convlora.annotations import LabelledImage, default_classes
 from napari_convlora.backbones.testing import random_backbone
 from napari_convlora.config import TrainConfig
 from napari_convlora.events import Finished
+from napari_convlora.labels.annotations import LabelledImage
+from napari_convlora.labels.classes import default_classes
+from napari_convlora.model.adapter import Adapter
 from napari_convlora.training import adapt
 
 

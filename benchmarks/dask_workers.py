@@ -17,11 +17,11 @@ import torch
 from common_large import save_adapter, save_image
 from distributed import Client, LocalCluster, WorkerPlugin
 
-from napari_convlora import large
-from napari_convlora.adapter_file import Adapter
 from napari_convlora.backbones.testing import random_backbone
-from napari_convlora.events import RunControl
-from napari_convlora.stores import open_image
+from napari_convlora.control import RunControl
+from napari_convlora.formats.opening import open_image
+from napari_convlora.model.adapter import Adapter
+from napari_convlora.prediction import to_file
 
 
 class RandomBackbone(WorkerPlugin):
@@ -29,21 +29,21 @@ class RandomBackbone(WorkerPlugin):
 
     def setup(self, worker: object) -> None:
         """Replace what loads a checkpoint."""
-        from napari_convlora import cluster
+        from napari_convlora.prediction import dask_workers
 
         torch.set_num_threads(1)
         # Where `setattr` hides from the type checker that another function takes its place.
-        setattr(cluster, "load_backbone", lambda name: random_backbone())  # noqa: B010
+        setattr(dask_workers, "load_backbone", lambda name: random_backbone())  # noqa: B010
 
 
 def seconds(folder: Path, name: str, scheduler: str | None = None) -> float:
     """Predict the image into a file and return how long it took."""
     paths = folder / "a.safetensors", folder / "image.zarr"
-    task = large.task(*paths, "random_tiny", "cpu")
+    task = to_file.task(*paths, "random_tiny", "cpu")
     adapter, image = Adapter.load(paths[0]), open_image(paths[1])
     start = time.perf_counter()
     list(
-        large.predict_file(
+        to_file.predict_file(
             task, adapter, random_backbone(), image, folder / name, RunControl(), scheduler
         )
     )

@@ -23,21 +23,21 @@ import psutil
 import torch
 from common_large import save_adapter, save_image
 
-from napari_convlora import large
-from napari_convlora.adapter_file import Adapter
 from napari_convlora.backbones.testing import random_backbone
-from napari_convlora.blocks import plan
-from napari_convlora.detail import filter_bank
-from napari_convlora.events import RunControl
-from napari_convlora.prediction import prepare
-from napari_convlora.scorer import Scorer
-from napari_convlora.stores import open_image
-from napari_convlora.tiles import Tile
+from napari_convlora.control import RunControl
+from napari_convlora.formats.opening import open_image
+from napari_convlora.images.regions import plan_blocks
+from napari_convlora.images.tiles import Tile
+from napari_convlora.model.adapter import Adapter
+from napari_convlora.model.detail_branch import filter_bank
+from napari_convlora.prediction import to_file
+from napari_convlora.prediction.predict import ready_scorer
+from napari_convlora.prediction.region_scorer import Scorer
 
 
 def floor_seconds(scorer: Scorer) -> float:
     """Seconds that the necessary tiles and filters of the whole image take."""
-    blocks = plan(scorer.image.shape)
+    blocks = plan_blocks(scorer.image.shape)
     corners = sorted({corner for b in blocks for corner in scorer.corners(b)})
     plane = scorer.image[0]
     start = time.perf_counter()
@@ -60,13 +60,13 @@ def measure(folder: Path, side: int, at_most: float) -> None:
     torch.set_num_threads(1)
     paths = folder / "a.safetensors", folder / f"{side}.zarr"
     adapter, backbone, image = Adapter.load(paths[0]), random_backbone(), open_image(paths[1])
-    task = large.task(*paths, "random_tiny", "cpu")
-    scorer = prepare(adapter, backbone, image, device="cpu")
-    necessary = len({c for b in plan(image.shape) for c in scorer.corners(b)})
+    task = to_file.task(*paths, "random_tiny", "cpu")
+    scorer = ready_scorer(adapter, backbone, image, device="cpu")
+    necessary = len({c for b in plan_blocks(image.shape) for c in scorer.corners(b)})
     idle = psutil.Process().memory_info().rss
     start = time.perf_counter()
     control, computed, share = RunControl(), 0, 0.0
-    for step in large.predict_file(task, adapter, backbone, image, folder / "out.tif", control):
+    for step in to_file.predict_file(task, adapter, backbone, image, folder / "out.tif", control):
         computed, share = computed + 1, step.done / step.total
         if time.perf_counter() - start > at_most:
             control.stop()

@@ -23,16 +23,18 @@ from rich.console import Console
 from rich.table import Table
 from rounds import sample
 
-from napari_convlora.annotations import LabelledImage, default_classes
 from napari_convlora.backbones import Backbone, load_backbone
 from napari_convlora.backbones.testing import random_backbone
-from napari_convlora.child import Child
 from napari_convlora.config import ModelConfig, TrainConfig
-from napari_convlora.events import Controls, Planned
-from napari_convlora.losses import dense_loss
-from napari_convlora.model import SemanticSAM
-from napari_convlora.session import Session
-from napari_convlora.training.plan import kept_bytes
+from napari_convlora.control import Controls
+from napari_convlora.events import Planned
+from napari_convlora.labels.annotations import LabelledImage
+from napari_convlora.labels.classes import default_classes
+from napari_convlora.model.semantic_sam import SemanticSAM
+from napari_convlora.session.process import Child
+from napari_convlora.session.session import Session
+from napari_convlora.training.losses import dense_loss
+from napari_convlora.training.memory_plan import kept_bytes
 
 CASES = {
     "small ViT, fast": ("random", None),

@@ -26,9 +26,9 @@ from collections import deque
 
 import numpy as np
 
-from napari_convlora.annotations import LabelledImage
 from napari_convlora.config import TrainConfig
-from napari_convlora.widget.contributions import sample_classes, sandstone
+from napari_convlora.labels.annotations import LabelledImage
+from napari_convlora.widget.manifest import sample_classes, sandstone
 
 RATE = 30
 LOST = 1.0  # seconds

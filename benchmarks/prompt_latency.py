@@ -16,7 +16,7 @@ import time
 import numpy as np
 from painting import sample, wait
 
-from napari_convlora.prompts import Box, Click, Prompt
+from napari_convlora.prediction.prompts import Box, Click, Prompt
 
 
 def main() -> None:

@@ -19,8 +19,8 @@ from skimage.measure import label, regionprops
 
 from napari_convlora.backbones import load_backbone
 from napari_convlora.benchmark.sets import find_sets, open_set, read_sample
-from napari_convlora.prompter import Prompter
-from napari_convlora.prompts import Box, Click, Prompt, choose_window
+from napari_convlora.prediction.prompter import Prompter
+from napari_convlora.prediction.prompts import Box, Click, Prompt, choose_window
 
 _MIN_PIXELS = 80
 _MIN_SOLIDITY = 0.6  # below it, a mask is rather a texture than an object

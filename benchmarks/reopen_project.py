@@ -23,11 +23,11 @@ import numpy as np
 import tifffile
 from skimage.data import binary_blobs
 
-from napari_convlora.adapter_file import Adapter
-from napari_convlora.annotations import LabelledImage
 from napari_convlora.backbones import load_backbone
 from napari_convlora.config import ClassInfo, TrainConfig
 from napari_convlora.events import Finished
+from napari_convlora.labels.annotations import LabelledImage
+from napari_convlora.model.adapter import Adapter
 from napari_convlora.project import Manifest, Project, Settings
 from napari_convlora.training import adapt
 

@@ -17,7 +17,7 @@ import napari
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from napari_convlora.review import component
+from napari_convlora.prediction.uncertain_places import component
 from napari_convlora.widget import ConvLoRAWidget
 
 

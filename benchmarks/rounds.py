@@ -20,11 +20,13 @@ from rich.table import Table
 from skimage.io import imread
 from skimage.transform import resize
 
-from napari_convlora.annotations import LabelledImage, default_classes
 from napari_convlora.backbones import Backbone, load_backbone
 from napari_convlora.config import TrainConfig
-from napari_convlora.events import Finished, Preview, RunControl, Step
-from napari_convlora.feature_cache import FeatureCache
+from napari_convlora.control import RunControl
+from napari_convlora.events import Finished, Preview, Step
+from napari_convlora.labels.annotations import LabelledImage
+from napari_convlora.labels.classes import default_classes
+from napari_convlora.model.feature_cache import FeatureCache
 from napari_convlora.training import adapt
 
 _SIDE = 512
@@ -32,7 +34,7 @@ _SIDE = 512
 
 def sample() -> tuple[np.ndarray, np.ndarray]:
     """Pixels (1, 512, 512, 1) and strokes (1, 512, 512)."""
-    folder = files("napari_convlora") / "samples"
+    folder = files("napari_convlora") / "widget" / "samples"
     image, strokes = (imread(str(folder / f"sandstone{end}.png")) for end in ("", "_strokes"))
     image = resize(image, (_SIDE, _SIDE), preserve_range=True).astype(np.uint8)
     strokes = resize(strokes, (_SIDE, _SIDE), order=0, preserve_range=True).astype(np.int32)

@@ -24,8 +24,8 @@ from napari_convlora.backbones import Backbone, load_backbone
 from napari_convlora.backbones.registry import REGISTRY
 from napari_convlora.backbones.sam import build_vit
 from napari_convlora.config import ModelConfig
-from napari_convlora.losses import VOID, dense_loss
-from napari_convlora.model import SemanticSAM
+from napari_convlora.model.semantic_sam import SemanticSAM
+from napari_convlora.training.losses import VOID, dense_loss
 
 CASES = {"LiteMedSAM, fast": ("litemedsam", 256, None), "ViT-B 512 px, full": ("vit_b", 512, 0)}
 METHODS = "lora", "conv_lora"

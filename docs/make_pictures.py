@@ -34,7 +34,7 @@ class Window:
         import napari
 
         from napari_convlora.backbones.testing import random_backbone
-        from napari_convlora.session import Session
+        from napari_convlora.session.session import Session
         from napari_convlora.widget import ConvLoRAWidget
 
         self.viewer = napari.Viewer(show=True)
@@ -126,7 +126,7 @@ def correct(layer, prediction: np.ndarray, truth: np.ndarray, dabs: int) -> None
 
 def draw(wanted: list[str], steps: int, tiny: bool) -> None:
     """Go through the states in the order in which a user meets them."""
-    from napari_convlora.widget.contributions import SAMPLES
+    from napari_convlora.widget.manifest import SAMPLES
 
     image, painted, truth = (
         np.array(Image.open(SAMPLES / f"{SAMPLE}{end}.png")) for end in ("", "_strokes", "_truth")

@@ -1,26 +1,37 @@
 """Adapt Segment Anything models to a few strokes, in napari and without it."""
 
 # No `from __future__ import annotations` here: its name would hide the module of that name.
+import sys
 from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
 
 # Names are imported when first used, as torch takes seconds and napari reads the version only.
 _HOMES = {
-    "Adapter": "adapter_file",
+    "Adapter": "model.adapter",
     "ClassInfo": "config",
-    "LabelledImage": "annotations",
+    "LabelledImage": "labels.annotations",
     "MethodConfig": "config",
     "ModelConfig": "config",
-    "RunControl": "events",
+    "RunControl": "control",
     "TrainConfig": "config",
     "adapt": "training",
+    "default_classes": "labels.classes",
+    "find_instances": "exports.instances",
     "load_backbone": "backbones",
-    "predict": "prediction",
-    "read_image": "files",
-    "read_labels": "files",
+    "predict": "prediction.predict",
+    "read_image": "formats.opening",
+    "read_labels": "formats.opening",
+    "region_table": "exports.measurements",
+    "save_instances": "exports.instances",
 }
+
+# What scripts import by the names that the first README gave.
+_FORMER = {"annotations": "labels", "instances": "exports"}
 
 __all__ = ["__version__", *sorted(_HOMES)]
 
@@ -33,3 +44,21 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+class _FormerNames(MetaPathFinder, Loader):
+    """Finds a package under the name of the module that it was before."""
+
+    def find_spec(self, fullname: str, *_: Any) -> ModuleSpec | None:
+        package, _dot, name = fullname.rpartition(".")
+        return ModuleSpec(fullname, self) if package == __name__ and name in _FORMER else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return ModuleType(spec.name, f"Moved to `{__name__}.{_FORMER[spec.name.split('.')[-1]]}`.")
+
+    def exec_module(self, module: ModuleType) -> None:
+        home = import_module(f"{__name__}.{_FORMER[module.__name__.split('.')[-1]]}")
+        vars(module).update({name: getattr(home, name) for name in home.__all__})
+
+
+sys.meta_path.append(_FormerNames())

@@ -2,6 +2,6 @@
 
 import sys
 
-from napari_convlora.cli import main
+from napari_convlora.cli.parser import main
 
 sys.exit(main())

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from napari_convlora.errors import InputError
+
 MethodName = Literal[
     "decoder_only",
     "bitfit",
@@ -23,28 +25,11 @@ HeadName = Literal["class_tokens", "classification_branch", "mask_token"]
 PresetName = Literal["fast", "full"]
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 StartName = Literal["base", "installed"]
-
 UNLABELLED = 0
 """Annotation value of a pixel nobody has labelled; ignored by loss and metric."""
 
 MAX_CLASSES = 255
 """More classes than this is taken for an instance map offered as annotations."""
-
-
-class ConvLoRAError(Exception):
-    """Base of every error whose message is one sentence meant for the user."""
-
-
-class WeightsError(ConvLoRAError):
-    """A checkpoint is absent, damaged or of an unknown architecture."""
-
-
-class AdapterError(ConvLoRAError):
-    """An adapter file is damaged, too new, or belongs to another backbone."""
-
-
-class InputError(ConvLoRAError):
-    """An image, label image or setting cannot be used as given."""
 
 
 @dataclass(frozen=True)
@@ -217,3 +202,7 @@ def listed(names: Sequence[str]) -> str:
     """Return the first three names, and how many more there are."""
     shown = ", ".join(names[:3])
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+MAX_LABEL = 65535
+"""Largest id a label image may hold; anything above is not a table of classes or instances."""

@@ -11,7 +11,8 @@ from pathlib import Path
 import psutil
 import torch
 
-from napari_convlora.config import DeviceName, InputError
+from napari_convlora.config import DeviceName
+from napari_convlora.errors import InputError
 
 _SECONDS_BETWEEN_LOOKS = 0.005
 

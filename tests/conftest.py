@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from napari_convlora.adapter_file import Adapter
-from napari_convlora.annotations import LabelledImage, default_classes
 from napari_convlora.backbones import Backbone, load_backbone
 from napari_convlora.backbones.testing import random_backbone
 from napari_convlora.config import ClassInfo, TrainConfig
 from napari_convlora.events import Finished
+from napari_convlora.labels.annotations import LabelledImage
+from napari_convlora.labels.classes import default_classes
+from napari_convlora.model.adapter import Adapter
 from napari_convlora.training import adapt
 
 torch.set_num_threads(1)  # tiny tensors; a second thread costs more than it brings

@@ -11,10 +11,10 @@ import psutil
 import pytest
 
 from napari_convlora.backbones.testing import random_backbone
-from napari_convlora.child import Child
 from napari_convlora.config import TrainConfig
-from napari_convlora.events import Controls
-from napari_convlora.session import Session
+from napari_convlora.control import Controls
+from napari_convlora.session.process import Child
+from napari_convlora.session.session import Session
 from tests.conftest import CLASSES, make_scene
 
 _NOISE = 8e6

@@ -13,13 +13,13 @@ from PIL import Image
 
 import napari_convlora
 from napari_convlora import LabelledImage, TrainConfig, adapt, load_backbone, predict
-from napari_convlora.annotations import default_classes
+from napari_convlora.evaluation.metrics import confusion, scores
 from napari_convlora.events import Finished, Preview
-from napari_convlora.files import read_image, read_labels
-from napari_convlora.metrics import confusion, scores
-from napari_convlora.prediction import Returning
+from napari_convlora.formats.opening import read_image, read_labels
+from napari_convlora.labels.classes import default_classes
+from napari_convlora.model.iteration import Returning
 
-SAMPLES = Path(napari_convlora.__file__).parent / "samples"
+SAMPLES = Path(napari_convlora.__file__).parent / "widget" / "samples"
 DATA = os.environ.get("NAPARI_CONVLORA_DATA")
 
 pytestmark = pytest.mark.skipif(

@@ -18,9 +18,9 @@ from napari_convlora.backbones.checkpoints import (
 )
 from napari_convlora.backbones.registry import REGISTRY, BackboneName, BackboneSpec
 from napari_convlora.backbones.sam import VIT_SIZES, build_vit
-from napari_convlora.backbones.state import assign, detect, read_state
+from napari_convlora.backbones.state_dict import assign, detect, read_state
 from napari_convlora.backbones.tiny_vit import build_tiny_vit
-from napari_convlora.config import WeightsError
+from napari_convlora.errors import WeightsError
 
 __all__ = [
     "REGISTRY",

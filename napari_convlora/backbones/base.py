@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from napari_convlora.backbones.registry import BackboneSpec
-from napari_convlora.config import InputError
+from napari_convlora.errors import InputError
 
 
 class Layout(NamedTuple):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pooch
 
 from napari_convlora.backbones.registry import REGISTRY, BackboneSpec
-from napari_convlora.config import WeightsError
+from napari_convlora.errors import WeightsError
 
 Progress = Callable[[int, "int | None"], None]
 """Called with the bytes on disk so far and the total, if the server states one."""

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from joblib import parallel_config
 
-from napari_convlora.annotations import LabelledImage
 from napari_convlora.config import UNLABELLED, DeviceName
-from napari_convlora.data import Normalizer, crop
-from napari_convlora.detail import filter_bank
 from napari_convlora.devices import choose_device
-from napari_convlora.losses import VOID, class_weights, dense_loss
+from napari_convlora.images.normalise import Normalizer
+from napari_convlora.images.resample import crop
+from napari_convlora.labels.annotations import LabelledImage
+from napari_convlora.model.detail_branch import filter_bank
+from napari_convlora.training.losses import VOID, class_weights, dense_loss
 
 Predict = Callable[[np.ndarray], np.ndarray]
 """From an image (P, H, W, C) to class ids (P, H, W) uint8."""

@@ -17,13 +17,14 @@ from napari_convlora.benchmark.records import (
     PLAIN,
     Key,
     Run,
-    Settings,
+    RunSettings,
     TaskName,
     check_same,
     read_runs,
     write_runs,
 )
-from napari_convlora.config import DeviceName, InputError, PresetName
+from napari_convlora.config import DeviceName, PresetName
+from napari_convlora.errors import InputError
 
 if TYPE_CHECKING:
     from napari_convlora.benchmark.interactive import Job
@@ -35,7 +36,7 @@ _FULL: dict[str, Any] = {
     "rounds": 5,
     "images": 3,
     "test_images": 8,
-    "max_steps": Settings().train.max_steps,
+    "max_steps": RunSettings().train.max_steps,
 }
 _QUICK: dict[str, Any] = {
     "systems": ("conv_lora", *BASELINES),
@@ -50,7 +51,7 @@ _QUICK_VIEWS, _QUICK_DETAIL_STEPS, _QUICK_CROP = 4, 200, 256
 _err = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_interactive_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's options to `parser`."""
     data = os.environ.get("NAPARI_CONVLORA_DATA")
     parser.add_argument(
@@ -73,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--corrections",
         type=int,
-        default=Settings().corrections,
+        default=RunSettings().corrections,
         metavar="N",
         help="strokes per image from the second round on",
     )
@@ -82,13 +83,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--strokes", action="store_true", help="unseen learns from strokes, not from whole images"
     )
     parser.add_argument("--test-images", type=int, metavar="N", help="for unseen; default: 8")
-    parser.add_argument("--backbone", default=Settings().backbone, metavar="NAME|PATH")
-    parser.add_argument("--preset", choices=get_args(PresetName), default=Settings().train.preset)
+    parser.add_argument("--backbone", default=RunSettings().backbone, metavar="NAME|PATH")
+    parser.add_argument(
+        "--preset", choices=get_args(PresetName), default=RunSettings().train.preset
+    )
     parser.add_argument("--max-steps", type=int, metavar="N", help="of a round")
     parser.add_argument(
         "--keep-uncorrected",
         action=argparse.BooleanOptionalAction,
-        default=Settings().train.keep_uncorrected,
+        default=RunSettings().train.keep_uncorrected,
         help="what a round said is a hint for the next one",
     )
     parser.add_argument("--device", choices=get_args(DeviceName), default="auto")
@@ -100,7 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--redraw", action="store_true", help="only write tables and curves again")
 
 
-def run(options: argparse.Namespace) -> int:
+def run_interactive(options: argparse.Namespace) -> int:
     """Run what is not done yet, then write ``results.md`` and ``curves.png``.
 
     Returns
@@ -124,7 +127,7 @@ def run(options: argparse.Namespace) -> int:
             setattr(options, name, value)
     _check(options)
     from napari_convlora.benchmark.interactive import in_child, run_jobs
-    from napari_convlora.results import make_folder
+    from napari_convlora.files.atomic import make_folder
 
     settings = _settings(options)
     make_folder(options.out)
@@ -179,8 +182,8 @@ def _check(options: argparse.Namespace) -> None:
             _require(_EXTRAS[system])
 
 
-def _settings(options: argparse.Namespace) -> Settings:
-    settings = Settings(
+def _settings(options: argparse.Namespace) -> RunSettings:
+    settings = RunSettings(
         backbone=options.backbone,
         rounds=options.rounds,
         corrections=options.corrections,
@@ -201,7 +204,7 @@ def _settings(options: argparse.Namespace) -> Settings:
     return replace(settings, train=train)
 
 
-def _jobs(options: argparse.Namespace, settings: Settings) -> list[Job]:
+def _jobs(options: argparse.Namespace, settings: RunSettings) -> list[Job]:
     """List all runs; of the same strokes, the U-Net comes last, as it gets our methods' time."""
     from napari_convlora.benchmark.interactive import Job
     from napari_convlora.benchmark.sets import find_sets, open_set

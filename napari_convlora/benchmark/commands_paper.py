@@ -13,14 +13,8 @@ from typing import TYPE_CHECKING, Any, get_args
 from rich.console import Console
 from rich.table import Table
 
-from napari_convlora.config import (
-    ConvLoRAError,
-    DeviceName,
-    HeadName,
-    InputError,
-    MethodConfig,
-    ModelConfig,
-)
+from napari_convlora.config import DeviceName, HeadName, MethodConfig, ModelConfig
+from napari_convlora.errors import ConvLoRAError, InputError
 
 if TYPE_CHECKING:
     from napari_convlora.benchmark.paper import Evaluated, PaperConfig, PaperData
@@ -31,7 +25,7 @@ _SCALES = tuple(range(1, 9))
 _out = Console(soft_wrap=True, markup=False, highlight=False)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_paper_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
     add = parser.add_argument
     add("--data", required=True, type=Path, metavar="DIR", help="holds train, val and test.csv")
@@ -67,15 +61,15 @@ def _at_least(low: int) -> Any:
     return parse
 
 
-def run(options: argparse.Namespace) -> int:
+def run_paper(options: argparse.Namespace) -> int:
     """Train and test once per seed; after every seed all results so far are on disk."""
     import torch
 
     from napari_convlora.backbones import load_backbone
     from napari_convlora.benchmark import paper
     from napari_convlora.devices import choose_device
-    from napari_convlora.prediction import Returning
-    from napari_convlora.results import atomic_write, make_folder
+    from napari_convlora.files.atomic import atomic_write, make_folder
+    from napari_convlora.model.iteration import Returning
 
     data, config = _data(options)
     model_config = _model_config(options, data)
@@ -102,7 +96,7 @@ def run(options: argparse.Namespace) -> int:
                 )
             trained = epochs.value
             found = {
-                size: paper.evaluate(
+                size: paper.evaluate_pairs(
                     trained.model, data.test, data.task, config, native=size == "native"
                 )
                 for size in sizes
@@ -175,7 +169,7 @@ def _model_config(options: argparse.Namespace, data: PaperData) -> ModelConfig:
 
 def _write_rows(path: Path, found: dict[str, Evaluated]) -> None:
     """Write one line per image and size."""
-    from napari_convlora.results import atomic_write
+    from napari_convlora.files.atomic import atomic_write
 
     rows = [{"size": size} | row for size, scored in found.items() for row in scored.images]
     text = io.StringIO(newline="")

@@ -16,19 +16,22 @@ import numpy as np
 import torch
 
 from napari_convlora import __version__
-from napari_convlora.adapter_file import Adapter
-from napari_convlora.annotations import LabelledImage, default_classes, protect
 from napari_convlora.backbones import Backbone, load_backbone
 from napari_convlora.benchmark.annotator import correct, first_strokes
 from napari_convlora.benchmark.baselines import Predict, forest, unet
-from napari_convlora.benchmark.records import PEERS, PLAIN, Key, Round, Run, Settings
+from napari_convlora.benchmark.records import PEERS, PLAIN, Key, RoundResult, Run, RunSettings
 from napari_convlora.benchmark.sets import ImageSet, Sample, open_set, read_sample
-from napari_convlora.config import ConvLoRAError, InputError, MethodName, ModelConfig
+from napari_convlora.config import MethodName, ModelConfig
 from napari_convlora.devices import choose_device
+from napari_convlora.errors import ConvLoRAError, InputError
+from napari_convlora.evaluation.metrics import Scores, confusion, scores
 from napari_convlora.events import Failed, Finished, Preview
-from napari_convlora.feature_cache import FeatureCache
-from napari_convlora.metrics import Scores, confusion, scores
-from napari_convlora.prediction import Returning, predict
+from napari_convlora.labels.annotations import LabelledImage, protect
+from napari_convlora.labels.classes import default_classes
+from napari_convlora.model.adapter import Adapter
+from napari_convlora.model.feature_cache import FeatureCache
+from napari_convlora.model.iteration import Returning
+from napari_convlora.prediction.predict import predict
 from napari_convlora.training import adapt
 
 _NEAR = 0.02
@@ -57,7 +60,7 @@ class Job:
 
     key: Key
     folder: Path
-    settings: Settings
+    settings: RunSettings
     unet_seconds: tuple[float, ...] = ()
 
 
@@ -161,7 +164,7 @@ def run_job(job: Job, load: Callable[[str], Backbone] = load_backbone) -> Run:
     load_seconds = time.monotonic() - start
     whole = job.key.task == "unseen" and not job.settings.strokes
     images, strokes = _first_annotations(known, job.key.seed, whole)
-    rounds: list[Round] = []
+    rounds: list[RoundResult] = []
     n_rounds = 1 if whole else job.settings.rounds
     for number in range(n_rounds):
         start = time.monotonic()
@@ -325,7 +328,7 @@ def _round(
     previews: Sequence[tuple[float, Preview]],
     seconds: tuple[float, float],
     n_classes: int,
-) -> Round:
+) -> RoundResult:
     """Score a round. On an annotated image the strokes stand, as they do for a person."""
     annotated = {image.name: image.annotations for image in images}
     learn_seconds, predict_seconds = seconds
@@ -354,7 +357,7 @@ def _round(
         )
     pixels = int(sum(np.count_nonzero(image.annotations) for image in images))
     result: dict[str, Any] = total.as_dict()
-    return Round(
+    return RoundResult(
         strokes=strokes,
         pixels=pixels,
         share=pixels / sum(image.annotations.size for image in images),

@@ -21,18 +21,21 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from napari_convlora import __version__
-from napari_convlora.adapter_file import Adapter
-from napari_convlora.annotations import default_classes
 from napari_convlora.backbones import Backbone
 from napari_convlora.benchmark import saliency
-from napari_convlora.benchmark.paper_data import Pair, Pairs, Task
+from napari_convlora.benchmark.paper_data import Pair, Pairs, SegmentationTask
 from napari_convlora.config import ModelConfig
-from napari_convlora.data import Normalizer
 from napari_convlora.devices import mixed_precision
-from napari_convlora.feature_cache import FeatureCache
-from napari_convlora.files import read_image
-from napari_convlora.heads import HeadOutput
-from napari_convlora.losses import (
+from napari_convlora.evaluation.metrics import balanced_error, confusion, scores
+from napari_convlora.formats.opening import read_image
+from napari_convlora.images.normalise import Normalizer
+from napari_convlora.labels.classes import default_classes
+from napari_convlora.model.adapter import Adapter
+from napari_convlora.model.feature_cache import FeatureCache
+from napari_convlora.model.heads import HeadOutput
+from napari_convlora.model.semantic_sam import SemanticSAM
+from napari_convlora.peft import METHODS
+from napari_convlora.training.losses import (
     VOID,
     balanced_bce,
     class_weights,
@@ -40,9 +43,6 @@ from napari_convlora.losses import (
     query_loss,
     structure_loss,
 )
-from napari_convlora.metrics import balanced_error, confusion, scores
-from napari_convlora.model import SemanticSAM
-from napari_convlora.peft import METHODS
 
 _SALIENCY = {
     "s_measure": saliency.s_measure,
@@ -93,7 +93,7 @@ class PaperData:
     train: list[Pair]
     val: list[Pair]
     test: list[Pair]
-    task: Task
+    task: SegmentationTask
     counts: Tensor
 
 
@@ -194,7 +194,7 @@ def train(
                 optimiser.zero_grad()
                 schedule.step()
         model.eval()
-        scored = evaluate(model, data.val, data.task, config, (config.metric,), cache)
+        scored = evaluate_pairs(model, data.val, data.task, config, (config.metric,), cache)
         score = scored.summary[config.metric]
         if best_epoch == 0 or sign * score > sign * best:
             best, best_epoch, best_state = score, number, model.adapter_state()
@@ -215,7 +215,7 @@ def _groups(model: SemanticSAM) -> list[dict[str, Any]]:
 
 
 def _loss(
-    output: HeadOutput, target: Tensor, weights: Tensor, task: Task, config: PaperConfig
+    output: HeadOutput, target: Tensor, weights: Tensor, task: SegmentationTask, config: PaperConfig
 ) -> Tensor:
     """Loss of the paper for the head's output at full size; `target` is (1, H, W)."""
     logits = _enlarge(output.logits, target.shape[-1])
@@ -236,10 +236,10 @@ def _enlarge(maps: Tensor, size: int | Sequence[int]) -> Tensor:
     return F.interpolate(maps.float(), shape, mode="bilinear", align_corners=False)
 
 
-def evaluate(
+def evaluate_pairs(
     model: SemanticSAM,
     pairs: list[Pair],
-    task: Task,
+    task: SegmentationTask,
     config: PaperConfig,
     metrics: Sequence[str] = BINARY_METRICS,
     cache: FeatureCache | None = None,

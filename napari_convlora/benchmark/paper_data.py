@@ -13,11 +13,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from napari_convlora.config import MAX_CLASSES, InputError
-from napari_convlora.data import to_rgb
-from napari_convlora.files import MAX_LABEL, read_image, read_labels
-from napari_convlora.losses import VOID
-from napari_convlora.results import check_no_device
+from napari_convlora.config import MAX_CLASSES, MAX_LABEL
+from napari_convlora.errors import InputError
+from napari_convlora.files.atomic import check_no_device
+from napari_convlora.formats.opening import read_image, read_labels
+from napari_convlora.images.normalise import to_rgb
+from napari_convlora.training.losses import VOID
 
 SPLITS = ("train", "val", "test")
 _NOISE = 15
@@ -32,7 +33,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Task:
+class SegmentationTask:
     """What the labels mean.
 
     Parameters
@@ -109,7 +110,9 @@ def _inside(folder: Path, name: str | None) -> Path:
     return Path(os.path.normpath(folder / (name or "")))
 
 
-def find_task(pairs: list[Pair], binary: bool | None, ignore: int | None) -> tuple[Task, Tensor]:
+def find_task(
+    pairs: list[Pair], binary: bool | None, ignore: int | None
+) -> tuple[SegmentationTask, Tensor]:
     """Find out what the labels of `pairs` mean.
 
     Parameters
@@ -132,7 +135,7 @@ def find_task(pairs: list[Pair], binary: bool | None, ignore: int | None) -> tup
     InputError
         A label image cannot be read, holds too high a class, or masks have an ignored id.
     """
-    masks = Task(2, binary=True), torch.zeros(2, dtype=torch.int64)
+    masks = SegmentationTask(2, binary=True), torch.zeros(2, dtype=torch.int64)
     if binary and ignore is not None:
         raise InputError("Masks have no ids to ignore; use --task multiclass, or drop --ignore.")
     if binary is None and ignore is not None:
@@ -154,7 +157,7 @@ def find_task(pairs: list[Pair], binary: bool | None, ignore: int | None) -> tup
             f"The labels hold the class {highest}; number classes from 0 to {MAX_CLASSES - 1}, "
             f"leave it out with --ignore {highest}, or say --task binary if they are masks."
         )
-    return Task(highest + 1, False, ignore), torch.from_numpy(counts[: highest + 1])
+    return SegmentationTask(highest + 1, False, ignore), torch.from_numpy(counts[: highest + 1])
 
 
 class Pairs(Dataset):
@@ -168,7 +171,7 @@ class Pairs(Dataset):
         Side in pixels. Images are resized bicubically, labels by nearest neighbour.
     """
 
-    def __init__(self, pairs: list[Pair], task: Task, size: int) -> None:
+    def __init__(self, pairs: list[Pair], task: SegmentationTask, size: int) -> None:
         self.pairs, self.task, self.size = pairs, task, size
 
     def __len__(self) -> int:

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from napari_convlora.config import InputError, TrainConfig
-from napari_convlora.results import atomic_write, check_no_device
+from napari_convlora.config import TrainConfig
+from napari_convlora.errors import InputError
+from napari_convlora.files.atomic import atomic_write, check_no_device
 
 TaskName = Literal["finish", "unseen"]
 PEERS = ("forest", "unet")
@@ -26,7 +27,7 @@ _FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Settings:
+class RunSettings:
     """What decides the figures, apart from set, task, system and seed.
 
     Parameters
@@ -75,7 +76,7 @@ class Key:
 
 
 @dataclass(frozen=True)
-class Round:
+class RoundResult:
     """One round of a run.
 
     Parameters
@@ -132,14 +133,14 @@ class Run:
 
     key: Key
     classes: Sequence[str] = ()
-    rounds: Sequence[Round] = ()
+    rounds: Sequence[RoundResult] = ()
     load_seconds: float = 0.0
     peak_bytes: int | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     failed: str | None = None
 
 
-def write_runs(path: Path, settings: Settings, runs: Sequence[Run]) -> None:
+def write_runs(path: Path, settings: RunSettings, runs: Sequence[Run]) -> None:
     """Replace `path` by the settings and all runs so far, at once or not at all."""
     content = {
         "format": _FORMAT,
@@ -168,7 +169,7 @@ def read_runs(path: Path) -> tuple[dict[str, Any], list[Run]]:
                 **{
                     **run,
                     "key": Key(**run["key"]),
-                    "rounds": tuple(Round(**own) for own in run["rounds"]),
+                    "rounds": tuple(RoundResult(**own) for own in run["rounds"]),
                 }
             )
             for run in content["runs"]
@@ -182,7 +183,7 @@ def read_runs(path: Path) -> tuple[dict[str, Any], list[Run]]:
         ) from error
 
 
-def check_same(settings: Settings, stored: Mapping[str, Any], path: Path) -> None:
+def check_same(settings: RunSettings, stored: Mapping[str, Any], path: Path) -> None:
     """Refuse to add runs to results that were made with other settings.
 
     Raises

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from napari_convlora.annotations import DEFAULT_COLOURS
 from napari_convlora.benchmark.bootstrap import bootstrap_differences, bootstrap_mean, mean_ious
-from napari_convlora.benchmark.records import BASELINES, Round, Run, read_runs
-from napari_convlora.results import atomic_write
+from napari_convlora.benchmark.records import BASELINES, RoundResult, Run, read_runs
+from napari_convlora.files.atomic import atomic_write
+from napari_convlora.labels.classes import DEFAULT_COLOURS
 
 REFERENCE = "conv_lora"
 """The system that the others are compared with."""
@@ -267,7 +267,7 @@ def _cost_table(results: Results) -> str:
     rows = []
     for system in _systems(results):
         runs = [run for run in _runs(results) if run.key.system == system]
-        rounds: list[Round] = [own for run in runs for own in run.rounds]
+        rounds: list[RoundResult] = [own for run in runs for own in run.rounds]
         peak = max((run.peak_bytes for run in runs if run.peak_bytes is not None), default=None)
         seconds = (
             _mean(own.learn_seconds for own in rounds),

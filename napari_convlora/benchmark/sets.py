@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from napari_convlora.config import MAX_CLASSES, InputError
-from napari_convlora.files import MAX_LABEL, read_image, read_labels
-from napari_convlora.results import check_no_device
+from napari_convlora.config import MAX_CLASSES, MAX_LABEL
+from napari_convlora.errors import InputError
+from napari_convlora.files.atomic import check_no_device
+from napari_convlora.formats.opening import read_image, read_labels
 
 _VOID_NAMES = {"void", "unlabelled", "unlabeled", "ignore"}
 

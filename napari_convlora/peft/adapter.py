@@ -41,7 +41,7 @@ class Adapted(nn.Module):
         return y + self.up(F.gelu(self.down(y)))
 
 
-def inject(encoder: Any, first_block: int, config: MethodConfig) -> Any:
+def _inject(encoder: Any, first_block: int, config: MethodConfig) -> Any:
     """Put a bottleneck behind the attention and the perceptron of every block."""
     for block in encoder.blocks[first_block:]:
         dim = width(block)
@@ -50,4 +50,4 @@ def inject(encoder: Any, first_block: int, config: MethodConfig) -> Any:
     return encoder
 
 
-METHODS["adapter"] = Method("Adapter", inject)
+METHODS["adapter"] = Method("Adapter", _inject)

@@ -14,7 +14,7 @@ from napari_convlora.config import MethodConfig
 from napari_convlora.peft.registry import METHODS, Method, adapted_modules
 
 
-def inject(encoder: Any, first_block: int, config: MethodConfig) -> Any:
+def _inject(encoder: Any, first_block: int, config: MethodConfig) -> Any:
     """Replace every bias from `first_block` to the neck by a trained copy."""
     for part in [*adapted_modules(encoder, first_block), encoder.layout.neck]:
         for module in part.modules():
@@ -25,8 +25,8 @@ def inject(encoder: Any, first_block: int, config: MethodConfig) -> Any:
     return encoder
 
 
-def merge(encoder: nn.Module) -> None:
+def _merge(encoder: nn.Module) -> None:
     """Do nothing: trained biases already are the layers' own."""
 
 
-METHODS["bitfit"] = Method("BitFit", inject, stem="adapted", merge=merge)
+METHODS["bitfit"] = Method("BitFit", _inject, stem="adapted", merge=_merge)

@@ -222,11 +222,11 @@ class ConvLoRALinear(ExpertLinear):
         return (self.answers(z, chosen) * weights[:, :, None, None, None]).sum(1)
 
 
-def inject(encoder: Any, first_block: int, config: MethodConfig) -> Any:
+def _inject(encoder: Any, first_block: int, config: MethodConfig) -> Any:
     """Replace every block's ``attn.qkv`` by a `ConvLoRALinear` around it."""
     for block in encoder.blocks[first_block:]:
         block.attn.qkv = ConvLoRALinear(block.attn.qkv, config)
     return encoder
 
 
-METHODS["conv_lora"] = Method("Conv-LoRA", inject)
+METHODS["conv_lora"] = Method("Conv-LoRA", _inject)

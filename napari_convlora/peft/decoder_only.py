@@ -8,9 +8,9 @@ from napari_convlora.config import MethodConfig
 from napari_convlora.peft.registry import METHODS, Method
 
 
-def inject(encoder: Any, first_block: int, config: MethodConfig) -> Any:
+def _inject(encoder: Any, first_block: int, config: MethodConfig) -> Any:
     """Return `encoder` unchanged."""
     return encoder
 
 
-METHODS["decoder_only"] = Method("Decoder only", inject, adapts_encoder=False)
+METHODS["decoder_only"] = Method("Decoder only", _inject, adapts_encoder=False)

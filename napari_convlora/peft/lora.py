@@ -45,7 +45,7 @@ class LoRALinear(nn.Module):
         return torch.add(self.base(x), F.linear(z, self.lora_B), alpha=self.scaling)
 
 
-def inject(encoder: Any, first_block: int, config: MethodConfig) -> Any:
+def _inject(encoder: Any, first_block: int, config: MethodConfig) -> Any:
     """Replace every block's ``attn.qkv`` by a `LoRALinear` around it."""
     for block in encoder.blocks[first_block:]:
         block.attn.qkv = LoRALinear(block.attn.qkv, config.rank, config.alpha)
@@ -59,9 +59,9 @@ def _merged(layer: LoRALinear) -> nn.Linear:
     return plain
 
 
-def merge(encoder: nn.Module) -> None:
+def _merge(encoder: nn.Module) -> None:
     """Replace every `LoRALinear` by a plain linear layer."""
     replace(encoder, lambda m: type(m) is LoRALinear, _merged)
 
 
-METHODS["lora"] = Method("LoRA", inject, merge=merge)
+METHODS["lora"] = Method("LoRA", _inject, merge=_merge)

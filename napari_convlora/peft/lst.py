@@ -85,9 +85,9 @@ class LadderSide(nn.Module):
         return self.suffix(self.prefix(images, self.first_block), self.first_block)
 
 
-def inject(encoder: Any, first_block: int, config: MethodConfig) -> LadderSide:
+def _inject(encoder: Any, first_block: int, config: MethodConfig) -> LadderSide:
     """Put a side network along the blocks from `first_block` on."""
     return LadderSide(encoder, first_block, config.reduction)
 
 
-METHODS["lst"] = Method("Ladder side-tuning", inject)
+METHODS["lst"] = Method("Ladder side-tuning", _inject)

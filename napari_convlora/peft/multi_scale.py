@@ -9,11 +9,11 @@ from napari_convlora.peft.conv_lora import ExpertLinear
 from napari_convlora.peft.registry import METHODS, Method
 
 
-def inject(encoder: Any, first_block: int, config: MethodConfig) -> Any:
+def _inject(encoder: Any, first_block: int, config: MethodConfig) -> Any:
     """Replace every block's ``attn.qkv`` by an `ExpertLinear` with all of ``config.scales``."""
     for block in encoder.blocks[first_block:]:
         block.attn.qkv = ExpertLinear(block.attn.qkv, config.rank, config.alpha, config.scales)
     return encoder
 
 
-METHODS["multi_scale"] = Method("Multi-scale", inject)
+METHODS["multi_scale"] = Method("Multi-scale", _inject)

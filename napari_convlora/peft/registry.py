@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from napari_convlora.config import ConvLoRAError, MethodConfig
+from napari_convlora.config import MethodConfig
+from napari_convlora.errors import ConvLoRAError
 
 
 @dataclass(frozen=True)

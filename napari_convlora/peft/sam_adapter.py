@@ -92,9 +92,9 @@ class SAMAdapter(nn.Module):
         return embedding
 
 
-def inject(encoder: Any, first_block: int, config: MethodConfig) -> SAMAdapter:
+def _inject(encoder: Any, first_block: int, config: MethodConfig) -> SAMAdapter:
     """Give hints to the blocks from `first_block` on."""
     return SAMAdapter(encoder, first_block)
 
 
-METHODS["sam_adapter"] = Method("SAM-Adapter", inject, stem="read")
+METHODS["sam_adapter"] = Method("SAM-Adapter", _inject, stem="read")

@@ -68,16 +68,16 @@ def _is_operation(module: nn.Module) -> bool:
     return isinstance(module, kinds) or isinstance(_weights(module), nn.BatchNorm2d)
 
 
-def inject(encoder: Any, first_block: int, config: MethodConfig) -> Any:
+def _inject(encoder: Any, first_block: int, config: MethodConfig) -> Any:
     """Put a `ScaledShifted` around every operation from `first_block` to the neck."""
     for part in adapted_modules(encoder, first_block):
         replace(part, _is_operation, ScaledShifted)
     return encoder
 
 
-def merge(encoder: nn.Module) -> None:
+def _merge(encoder: nn.Module) -> None:
     """Replace every `ScaledShifted` by a plain operation."""
     replace(encoder, lambda m: isinstance(m, ScaledShifted), ScaledShifted.merged)
 
 
-METHODS["ssf"] = Method("SSF", inject, stem="adapted", merge=merge)
+METHODS["ssf"] = Method("SSF", _inject, stem="adapted", merge=_merge)

@@ -19,7 +19,7 @@ _PATCH_VALUES = 3 * 16**2
 """Values in a patch, which the published initialisation depends on."""
 
 
-def inject(encoder: Any, first_block: int, config: MethodConfig) -> Any:
+def _inject(encoder: Any, first_block: int, config: MethodConfig) -> Any:
     """Give every block's attention ``config.prompts`` tokens of its own."""
     blocks = encoder.blocks
     for i in range(first_block, len(blocks)):
@@ -31,4 +31,4 @@ def inject(encoder: Any, first_block: int, config: MethodConfig) -> Any:
     return encoder
 
 
-METHODS["vpt"] = Method("VPT", inject)
+METHODS["vpt"] = Method("VPT", _inject)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from napari_convlora.project.folder import Project
-from napari_convlora.project.manifest import ImageEntry, Manifest, Settings, View, split_missing
-from napari_convlora.project.missing import LostLabelsError
-from napari_convlora.project.owner import LockedError
+from napari_convlora.project.image_entry import ImageEntry, Viewpoint
+from napari_convlora.project.lock import LockedError
+from napari_convlora.project.lost_labels import LostLabelsError
+from napari_convlora.project.manifest import Manifest, Settings, split_missing
 from napari_convlora.project.recipe import Recipe
-from napari_convlora.project.rounds import RoundRecord
+from napari_convlora.project.round_store import RoundRecord
 
 __all__ = [
     "ImageEntry",
@@ -18,6 +19,6 @@ __all__ = [
     "Recipe",
     "RoundRecord",
     "Settings",
-    "View",
+    "Viewpoint",
     "split_missing",
 ]

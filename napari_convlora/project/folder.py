@@ -16,35 +16,47 @@ from typing import TypeVar
 import numpy as np
 from filelock import BaseFileLock
 
-from napari_convlora.annotations import LabelledImage
-from napari_convlora.config import InputError
-from napari_convlora.files import read_labels
-from napari_convlora.planes import LazyPlanes, Planes
-from napari_convlora.project import owner
-from napari_convlora.project.inside import check_plain, inside
-from napari_convlora.project.labels import (
+from napari_convlora.errors import InputError
+from napari_convlora.files.atomic import atomic_write, make_folder
+from napari_convlora.formats.opening import open_image, read_labels
+from napari_convlora.images.planes import LazyPlanes, Planes
+from napari_convlora.labels.annotations import LabelledImage
+from napari_convlora.labels.reviewed import Outlines
+from napari_convlora.project import lock
+from napari_convlora.project.image_entry import ImageEntry, Viewpoint, new_stem
+from napari_convlora.project.label_files import (
     VERSION_SECONDS,
     keep_version,
     read_current,
     read_newest,
-    write_labels,
+    write_label_file,
     write_regions,
 )
-from napari_convlora.project.learning import labelled
-from napari_convlora.project.manifest import ImageEntry, Manifest, View, new_stem
-from napari_convlora.project.missing import counted, lost, read_painted, read_reviewed, recounted
-from napari_convlora.project.rounds import ANNOTATIONS, PREDICTIONS, ROUNDS, Rounds
-from napari_convlora.results import atomic_write, make_folder
-from napari_convlora.reviewed import Outlines
-from napari_convlora.stores import open_image
+from napari_convlora.project.labelled_images import labelled_images
+from napari_convlora.project.layout import (
+    ANNOTATIONS,
+    IMAGES,
+    MANIFEST,
+    PREDICTIONS,
+    ROUNDS,
+    check_plain,
+    inside,
+)
+from napari_convlora.project.lost_labels import (
+    lost_files,
+    read_painted,
+    read_reviewed,
+    with_counts,
+    with_first_counts,
+)
+from napari_convlora.project.manifest import Manifest
+from napari_convlora.project.round_store import Rounds
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-MANIFEST = "project.json"
-_IMAGES = "images"
-_PARTS = ANNOTATIONS, PREDICTIONS, _IMAGES, ROUNDS
+_PARTS = ANNOTATIONS, PREDICTIONS, IMAGES, ROUNDS
 
 
 class Project:
@@ -84,7 +96,7 @@ class Project:
         make_folder(folder)
         if any(folder.iterdir()):
             raise InputError(f"'{folder}' is not empty; choose or make an empty folder.")
-        project = cls(folder, manifest or Manifest(), owner.claim(folder))
+        project = cls(folder, manifest or Manifest(), lock.claim(folder))
         try:
             project.manifest.write(project.own(MANIFEST))
         except InputError:
@@ -115,12 +127,12 @@ class Project:
         if not path.is_file():
             raise InputError(f"'{folder}' is no project: it has no {MANIFEST}; choose another.")
         Manifest.read(path)  # of what cannot be read nothing is claimed
-        claim = owner.claim(folder, anyway=anyway)
+        claim = lock.claim(folder, anyway=anyway)
         project = cls(folder, Manifest.read(path), claim)  # which may just have been written
         images = []
         for entry in project.manifest.images:
             try:
-                images.append(recounted(entry, folder))
+                images.append(with_first_counts(entry, folder))
             except InputError as error:  # it opens all the same
                 logger.warning("'%s' counts as not annotated: %s", entry.name, error)
                 images.append(entry)
@@ -129,7 +141,7 @@ class Project:
 
     def close(self) -> None:
         """Leave the folder to others."""
-        owner.release(self.folder, self._claim)
+        lock.release(self.folder, self._claim)
 
     def _unmake(self) -> None:
         """Leave the folder empty, as what could not be written as a whole is no project."""
@@ -137,7 +149,7 @@ class Project:
             shutil.rmtree(self.folder / part, ignore_errors=True)
         with contextlib.suppress(OSError):
             (self.folder / MANIFEST).unlink()
-        owner.withdraw(self.folder, self._claim)
+        lock.withdraw(self.folder, self._claim)
 
     def save_as(self, folder: Path) -> Project:
         """Copy everything into a new or empty folder, and return the project there.
@@ -213,7 +225,7 @@ class Project:
             if known:
                 entry = entry.moved(Path(entry.absolute), self.folder)
             elif isinstance(pixels, np.ndarray):
-                path = self.own(_IMAGES, f"{entry.stem}.npy")
+                path = self.own(IMAGES, f"{entry.stem}.npy")
                 make_folder(path.parent)
                 _write_pixels(path, entry.as_layer(pixels))
                 entry = entry.moved(path, self.folder)
@@ -295,7 +307,7 @@ class Project:
         entry.read(self.folder)  # a large one is opened, no more
         self._replace_entry(entry)
 
-    def keep_view(self, stem: str, view: View) -> None:
+    def keep_view(self, stem: str, view: Viewpoint) -> None:
         """Take note how an image was last looked at."""
         with self.lock:
             self._replace_entry(replace(self.entry(stem), view=view))
@@ -342,7 +354,7 @@ class Project:
         if note:
             self._damaged.add(path)
         elif found is None and expected:
-            note = str(lost(entry.name, path))
+            note = str(lost_files(entry.name, path))
         return found, note
 
     def _keep_version(self, path: Path) -> None:
@@ -362,12 +374,12 @@ class Project:
             path = self.own(ANNOTATIONS, f"{stem}.tif")
             make_folder(path.parent)
             self._keep_version(path)
-            write_labels(path, labels)
+            write_label_file(path, labels)
             path = self.own(ANNOTATIONS, f"{stem}.json")
             if regions or path.exists():
                 self._keep_version(path)
                 write_regions(path, regions)
-            self._replace_entry(counted(self.entry(stem), labels, regions))
+            self._replace_entry(with_counts(self.entry(stem), labels, regions))
 
     def relabel(self, stem: str, class_id: int, to: int) -> None:
         """Give a class's annotated pixels of an image to another; 0 erases them.
@@ -392,7 +404,7 @@ class Project:
         with self.lock:
             path = self.own(PREDICTIONS, f"{stem}.tif")
             make_folder(path.parent)
-            write_labels(path, labels)
+            write_label_file(path, labels)
 
     def predicted(self, stem: str) -> bool:
         """Whether there is a prediction of an image."""
@@ -402,7 +414,7 @@ class Project:
         self, *, without_missing: bool = False
     ) -> tuple[tuple[str, ...], list[LabelledImage]]:
         """Return what a round learns from; see `labelled`."""
-        return labelled(self, without_missing=without_missing)
+        return labelled_images(self, without_missing=without_missing)
 
     def annotated(self, stem: str) -> tuple[np.ndarray, Outlines]:
         """Return annotations (P, H, W) int32, all 0 if nothing was painted, and reviewed regions.
@@ -424,7 +436,7 @@ class Project:
             if entry.regions or path.exists():
                 regions = read_current(path, partial(read_reviewed, entry=entry))
         except InputError as error:
-            raise lost(entry.name, path) from error
+            raise lost_files(entry.name, path) from error
         return labels, regions
 
     def install(self, number: int) -> None:
@@ -446,7 +458,7 @@ class Project:
 def _is_copied(entry: ImageEntry) -> bool:
     """Whether the project has a copy of an image's pixels."""
     folder, *below = PurePosixPath(entry.path).parts or ("",)
-    return folder == _IMAGES and ".." not in below
+    return folder == IMAGES and ".." not in below
 
 
 def _write_pixels(path: Path, pixels: np.ndarray) -> None:

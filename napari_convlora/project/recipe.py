@@ -11,16 +11,19 @@ from pathlib import Path
 
 import numpy as np
 
-from napari_convlora.annotations import LabelledImage, find_background, parse_classes
-from napari_convlora.config import ClassInfo, InputError
-from napari_convlora.files import read_labels
-from napari_convlora.parts import labelled_parts
-from napari_convlora.project.checked import build, read_json, write_json
-from napari_convlora.project.inside import inside
-from napari_convlora.project.labels import read_regions, write_labels, write_regions
-from napari_convlora.project.manifest import ImageEntry, Settings, check_entries
-from napari_convlora.results import make_folder
-from napari_convlora.reviewed import Outlines, fill_outlines
+from napari_convlora.config import ClassInfo
+from napari_convlora.errors import InputError
+from napari_convlora.files.atomic import make_folder
+from napari_convlora.files.checked_json import build, read_json, write_json
+from napari_convlora.formats.opening import read_labels
+from napari_convlora.labels.annotations import LabelledImage
+from napari_convlora.labels.around_labels import labelled_parts
+from napari_convlora.labels.classes import find_background, parse_classes
+from napari_convlora.labels.reviewed import Outlines, fill_outlines
+from napari_convlora.project.image_entry import ImageEntry
+from napari_convlora.project.label_files import read_regions, write_label_file, write_regions
+from napari_convlora.project.layout import inside
+from napari_convlora.project.manifest import Settings, check_entries
 
 FORMAT = 1
 _PACKAGES = ("napari-convlora", "torch", "numpy", "scikit-image", "scikit-learn")
@@ -62,13 +65,13 @@ class Recipe:
     start: str | None = None
     stop_after: int | None = None
     threads: int = 1
-    versions: tuple[str, ...] = ()
+    package_versions: tuple[str, ...] = ()
     command: str = ""
 
     def write(self, path: Path) -> None:
         """Write the recipe, with the versions of today and the command that repeats it."""
         own = {
-            "versions": versions(),
+            "label_versionsversions": package_versions(),
             "command": f"napari-convlora adapt --recipe {path.name} --out adapter.safetensors",
         }
         write_json(path, {"format": FORMAT, **asdict(self), **own})
@@ -144,14 +147,14 @@ class Recipe:
         """
         make_folder(inside(folder, self.labels))
         for entry, (labels, outlines) in zip(self.images, annotations, strict=True):
-            write_labels(inside(folder, self.labels, f"{entry.stem}.tif"), labels)
+            write_label_file(inside(folder, self.labels, f"{entry.stem}.tif"), labels)
             regions = inside(folder, self.labels, f"{entry.stem}.json")
             regions.unlink(missing_ok=True)  # those of another recipe of this name
             if outlines:
                 write_regions(regions, outlines)
 
 
-def versions() -> list[str]:
+def package_versions() -> list[str]:
     """Return the versions of what a round's result depends on."""
     return [f"python {platform.python_version()}"] + [
         f"{name} {metadata.version(name)}" for name in _PACKAGES

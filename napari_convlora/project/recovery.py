@@ -9,12 +9,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from napari_convlora.config import ConvLoRAError, InputError
-from napari_convlora.project import owner
-from napari_convlora.project.folder import MANIFEST, Project
+from napari_convlora.errors import ConvLoRAError, InputError
+from napari_convlora.files.atomic import data_folder
+from napari_convlora.project import lock
+from napari_convlora.project.folder import Project
+from napari_convlora.project.layout import MANIFEST
+from napari_convlora.project.lost_labels import with_first_counts
 from napari_convlora.project.manifest import Manifest
-from napari_convlora.project.missing import recounted
-from napari_convlora.results import data_folder
 
 MOST = 5
 """Unsaved sessions kept; older ones are removed."""
@@ -72,16 +73,16 @@ def leftovers() -> list[Leftover]:
     found: list[Leftover] = []
     for path in sorted(root().glob(f"*/{MANIFEST}"), key=_when, reverse=True):
         try:
-            if owner.is_open(path.parent):
+            if lock.is_open(path.parent):
                 continue
-            entries = [recounted(e, path.parent) for e in Manifest.read(path).images]
+            entries = [with_first_counts(e, path.parent) for e in Manifest.read(path).images]
         except ConvLoRAError:  # a newer version's, damaged, or not ours to write
             continue
-        images, host = [e for e in entries if e.annotated], owner.elsewhere(path.parent)
+        images, host = [e for e in entries if e.annotated], lock.elsewhere(path.parent)
         if images and (host or len(found) < MOST):
             pixels = sum(sum(e.counts.values()) for e in images)
             regions = sum(e.regions for e in images)
-            crashed = owner.crashed(path.parent)
+            crashed = lock.crashed(path.parent)
             much = len(images), pixels, regions
             found.append(Leftover(path.parent, *much, _when(path), crashed, host))
         elif not host:
@@ -94,9 +95,9 @@ def discard(folder: Path) -> None:
     if folder.resolve().parent != root().resolve():
         return
     with contextlib.suppress(InputError):
-        lock = owner.hold(folder)  # which needs no room on the disk
+        held = lock.hold(folder)  # which needs no room on the disk
         shutil.rmtree(folder, ignore_errors=True)
-        lock.release()
+        held.release()
         shutil.rmtree(folder, ignore_errors=True)  # Windows keeps a file that is held
 
 

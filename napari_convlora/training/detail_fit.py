@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from joblib import parallel_config
 from torch import Tensor
 
-from napari_convlora.detail import KINDS, SCALES, DetailBranch, n_features
 from napari_convlora.devices import seed_draws
-from napari_convlora.losses import class_weights, weighted_cross_entropy
+from napari_convlora.model.detail_branch import KINDS, SCALES, DetailBranch, n_features
+from napari_convlora.training.losses import class_weights, weighted_cross_entropy
 
 _BATCH = 512
 _LEARNING_RATE = 6e-3

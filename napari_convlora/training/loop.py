@@ -9,32 +9,24 @@ from collections.abc import Generator, Iterator, Sequence
 import numpy as np
 import torch
 
-from napari_convlora.adapter_file import MAX_HEADER, Adapter
-from napari_convlora.annotations import LabelledImage, check_annotations
 from napari_convlora.backbones import Backbone
-from napari_convlora.config import ClassInfo, ConvLoRAError, ModelConfig, TrainConfig
+from napari_convlora.config import ClassInfo, ModelConfig, TrainConfig
+from napari_convlora.control import RunControl
 from napari_convlora.devices import is_out_of_memory
-from napari_convlora.events import (
-    Event,
-    Failed,
-    Finished,
-    Interim,
-    Paused,
-    RunControl,
-    Scored,
-    Started,
-    Step,
-)
-from napari_convlora.feature_cache import FeatureCache
-from napari_convlora.sampling import view_pool
-from napari_convlora.training.average import WeightAverage
-from napari_convlora.training.careful import CarefulSteps
-from napari_convlora.training.compare import Rival, compare, most_tiles
-from napari_convlora.training.detail import fit_detail, preview
-from napari_convlora.training.start import begin_head
-from napari_convlora.training.state import RoundState
+from napari_convlora.errors import ConvLoRAError
+from napari_convlora.events import Event, Failed, Finished, Interim, Paused, Scored, Started, Step
+from napari_convlora.labels.annotations import LabelledImage, check_annotations
+from napari_convlora.model.adapter import MAX_HEADER, Adapter
+from napari_convlora.model.feature_cache import FeatureCache
+from napari_convlora.training.detail_stage import fit_detail, preview
+from napari_convlora.training.guarded_steps import CarefulSteps
+from napari_convlora.training.head_start import begin_head
+from napari_convlora.training.processes import ALONE, Team
+from napari_convlora.training.round_state import RoundState
 from napari_convlora.training.step import take_score
-from napari_convlora.training.team import ALONE, Team
+from napari_convlora.training.versus_installed import Rival, compare, most_tiles
+from napari_convlora.training.views import view_pool
+from napari_convlora.training.weight_average import WeightAverage
 
 _COOL_DOWN = 8
 _UNSTABLE = 3

@@ -10,14 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from napari_convlora.data import View
-from napari_convlora.detail import mix
 from napari_convlora.devices import mixed_precision
-from napari_convlora.heads import HeadOutput
-from napari_convlora.losses import VOID, dense_loss, query_loss, taught_loss
-from napari_convlora.metrics import scores
-from napari_convlora.sampling import view_target
-from napari_convlora.training.state import RoundState
+from napari_convlora.evaluation.metrics import scores
+from napari_convlora.model.detail_branch import mix
+from napari_convlora.model.heads import HeadOutput
+from napari_convlora.training.losses import VOID, dense_loss, query_loss, taught_loss
+from napari_convlora.training.round_state import RoundState
+from napari_convlora.training.views import View, view_target
 
 _SMOOTHING = 0.1
 """Label smoothing: after tens of steps on a few strokes SAM is sure of everything."""

@@ -22,10 +22,11 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_convlora.config import MAX_CLASSES, UNLABELLED, ClassInfo, InputError
-from napari_convlora.importing import Meaning, plan, propose, survey
-from napari_convlora.widget import class_colours
+from napari_convlora.config import MAX_CLASSES, UNLABELLED, ClassInfo
+from napari_convlora.errors import InputError
+from napari_convlora.labels.importing import Meaning, plan_import, propose_meaning, survey_values
 from napari_convlora.widget.form import words
+from napari_convlora.widget.layers import class_colours
 
 _VALUE, _PIXELS, _CLASS, _BECOMES = range(4)
 _HEADERS = ("Value", "Pixels", "Class", "Becomes")
@@ -88,7 +89,7 @@ class AdoptDialog(QDialog):
     ) -> None:
         super().__init__(parent)
         data = np.atleast_2d(layer.data.squeeze())
-        self._seen = survey(data.reshape(-1, *data.shape[-2:]))
+        self._seen = survey_values(data.reshape(-1, *data.shape[-2:]))
         self._names = class_colours.names_of(layer.features)
         self._kept = tuple(kept)
         self._typed: dict[int | None, str] = {}
@@ -187,7 +188,9 @@ class AdoptDialog(QDialog):
             self.finished_mask.isChecked(),
             self.objects.isChecked(),
         )
-        proposed = propose(seen, self._kept, self._names, finished=finished, one_class=one_class)
+        proposed = propose_meaning(
+            seen, self._kept, self._names, finished=finished, one_class=one_class
+        )
         counts: dict[int | None, int] = dict(seen.counts.items())
         self._rows: list[int | None] = list(seen.counts)
         if one_class:
@@ -223,7 +226,7 @@ class AdoptDialog(QDialog):
         """Say what would become of the values, or what is wrong."""
         seen, ok = self._seen, self.buttons.button(QDialogButtonBox.StandardButton.Ok)
         try:
-            become = plan(seen.counts, self.meaning(), self._kept)
+            become = plan_import(seen.counts, self.meaning(), self._kept)
         except InputError as error:
             self.note.setText(str(error))
             ok.setEnabled(False)

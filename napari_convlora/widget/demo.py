@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
-from napari_convlora.config import ConvLoRAError
+from napari_convlora.errors import ConvLoRAError
 
 _SAMPLE = "sandstone"
 _PATIENCE = 20 * 60  # seconds until a round counts as stuck
@@ -71,10 +71,10 @@ def _run(out: Path, headless: bool) -> int:
     from qtpy.QtWidgets import QApplication
     from skimage.io import imread
 
-    from napari_convlora.export import write_history
-    from napari_convlora.metrics import confusion, scores
-    from napari_convlora.results import make_folder
-    from napari_convlora.widget.contributions import SAMPLES, sample_classes
+    from napari_convlora.evaluation.metrics import confusion, scores
+    from napari_convlora.exports.history_csv import write_history
+    from napari_convlora.files.atomic import make_folder
+    from napari_convlora.widget.manifest import SAMPLES, sample_classes
 
     console = Console(soft_wrap=True, highlight=False, markup=False)
     make_folder(out)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qtpy.QtWidgets import QFileDialog, QMessageBox, QWidget
 
-from napari_convlora.files import READABLE_SUFFIXES
+from napari_convlora.formats.plain import READABLE_SUFFIXES
 
 _MASKS = "TIFF (*.tif *.tiff);;PNG (*.png)"
 _INSTANCES = "TIFF and table (*.tif *.tiff);;Table alone (*.csv)"

@@ -19,42 +19,43 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_convlora.annotations import (
+from napari_convlora.config import ClassInfo
+from napari_convlora.errors import ConvLoRAError
+from napari_convlora.labels.classes import (
     default_classes,
     find_background,
     read_classes,
     write_classes,
 )
-from napari_convlora.config import ClassInfo, ConvLoRAError
-from napari_convlora.importing import Meaning
+from napari_convlora.labels.importing import Meaning
 from napari_convlora.project import Manifest
+from napari_convlora.session.jobs import RoundSettings
 from napari_convlora.widget import adopt_dialog, dialogs
-from napari_convlora.widget.auto_adapt import AutoAdapt
-from napari_convlora.widget.class_table import ClassTable
-from napari_convlora.widget.counting import Counts
+from napari_convlora.widget.autosave.project_keeper import ProjectKeeper
+from napari_convlora.widget.autosave.round_history import RoundHistory
 from napari_convlora.widget.docking import Docking
+from napari_convlora.widget.engine.workflow import Workflow
 from napari_convlora.widget.form import Unfolding, leave_keys_to_canvas, read_points_and_commas
-from napari_convlora.widget.history import History
-from napari_convlora.widget.instances_section import InstancesSection
-from napari_convlora.widget.jobs import Recipe
-from napari_convlora.widget.keeper import Keeper
-from napari_convlora.widget.memory_section import MemorySection
-from napari_convlora.widget.output_bar import OutputBar
-from napari_convlora.widget.plot import TrainingPlot
-from napari_convlora.widget.project_section import ProjectSection, RecoveryOffer
-from napari_convlora.widget.prompt_tool import PromptTool
-from napari_convlora.widget.review_section import ReviewSection
-from napari_convlora.widget.reviewed_form import ReviewedForm, counted
-from napari_convlora.widget.rounds_section import RoundsSection
-from napari_convlora.widget.run_bar import RunBar
-from napari_convlora.widget.settings import SettingsForm
-from napari_convlora.widget.source_form import SourceForm
-from napari_convlora.widget.workflow import Workflow
+from napari_convlora.widget.layers.label_counts import LabelCounts
+from napari_convlora.widget.sections.auto_adapt import AutoAdapt
+from napari_convlora.widget.sections.class_table import ClassTable
+from napari_convlora.widget.sections.instances import InstancesSection
+from napari_convlora.widget.sections.memory import MemorySection
+from napari_convlora.widget.sections.output_bar import OutputBar
+from napari_convlora.widget.sections.plot import TrainingPlot
+from napari_convlora.widget.sections.project import ProjectSection, RecoveryOffer
+from napari_convlora.widget.sections.review import ReviewSection
+from napari_convlora.widget.sections.reviewed import ReviewedForm, reviewed_text
+from napari_convlora.widget.sections.rounds import RoundsSection
+from napari_convlora.widget.sections.run_bar import RunBar
+from napari_convlora.widget.sections.settings import SettingsForm
+from napari_convlora.widget.sections.source_form import SourceForm
+from napari_convlora.widget.tools.prompt_tool import PromptTool
 
 if TYPE_CHECKING:
     import napari.layers
 
-    from napari_convlora.session import Session
+    from napari_convlora.session.session import Session
 
 _BRUSH_KEY = "Ctrl+B"
 
@@ -107,8 +108,8 @@ class ConvLoRAWidget(QWidget):
         self.instances = InstancesSection(flow, lambda: table.current)
         self.reviewed = ReviewedForm(self.images, self)
         self._reviewed = Unfolding("Reviewed regions", self.reviewed)
-        self.keeper = Keeper(self.workflow, self._recipe, self)
-        self.history = History(self.keeper, self.workflow, self._recipe, self)
+        self.keeper = ProjectKeeper(self.workflow, self._recipe, self)
+        self.history = RoundHistory(self.keeper, self.workflow, self._recipe, self)
         self.offer, self.project = RecoveryOffer(self.keeper), ProjectSection(self.keeper)
         self.rounds = RoundsSection(self.history)
         self.automatic = AutoAdapt(self.workflow, self._start_round, self.rounds)
@@ -119,7 +120,7 @@ class ConvLoRAWidget(QWidget):
         self.review.step = lambda: self.keeper.step(1)
         self.memory = MemorySection(self.workflow)
         self._untouched = True
-        self._counts = Counts()
+        self._counts = LabelCounts()
         self._hint = self._news = ""
         self._say = self.run_bar.status.say
         self._annotate = QPushButton("Start annotating")
@@ -388,10 +389,10 @@ class ConvLoRAWidget(QWidget):
         output.save.clicked.connect(lambda: dialogs.with_new_adapter(self, self.export_adapter))
         output.load.clicked.connect(lambda: dialogs.with_adapter(self, self.load_adapter))
 
-    def _recipe(self) -> Recipe:
+    def _recipe(self) -> RoundSettings:
         train = replace(self.settings.train_config(), start=self.rounds.start)
         uncertain = self.review.keep_uncertainty.isChecked()
-        return Recipe(self.source.backbone, self.settings.model_config(), train, uncertain)
+        return RoundSettings(self.source.backbone, self.settings.model_config(), train, uncertain)
 
     def _fits(self, layer: "napari.layers.Labels") -> bool:
         record = self.images.current
@@ -478,11 +479,11 @@ class ConvLoRAWidget(QWidget):
         """Return how many pixels of images that are not open are annotated with a class."""
         return sum(entry.counts.get(class_id, 0) for entry in self.keeper.stored)
 
-    def _on_counted(self, counts: Counts) -> None:
+    def _on_counted(self, counts: LabelCounts) -> None:
         self.table.ensure(default_classes(counts.pixels))
         before, self._counts = self._counts, counts
         self.table.set_counts(counts.pixels, counts.strokes)
-        self._reviewed.set_title(counted(counts, find_background(self.classes) is not None))
+        self._reviewed.set_title(reviewed_text(counts, find_background(self.classes) is not None))
         # Counting lags behind: what a failed round said meanwhile stays, until it is remedied.
         news = self.status.startswith(self._hint) or len(before.pixels) < 2 <= len(counts.pixels)
         early = not self.workflow.has_adapter or self.status == self._hint

@@ -22,10 +22,10 @@ from napari_convlora.backbones import (
     load_backbone,
 )
 from napari_convlora.backbones.sam import VIT_SIZES, ViTSize, build_vit
-from napari_convlora.backbones.state import assign, detect, read_state
+from napari_convlora.backbones.state_dict import assign, detect, read_state
 from napari_convlora.backbones.testing import VIT, random_backbone
 from napari_convlora.backbones.tiny_vit import build_tiny_vit
-from napari_convlora.config import WeightsError
+from napari_convlora.errors import WeightsError
 
 PREFIXES = ("image_encoder.", "prompt_encoder.", "mask_decoder.")
 

@@ -14,7 +14,7 @@ import pytest
 
 from napari_convlora.backbones import checkpoints
 from napari_convlora.backbones.registry import REGISTRY
-from napari_convlora.config import WeightsError
+from napari_convlora.errors import WeightsError
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB, several chunks
 NAME = "vit_t"

@@ -15,7 +15,7 @@ from torch import nn
 
 from napari_convlora.backbones.sam import VIT_SIZES, build_vit, modeling
 from napari_convlora.backbones.testing import random_backbone
-from napari_convlora.config import InputError
+from napari_convlora.errors import InputError
 from napari_convlora.peft.lora import LoRALinear
 
 

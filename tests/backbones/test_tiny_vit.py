@@ -11,7 +11,7 @@ from napari_convlora.backbones import Backbone, tiny_vit_layers
 from napari_convlora.backbones.testing import TINY, random_backbone
 from napari_convlora.backbones.tiny_vit import build_tiny_vit
 from napari_convlora.backbones.tiny_vit_layers import Attention, ConvBN, MBConv
-from napari_convlora.config import InputError
+from napari_convlora.errors import InputError
 
 # The embedding of `pattern` at [0, ::32, 10, 20], its mean and its standard deviation, computed
 # with LiteMedSAM's published source.

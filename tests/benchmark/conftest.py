@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from napari_convlora.annotations import LabelledImage
+from napari_convlora.labels.annotations import LabelledImage
 
 
 @pytest.fixture

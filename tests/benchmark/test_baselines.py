@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from napari_convlora.annotations import LabelledImage
 from napari_convlora.benchmark import baselines
 from napari_convlora.benchmark.baselines import Predict, forest, unet
-from napari_convlora.metrics import confusion, scores
+from napari_convlora.evaluation.metrics import confusion, scores
+from napari_convlora.labels.annotations import LabelledImage
 
 Scene = Callable[..., tuple[LabelledImage, np.ndarray]]
 

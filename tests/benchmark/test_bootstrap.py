@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from napari_convlora.benchmark.bootstrap import bootstrap_differences, bootstrap_mean, mean_ious
-from napari_convlora.metrics import scores
+from napari_convlora.evaluation.metrics import scores
 
 
 @given(arrays(np.int64, (4, 3, 3), elements=st.integers(0, 50)))

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from napari_convlora import cli
 from napari_convlora.backbones.testing import random_backbone
 from napari_convlora.benchmark import commands_interactive, interactive
 from napari_convlora.benchmark.records import read_runs
+from napari_convlora.cli import parser
 
 ONE = ["--rounds", "1", "--seeds", "0", "--max-steps", "2", "--device", "cpu", "--test-images", "1"]
 
@@ -23,7 +23,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    return cli.main(["benchmark", "interactive", *arguments])
+    return parser.main(["benchmark", "interactive", *arguments])
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> str:

@@ -12,11 +12,19 @@ import pytest
 from napari_convlora.backbones.testing import random_backbone
 from napari_convlora.benchmark import interactive
 from napari_convlora.benchmark.interactive import Job, in_child, run_job, run_jobs
-from napari_convlora.benchmark.records import Key, Round, Run, Settings, read_runs, write_runs
-from napari_convlora.config import ConvLoRAError, InputError, TrainConfig
+from napari_convlora.benchmark.records import (
+    Key,
+    RoundResult,
+    Run,
+    RunSettings,
+    read_runs,
+    write_runs,
+)
+from napari_convlora.config import TrainConfig
+from napari_convlora.errors import ConvLoRAError, InputError
 from napari_convlora.training import adapt
 
-SETTINGS = Settings(
+SETTINGS = RunSettings(
     train=TrainConfig(
         max_steps=4, views=4, detail_steps=60, preview_seconds=0.0, score_every=2, device="cpu"
     ),
@@ -34,7 +42,9 @@ def job(data: Path, task: str, system: str, seed: int = 0, **changes) -> Job:
 
 
 def fake(job: Job) -> Run:
-    own = Round(1, 10, 0.1, 7.0 + job.key.seed, 1.0, 0.5, {"1": 0.5}, {"s0": [[1, 1], [1, 1]]})
+    own = RoundResult(
+        1, 10, 0.1, 7.0 + job.key.seed, 1.0, 0.5, {"1": 0.5}, {"s0": [[1, 1], [1, 1]]}
+    )
     return Run(job.key, ("a", "b"), (own, replace(own, learn_seconds=3.0)))
 
 

@@ -16,14 +16,14 @@ import torch
 from PIL import Image
 
 from napari_convlora import predict
-from napari_convlora.adapter_file import Adapter
 from napari_convlora.backbones.testing import random_backbone
 from napari_convlora.benchmark import commands_paper, paper
-from napari_convlora.benchmark.paper_data import Pairs, Task, find_task, read_split
-from napari_convlora.config import ConvLoRAError, InputError
-from napari_convlora.files import read_image
-from napari_convlora.losses import VOID
-from napari_convlora.prediction import Returning
+from napari_convlora.benchmark.paper_data import Pairs, SegmentationTask, find_task, read_split
+from napari_convlora.errors import ConvLoRAError, InputError
+from napari_convlora.formats.opening import read_image
+from napari_convlora.model.adapter import Adapter
+from napari_convlora.model.iteration import Returning
+from napari_convlora.training.losses import VOID
 
 SIZE = 64
 
@@ -55,7 +55,7 @@ def write_set(folder: Path, n_classes: int = 2, sizes: dict[str, int] | None = N
 
 def options(data: Path, out: Path, *more: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    commands_paper.add_arguments(parser)
+    commands_paper.add_paper_arguments(parser)
     quick = ["--size", str(SIZE), "--lr", "1e-2", "--device", "cpu", "--epochs", "2"]
     return parser.parse_args(["--data", str(data), "--out", str(out), *quick, *more])
 
@@ -69,7 +69,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(data: Path, out: Path, *more: str) -> dict:
-    assert commands_paper.run(options(data, out, *more)) == 0
+    assert commands_paper.run_paper(options(data, out, *more)) == 0
     return json.loads((out / "results.json").read_text())
 
 
@@ -170,7 +170,7 @@ def test_an_interrupted_run_leaves_its_finished_seeds(
 
     monkeypatch.setattr(paper, "train", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        commands_paper.run(options(data, tmp_path / "out", "--seeds", "1", "2"))
+        commands_paper.run_paper(options(data, tmp_path / "out", "--seeds", "1", "2"))
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert list(results["seeds"]) == ["1"]
     assert results["summary"]["native"]["iou"]["standard_error"] is None
@@ -196,7 +196,7 @@ def test_the_learning_rate_falls_linearly_and_patience_ends_the_run(
     wanted = iter([0.5, 0.7, 0.6, 0.7, 0.1, 0.9])
     monkeypatch.setattr(
         paper,
-        "evaluate",
+        "evaluate_pairs",
         lambda *a: paper.Evaluated({"s_measure": next(wanted)}, []),
     )
     config = paper.PaperConfig(size=SIZE, epochs=8, patience=3, lr=1e-3)
@@ -248,7 +248,9 @@ def test_scores_by_hand(tmp_path: Path) -> None:
     quarter[:16, :16] = 9
     logits = [torch.stack([torch.zeros(32, 32), m]) for m in (quarter, torch.full((32, 32), -9.0))]
     config = paper.PaperConfig(size=32)
-    found = paper.evaluate(FixedModel(logits), pairs, Task(2, binary=True), config)
+    found = paper.evaluate_pairs(
+        FixedModel(logits), pairs, SegmentationTask(2, binary=True), config
+    )
     first, second = found.images
     assert (first["iou"], first["dice"], first["ber"]) == pytest.approx((0.5, 2 / 3, 0.25))
     assert first["mae"] == pytest.approx(0.25, abs=1e-3)
@@ -262,8 +264,8 @@ def test_class_scores_come_from_summed_pixels_without_the_ignored_ones(tmp_path:
     labels[:, :8], labels[:, 24:] = 1, 9
     pairs = [label_file(tmp_path, "a.png", labels)]
     model = FixedModel([torch.stack([torch.zeros(32, 32), torch.full((32, 32), -1.0)])])
-    task = Task(2, binary=False, ignore=9)
-    found = paper.evaluate(model, pairs, task, paper.PaperConfig(size=32))
+    task = SegmentationTask(2, binary=False, ignore=9)
+    found = paper.evaluate_pairs(model, pairs, task, paper.PaperConfig(size=32))
     assert found.summary["miou"] == pytest.approx((2 / 3 + 0) / 2)
     assert found.summary["pixel_accuracy"] == pytest.approx(2 / 3)
 
@@ -273,14 +275,16 @@ def test_native_scores_use_the_labels_own_pixels(tmp_path: Path) -> None:
     stripe[::2] = 255  # nearest neighbour at half the size sees one parity only
     pair = label_file(tmp_path, "stripe.png", stripe)
     model = FixedModel([torch.stack([torch.zeros(32, 32), torch.ones(32, 32)])])
-    found = paper.evaluate(model, [pair], Task(2, True), paper.PaperConfig(size=32), native=True)
+    found = paper.evaluate_pairs(
+        model, [pair], SegmentationTask(2, True), paper.PaperConfig(size=32), native=True
+    )
     assert found.summary["iou"] == pytest.approx(0.5)
 
 
 def test_images_are_squeezed_into_a_square_with_labels_that_stay_ids(tmp_path: Path) -> None:
     pairs = read_split(write_set(tmp_path / "set", n_classes=4), "train", 2)
     task, counts = find_task(pairs, None, None)
-    assert (task, len(counts)) == (Task(4, binary=False), 4)
+    assert (task, len(counts)) == (SegmentationTask(4, binary=False), 4)
     assert counts.sum() == 2 * 70 * 90
     pixels, target = Pairs(pairs, task, 32)[1]
     assert pixels.shape == (3, 32, 32)
@@ -312,7 +316,7 @@ def test_ignored_ids_are_void_and_unknown_ones_are_named(tmp_path: Path) -> None
     with pytest.raises(InputError, match="class 7"):
         task.read(label_file(tmp_path, "b.png", np.array([[0, 7]])).label)
     two, _ = find_task([label_file(tmp_path, "c.png", np.array([[0, 1, 255]]))], None, 255)
-    assert two == Task(2, binary=False, ignore=255)
+    assert two == SegmentationTask(2, binary=False, ignore=255)
 
 
 @pytest.mark.parametrize(
@@ -346,7 +350,7 @@ def test_settings_that_do_not_fit_are_explained(
     tmp_path: Path, flags: list[str], message: str
 ) -> None:
     with pytest.raises(ConvLoRAError, match=message):
-        commands_paper.run(options(write_set(tmp_path / "set"), tmp_path / "out", *flags))
+        commands_paper.run_paper(options(write_set(tmp_path / "set"), tmp_path / "out", *flags))
 
 
 def test_mean_and_standard_error() -> None:

@@ -11,17 +11,18 @@ from PIL import Image
 
 from napari_convlora.benchmark.records import (
     Key,
-    Round,
+    RoundResult,
     Run,
-    Settings,
+    RunSettings,
     check_same,
     read_runs,
     write_runs,
 )
 from napari_convlora.benchmark.report import markdown, write_report
-from napari_convlora.config import InputError, TrainConfig
+from napari_convlora.config import TrainConfig
+from napari_convlora.errors import InputError
 
-SETTINGS = Settings()
+SETTINGS = RunSettings()
 
 
 def made(set_: str, system: str, seed: int, wrong: float, task: str = "unseen") -> Run:
@@ -37,7 +38,7 @@ def made(set_: str, system: str, seed: int, wrong: float, task: str = "unseen") 
         iou = float(hits / (hits + 2 * errors))
         share = 0.01 * (number + 1)
         rounds.append(
-            Round(
+            RoundResult(
                 3, 100, share, 10.0 + number, 1.0, iou, {"1": iou, "2": iou}, confusion,
                 [(2.0, "detail", iou)], 2.0,
             )

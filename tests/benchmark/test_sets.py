@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from napari_convlora.benchmark.sets import find_sets, open_set, read_sample
-from napari_convlora.config import InputError
+from napari_convlora.errors import InputError
 
 
 def test_ids_become_classes_from_one_and_void_becomes_nothing(data: Path) -> None:

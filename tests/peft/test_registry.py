@@ -13,27 +13,21 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from napari_convlora.adapter_file import Adapter
 from napari_convlora.backbones import Backbone
 from napari_convlora.backbones.sam import build_vit
 from napari_convlora.backbones.testing import random_backbone
-from napari_convlora.config import (
-    AdapterError,
-    ConvLoRAError,
-    InputError,
-    MethodConfig,
-    MethodName,
-    ModelConfig,
-    TrainConfig,
-)
+from napari_convlora.config import MethodConfig, MethodName, ModelConfig, TrainConfig
+from napari_convlora.errors import AdapterError, ConvLoRAError, InputError
 from napari_convlora.events import Finished, Step
-from napari_convlora.heads import MaskToken
-from napari_convlora.model import SemanticSAM
+from napari_convlora.model.adapter import Adapter
+from napari_convlora.model.heads import MaskToken
+from napari_convlora.model.iteration import Returning
+from napari_convlora.model.semantic_sam import SemanticSAM
 from napari_convlora.peft import METHODS, adapt_encoder, balance_loss, merge
 from napari_convlora.peft.registry import pool_tokens
-from napari_convlora.prediction import Returning, predict
+from napari_convlora.prediction.predict import predict
 from napari_convlora.training import adapt
-from napari_convlora.training.plan import kept_bytes
+from napari_convlora.training.memory_plan import kept_bytes
 from tests.conftest import CLASSES, make_scene
 
 NAMES = get_args(MethodName)

@@ -6,17 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from napari_convlora.adapter_file import Adapter
-from napari_convlora.annotations import LabelledImage, default_classes
 from napari_convlora.backbones import Backbone
 from napari_convlora.config import TrainConfig
-from napari_convlora.events import (
-    Event,
-    Failed,
-    Finished,
-)
-from napari_convlora.metrics import confusion, scores
-from napari_convlora.prediction import Prediction, Returning, predict
+from napari_convlora.evaluation.metrics import confusion, scores
+from napari_convlora.events import Event, Failed, Finished
+from napari_convlora.labels.annotations import LabelledImage
+from napari_convlora.labels.classes import default_classes
+from napari_convlora.model.adapter import Adapter
+from napari_convlora.model.iteration import Returning
+from napari_convlora.prediction.predict import Prediction, predict
 
 QUICK = TrainConfig(max_steps=3, views=4, detail_steps=15, score_every=2, device="cpu")
 # Random weights need larger steps than a pretrained backbone.

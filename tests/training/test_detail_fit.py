@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from napari_convlora.detail import DetailBranch, filter_bank
+from napari_convlora.model.detail_branch import DetailBranch, filter_bank
 from napari_convlora.training.detail_fit import brightness_spread, fit, forest_opinion, relight
 
 

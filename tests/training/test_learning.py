@@ -7,15 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from napari_convlora.annotations import LabelledImage, default_classes
 from napari_convlora.backbones import Backbone
 from napari_convlora.backbones.testing import random_backbone
 from napari_convlora.config import ClassInfo, ModelConfig, TrainConfig
-from napari_convlora.events import (
-    Finished,
-    Step,
-)
-from napari_convlora.feature_cache import FeatureCache
+from napari_convlora.events import Finished, Step
+from napari_convlora.labels.annotations import LabelledImage
+from napari_convlora.labels.classes import default_classes
+from napari_convlora.model.feature_cache import FeatureCache
 from napari_convlora.training import adapt
 from tests.training.rounds import (
     CLASSES,

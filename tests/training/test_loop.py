@@ -10,11 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from napari_convlora.adapter_file import Adapter
-from napari_convlora.annotations import LabelledImage
 from napari_convlora.backbones import Backbone
-from napari_convlora.blocks import Block
-from napari_convlora.data import Normalizer
+from napari_convlora.control import RunControl
 from napari_convlora.events import (
     Event,
     Failed,
@@ -22,12 +19,15 @@ from napari_convlora.events import (
     Interim,
     Paused,
     Preview,
-    RunControl,
     Scored,
     Started,
     Step,
 )
-from napari_convlora.feature_cache import FeatureCache
+from napari_convlora.images.normalise import Normalizer
+from napari_convlora.images.regions import Block
+from napari_convlora.labels.annotations import LabelledImage
+from napari_convlora.model.adapter import Adapter
+from napari_convlora.model.feature_cache import FeatureCache
 from napari_convlora.training import adapt
 from tests.training.rounds import (
     CLASSES,
@@ -101,8 +101,8 @@ def test_previews_go_through_planes_that_are_seen_edge_on(
     first = [e.plane for e in events if isinstance(e, Preview) and e.stage == "detail"]
     assert sorted(first) == [0, 1, 2, 3, 4]
     assert abs(first[0] - first[1]) > 1  # however few there is time for, they are spread
-    monkeypatch.setattr("napari_convlora.training.detail._SECONDS_EDGE_ON", 0)
-    monkeypatch.setattr("napari_convlora.training.state._PREVIEW_REST", 0)
+    monkeypatch.setattr("napari_convlora.training.detail_stage._SECONDS_EDGE_ON", 0)
+    monkeypatch.setattr("napari_convlora.training.round_state._PREVIEW_REST", 0)
     events = list(adapt(backbone, images, CLASSES, config=config, control=control))
     previews = [e for e in events if isinstance(e, Preview)]
     assert {p.image for p in previews} == {0}
@@ -469,7 +469,7 @@ def test_running_out_of_memory_fails_with_one_sentence(
     def explode(*_: object) -> None:
         allocate()
 
-    monkeypatch.setattr("napari_convlora.model.SemanticSAM.suffix", explode)
+    monkeypatch.setattr("napari_convlora.model.semantic_sam.SemanticSAM.suffix", explode)
     events = list(adapt(backbone, [scene()[0]], CLASSES, config=QUICK))
     assert isinstance(events[0], Started)
     assert isinstance(events[-1], Failed)
@@ -504,7 +504,7 @@ def test_a_runtime_error_that_is_no_lack_of_memory_is_not_hidden(
     def explode(*_: object) -> None:
         raise RuntimeError("shapes differ")
 
-    monkeypatch.setattr("napari_convlora.model.SemanticSAM.suffix", explode)
+    monkeypatch.setattr("napari_convlora.model.semantic_sam.SemanticSAM.suffix", explode)
     with pytest.raises(RuntimeError, match="shapes differ"):
         list(adapt(backbone, [scene()[0]], CLASSES, config=QUICK))
 

@@ -64,7 +64,7 @@ def halves() -> np.ndarray:
 def make_session():
     """Sessions on a backbone of random weights, all the same."""
     from napari_convlora.backbones.testing import random_backbone
-    from napari_convlora.session import Session
+    from napari_convlora.session.session import Session
 
     return lambda: Session(_backbone=("litemedsam", random_backbone()))
 

@@ -20,7 +20,7 @@ from qtpy.QtWidgets import QApplication
 
 from napari_convlora import events
 from napari_convlora.project import Project
-from napari_convlora.session import Session
+from napari_convlora.session.session import Session
 
 SIZE = (24, 30)
 IMAGES = 3
@@ -56,7 +56,8 @@ class QuickSession(Session):
         yield events.Finished(self._adapter, "stopped" if control.stopping else "steps")
 
     def predict(self, image, control=None, *, probabilities=False):
-        from napari_convlora.prediction import Prediction, Progress
+        from napari_convlora.events import Progress
+        from napari_convlora.prediction.predict import Prediction
 
         yield Progress(1, 1)
         noise = np.random.default_rng(9).integers(1, 3, image.shape[:3])

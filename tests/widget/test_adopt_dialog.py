@@ -8,8 +8,8 @@ import pytest
 from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QApplication, QDialogButtonBox
 
-from napari_convlora.annotations import find_background
-from napari_convlora.importing import Meaning
+from napari_convlora.labels.classes import find_background
+from napari_convlora.labels.importing import Meaning
 from napari_convlora.widget.adopt_dialog import AdoptDialog
 
 OK, CANCEL = QDialogButtonBox.StandardButton.Ok, QDialogButtonBox.StandardButton.Cancel

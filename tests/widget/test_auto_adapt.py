@@ -14,7 +14,7 @@ from napari.utils.interactions import (
 from qtpy.QtCore import QPoint, Qt
 
 from napari_convlora.project import Project
-from napari_convlora.widget import auto_adapt
+from napari_convlora.widget.sections import auto_adapt
 
 
 @pytest.fixture(autouse=True)

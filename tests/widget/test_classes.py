@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from qtpy.QtWidgets import QMessageBox
 
-from napari_convlora.annotations import default_classes, read_classes, write_classes
-from napari_convlora.config import ClassInfo, InputError
-from napari_convlora.widget.class_table import ClassTable
+from napari_convlora.config import ClassInfo
+from napari_convlora.errors import InputError
+from napari_convlora.labels.classes import default_classes, read_classes, write_classes
+from napari_convlora.widget.sections.class_table import ClassTable
 
 
 @pytest.fixture

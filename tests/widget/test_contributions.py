@@ -15,9 +15,9 @@ from npe2 import PluginManager, PluginManifest
 from PIL import Image
 
 import napari_convlora
-from napari_convlora.annotations import default_classes, read_classes
-from napari_convlora.widget import class_colours
-from napari_convlora.widget.contributions import SAMPLES, sample_classes, write_labels
+from napari_convlora.labels.classes import default_classes, read_classes
+from napari_convlora.widget.layers import class_colours
+from napari_convlora.widget.manifest import SAMPLES, sample_classes, write_labels
 
 PACKAGE = Path(napari_convlora.__file__).parent
 MANIFEST = PACKAGE / "napari.yaml"
@@ -120,7 +120,7 @@ def test_the_writer_writes_stacks_and_instance_maps(tmp_path):
 
 def test_the_writer_renames_no_older_masks_and_says_where_its_names_are(tmp_path, monkeypatch):
     said = []
-    monkeypatch.setattr("napari_convlora.widget.contributions.show_info", said.append)
+    monkeypatch.setattr("napari_convlora.widget.manifest.show_info", said.append)
     data = np.array([[1, 2]])
     for name, title in (("a.tif", "root"), ("b.tif", "stem")):
         layer = Labels(data, features={"index": [1, 2], "name": ["soil", title]})

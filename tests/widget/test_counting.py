@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import ndimage
 
-from napari_convlora.widget.counting import Counts, count
+from napari_convlora.widget.layers.label_counts import LabelCounts, count
 
 WHOLE = np.array([[-0.5, -0.5], [-0.5, 6.5], [4.5, 6.5], [4.5, -0.5]])
 
@@ -28,7 +28,7 @@ def test_strokes_are_connected_groups_of_a_class_in_a_plane(labels):
 
 def test_ids_that_are_no_class_are_left_out():
     labels = np.array([[[1, 999, -1, 0]]])
-    assert count(labels) == Counts({1: 1}, {1: 1})
+    assert count(labels) == LabelCounts({1: 1}, {1: 1})
 
 
 def test_overlapping_regions_count_a_pixel_once():

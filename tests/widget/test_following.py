@@ -7,10 +7,10 @@ import pytest
 from napari.components import ViewerModel
 from napari.layers import Image, Labels
 
-from napari_convlora.annotations import default_classes
-from napari_convlora.widget.layers import ImageLayers
-from napari_convlora.widget.new_layer import shapes_like
-from napari_convlora.widget.region_tool import RegionTool
+from napari_convlora.labels.classes import default_classes
+from napari_convlora.widget.layers.image_layers import ImageLayers
+from napari_convlora.widget.layers.new_layer import shapes_like
+from napari_convlora.widget.tools.region_tool import RegionTool
 
 PLACE = ("scale", "translate", "rotate", "shear", "affine", "units", "axis_labels")
 CHANGES = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from napari_convlora.config import InputError
-from napari_convlora.importing import Meaning
+from napari_convlora.errors import InputError
+from napari_convlora.labels.importing import Meaning
 from napari_convlora.widget import adopt_dialog, dialogs
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from napari_convlora.config import InputError
+from napari_convlora.errors import InputError
 
 
 @pytest.fixture

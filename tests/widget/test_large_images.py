@@ -12,15 +12,15 @@ import tifffile
 import zarr
 from qtpy.QtWidgets import QMessageBox, QPushButton
 
-from napari_convlora import blocks
-from napari_convlora.widget import jobs
+from napari_convlora.images import regions
+from napari_convlora.session import jobs
 
 _YES = QMessageBox.StandardButton.Yes
 
 
 @pytest.fixture(autouse=True)
 def everything_is_large(monkeypatch):
-    monkeypatch.setattr(blocks, "LARGE", 1000)
+    monkeypatch.setattr(regions, "LARGE", 1000)
     monkeypatch.setattr(jobs, "SECONDS_BETWEEN_PARTS", 0)
 
 
@@ -227,7 +227,7 @@ def test_parts_that_name_classes_of_before_show_those_of_today(begun, wide):
     merged, removed = widget.table.add().id, widget.table.add().id
     widget.merge_class(merged, 2)
     widget.remove_class(removed)
-    block = blocks.Block(0, 0, 0, 2, 3)
+    block = regions.Block(0, 0, 0, 2, 3)
     labels = np.array([[merged] * 3, [removed, 1, 2]], np.uint8)
     widget.images.current.show_parts([(block, labels)])
     shown = viewer.layers["prediction"].data[:2, :3]
@@ -355,7 +355,7 @@ def test_a_damaged_chunk_ends_a_round_or_prediction_with_one_sentence(
     make_napari_viewer_proxy, make_widget, paint, wait, qtbot, tmp_path, wide, monkeypatch, large
 ):
     if not large:
-        monkeypatch.setattr(blocks, "LARGE", 10**9)
+        monkeypatch.setattr(regions, "LARGE", 10**9)
     path = tmp_path / "wide.zarr"
     zarr.create_array(path, data=wide, chunks=(100, 100))
     viewer = make_napari_viewer_proxy()

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import tifffile
 
-from napari_convlora.annotations import read_classes
+from napari_convlora.labels.classes import read_classes
 
 ROUND = "Round {} is done"
 

@@ -8,8 +8,8 @@ import numpy as np
 from qtpy.QtCore import QEvent, QObject
 
 from napari_convlora.events import Step
-from napari_convlora.training import careful
-from napari_convlora.widget.run_bar import RunBar
+from napari_convlora.training import guarded_steps
+from napari_convlora.widget.sections.run_bar import RunBar
 
 
 class Paints(QObject):
@@ -47,7 +47,7 @@ def test_the_cache_is_shown_and_can_be_emptied(ready, wait):
 
 
 def test_the_status_says_what_a_step_takes_and_that_memory_ran_out(ready, wait, monkeypatch):
-    train_step, calls, said = careful.train_step, [], []
+    train_step, calls, said = guarded_steps.train_step, [], []
 
     def once(*arguments):
         calls.append(1)
@@ -55,7 +55,7 @@ def test_the_status_says_what_a_step_takes_and_that_memory_ran_out(ready, wait, 
             np.ones(2**50)
         return train_step(*arguments)
 
-    monkeypatch.setattr(careful, "train_step", once)
+    monkeypatch.setattr(guarded_steps, "train_step", once)
     _, widget = ready(max_steps=6)
     widget.workflow.said.connect(said.append)
     widget.adapt()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from napari.layers import Shapes
 
-from napari_convlora.widget.plane_axes import PlaneAxes
+from napari_convlora.widget.layers.plane_axes import PlaneAxes
 
 
 @pytest.mark.parametrize(("shape", "channel_axis"), [((3, 40, 50), None), ((1, 40, 50), 0)])

@@ -7,10 +7,10 @@ import threading
 import numpy as np
 import pytest
 
-from napari_convlora.annotations import protect
-from napari_convlora.prediction import Returning
-from napari_convlora.scorer import Progress
-from napari_convlora.widget import jobs
+from napari_convlora.events import Progress
+from napari_convlora.labels.annotations import protect
+from napari_convlora.model.iteration import Returning
+from napari_convlora.session import jobs
 
 PLANES = 5
 

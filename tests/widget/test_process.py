@@ -14,7 +14,7 @@ import pytest
 from napari.utils.notifications import notification_manager
 
 from napari_convlora.config import TrainConfig
-from napari_convlora.prompts import Box
+from napari_convlora.prediction.prompts import Box
 from napari_convlora.widget import ConvLoRAWidget
 
 LONG = 100_000
@@ -79,7 +79,7 @@ def training(begin, make_napari_viewer_proxy, qtbot):
 def processes() -> set[int]:
     """Python processes below this one."""
     children = psutil.Process().children(recursive=True)
-    return {p.pid for p in children if "napari_convlora.child" in " ".join(p.cmdline())}
+    return {p.pid for p in children if "napari_convlora.session.process" in " ".join(p.cmdline())}
 
 
 def test_a_prompt_is_answered_once(begin, make_napari_viewer_proxy, qtbot):

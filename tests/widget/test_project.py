@@ -18,11 +18,11 @@ import tifffile
 import torch
 from qtpy.QtWidgets import QMessageBox, QPushButton
 
-from napari_convlora import cli, commands
-from napari_convlora.adapter_file import Adapter
-from napari_convlora.config import InputError
-from napari_convlora.project import Project, labels
-from napari_convlora.reviewed import inside_outlines
+from napari_convlora.cli import commands, parser
+from napari_convlora.errors import InputError
+from napari_convlora.labels.reviewed import inside_outlines
+from napari_convlora.model.adapter import Adapter
+from napari_convlora.project import Project, label_files
 from napari_convlora.widget import dialogs
 
 _YES = QMessageBox.StandardButton.Yes
@@ -409,8 +409,8 @@ def test_the_windows_recipe_repeats_its_round_bit_for_bit(
     recipe, out = tmp_path / "mine.json", tmp_path / "again.safetensors"
     widget.history.export_recipe(1, recipe)
     backbone = make_session().backbone()
-    monkeypatch.setattr("napari_convlora.session.load_backbone", lambda name: backbone)
-    assert cli.main(["adapt", "--recipe", str(recipe), "--out", str(out)]) == commands.DONE
+    monkeypatch.setattr("napari_convlora.session.session.load_backbone", lambda name: backbone)
+    assert parser.main(["adapt", "--recipe", str(recipe), "--out", str(out)]) == commands.DONE
     again, first = Adapter.load(out).state, widget.session.rounds[0].adapter.state
     assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
 
@@ -452,9 +452,9 @@ def test_reviewed_regions_go_with_their_image(
     assert widget.history.records[0].pixels == {1: 150 + 7200 - 150, 2: 150}
     widget.history.export_recipe(1, tmp_path / "mine.json")
     backbone = make_session().backbone()
-    monkeypatch.setattr("napari_convlora.session.load_backbone", lambda name: backbone)
+    monkeypatch.setattr("napari_convlora.session.session.load_backbone", lambda name: backbone)
     command = ["adapt", "--recipe", str(tmp_path / "mine.json"), "--out", str(tmp_path / "a")]
-    assert cli.main(command) == 0
+    assert parser.main(command) == 0
     again, first = Adapter.load(tmp_path / "a").state, widget.session.rounds[0].adapter.state
     assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
 
@@ -587,7 +587,7 @@ def lost(started, paint, saved, tmp_path):
         paint(widget.start_annotating(), 1, 10)
         saved(widget)
         if older:
-            labels.keep_version(tmp_path / "p" / "annotations" / "picture0.tif")
+            label_files.keep_version(tmp_path / "p" / "annotations" / "picture0.tif")
         widget.keeper.step(1)
         layer = widget.start_annotating()
         paint(layer, 1, 10)

@@ -17,9 +17,9 @@ from qtpy.QtCore import QEvent, QPoint, QPointF, Qt
 from qtpy.QtGui import QMouseEvent
 from qtpy.QtWidgets import QApplication
 
-from napari_convlora.prompter import Prompter
-from napari_convlora.prompts import Box, Click, Prompt, Window
-from napari_convlora.widget.prompt_jobs import Question
+from napari_convlora.prediction.prompter import Prompter
+from napari_convlora.prediction.prompts import Box, Click, Prompt, Window
+from napari_convlora.session.prompt_jobs import Question
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ from napari.layers import Image, Labels
 from qtpy.QtCore import QPoint, Qt
 from qtpy.QtWidgets import QApplication
 
-from napari_convlora.annotations import default_classes
-from napari_convlora.blocks import Block
-from napari_convlora.widget import jobs
-from napari_convlora.widget.layers import ImageLayers
+from napari_convlora.images.regions import Block
+from napari_convlora.labels.classes import default_classes
+from napari_convlora.session import jobs
+from napari_convlora.widget.layers.image_layers import ImageLayers
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from napari_convlora.config import ClassInfo
-from napari_convlora.reviewed import inside_outlines
+from napari_convlora.labels.reviewed import inside_outlines
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_an_image_that_is_empty_and_complete_is_learnt_from(one_class, halves, w
 
 
 def test_the_adapter_remembers_the_background(one_class, wait, tmp_path):
-    from napari_convlora.adapter_file import Adapter
+    from napari_convlora.model.adapter import Adapter
 
     _, widget = one_class
     widget.table.rename(1, "air")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import tifffile
 
-from napari_convlora.adapter_file import Adapter
-from napari_convlora.annotations import default_classes
+from napari_convlora.labels.classes import default_classes
+from napari_convlora.model.adapter import Adapter
 from napari_convlora.project import Manifest, Project
 
 

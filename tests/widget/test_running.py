@@ -324,16 +324,16 @@ def test_the_window_answers_while_a_round_trains(ready, qtbot, wait):
 def test_the_first_backbone_is_loaded_before_anybody_asks(monkeypatch, damaged):
     from napari_convlora import backbones
     from napari_convlora.backbones.testing import random_backbone
-    from napari_convlora.config import WeightsError
-    from napari_convlora.session import Session
-    from napari_convlora.widget import jobs
+    from napari_convlora.errors import WeightsError
+    from napari_convlora.session import jobs
+    from napari_convlora.session.session import Session
 
     def load(name):
         if damaged:
             raise WeightsError("The checkpoint is damaged; fetch it again.")
         return random_backbone()
 
-    monkeypatch.setattr("napari_convlora.session.load_backbone", load)
+    monkeypatch.setattr("napari_convlora.session.session.load_backbone", load)
     monkeypatch.setattr(backbones, "available_backbones", lambda: {"litemedsam": "x"})
     session = Session()
     *_, ready = jobs.warm_up(lambda: session, None)

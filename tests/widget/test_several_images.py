@@ -8,7 +8,7 @@ import pytest
 import tifffile
 from qtpy.QtWidgets import QMessageBox
 
-from napari_convlora.importing import Meaning
+from napari_convlora.labels.importing import Meaning
 from napari_convlora.project import Project
 from napari_convlora.widget import adopt_dialog
 

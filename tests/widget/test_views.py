@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from napari_convlora.reviewed import inside_outlines
+from napari_convlora.labels.reviewed import inside_outlines
 
 
 @pytest.fixture

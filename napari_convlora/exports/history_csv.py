@@ -1,0 +1,43 @@
+"""The history of a round as a table."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable
+
+from napari_convlora.events import Event, Scored, Step
+from napari_convlora.files.atomic import atomic_write
+
+
+def write_history(path: str | os.PathLike[str], events: Iterable[Event]) -> None:
+    """Write what a round reported as CSV: step, loss, seconds, score, held_out.
+
+    Parameters
+    ----------
+    path
+        ``.csv`` file to create or replace.
+    events
+        Of one round, in any order; others than `Step` and `Scored` are skipped.
+
+    Raises
+    ------
+    InputError
+        The file cannot be written.
+    """
+    rows: dict[int, dict[str, object]] = {}
+    for event in events:
+        if isinstance(event, Step):
+            found: dict[str, object] = {"loss": event.loss, "seconds": round(event.seconds, 3)}
+        elif isinstance(event, Scored):
+            found = {"score": event.score, "held_out": event.held_out}
+        else:
+            continue
+        rows[event.step] = rows.get(event.step, {}) | found
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, ["step", "loss", "seconds", "score", "held_out"])
+    table.writeheader()
+    table.writerows({"step": step} | row for step, row in sorted(rows.items()))
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode())

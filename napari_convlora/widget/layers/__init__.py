@@ -1,0 +1,1 @@
+"""The viewer's layers: the only place that reads or writes them; no jobs, no files."""

@@ -1,0 +1,1 @@
+"""The parts of the panel, one module each; they show and ask, others decide."""

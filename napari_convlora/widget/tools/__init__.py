@@ -1,0 +1,1 @@
+"""Tools of the canvas: prompts for single objects, and regions to accept or reject."""
