@@ -8,7 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from napari_convlora.benchmark import commands_interactive, commands_paper
+from napari_convlora.benchmark.commands_interactive import (
+    add_interactive_arguments,
+    run_interactive,
+)
+from napari_convlora.benchmark.commands_paper import add_paper_arguments, run_paper
 from napari_convlora.cli import commands
 from napari_convlora.config import (
     DeviceName,
@@ -200,13 +204,18 @@ def _parser() -> argparse.ArgumentParser:
 
     benchmark = command("benchmark", _usage, "Measure methods: the paper's way, or few strokes.")
     kinds = benchmark.add_subparsers(metavar="KIND", required=True)
-    for name, module, help_ in (
-        ("paper", commands_paper, "Repeat the protocol of the Conv-LoRA paper."),
-        ("interactive", commands_interactive, "Few strokes and corrections, against peers."),
+    for name, add_arguments, run, help_ in (
+        ("paper", add_paper_arguments, run_paper, "Repeat the protocol of the Conv-LoRA paper."),
+        (
+            "interactive",
+            add_interactive_arguments,
+            run_interactive,
+            "Few strokes and corrections, against peers.",
+        ),
     ):
         kind = kinds.add_parser(name, help=help_, description=help_)
-        module.add_arguments(kind)
-        kind.set_defaults(run=module.run)
+        add_arguments(kind)
+        kind.set_defaults(run=run)
 
     command("doctor", commands.run_doctor, "Report torch, devices, Qt and weights on this machine.")
 

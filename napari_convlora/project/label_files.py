@@ -28,7 +28,7 @@ VERSIONS = 8
 VERSION_SECONDS = 120.0
 """An older version is kept at most this often, so that autosaves do not push the rest out."""
 
-_FOLDER = "label_versionsversions"
+_FOLDER = "versions"
 _MOST_REGIONS, _MOST_VERTICES = 10_000, 10_000
 T = TypeVar("T")
 

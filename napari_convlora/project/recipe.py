@@ -65,13 +65,13 @@ class Recipe:
     start: str | None = None
     stop_after: int | None = None
     threads: int = 1
-    package_versions: tuple[str, ...] = ()
+    versions: tuple[str, ...] = ()
     command: str = ""
 
     def write(self, path: Path) -> None:
         """Write the recipe, with the versions of today and the command that repeats it."""
         own = {
-            "label_versionsversions": package_versions(),
+            "versions": package_versions(),
             "command": f"napari-convlora adapt --recipe {path.name} --out adapter.safetensors",
         }
         write_json(path, {"format": FORMAT, **asdict(self), **own})

@@ -336,9 +336,9 @@ LACKING = """
 import sys
 sys.modules["imagecodecs"] = None
 from pathlib import Path
-from napari_convlora import blocks
+from napari_convlora.images import regions
 from napari_convlora.formats.opening import open_image
-blocks.LARGE = 1000
+regions.LARGE = 1000
 try:
     open_image(Path(sys.argv[1]))[0][0:32, 0:32]
 except Exception as error:
@@ -352,7 +352,7 @@ def test_a_large_tiff_whose_codec_is_lacking_is_not_called_damaged(
 ) -> None:
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, noise(64, 96), tile=(32, 32), compression=compression)
-    root = str(Path(opening.__file__).parents[1])
+    root = str(Path(opening.__file__).parents[2])
     done = subprocess.run(
         [sys.executable, "-c", LACKING, str(path)],
         env={**os.environ, "PYTHONPATH": root},

@@ -136,12 +136,12 @@ def test_a_codec_that_is_lacking_is_named(tmp_path: Path, compression: str) -> N
     np.testing.assert_array_equal(read_image(path)[0, ..., 0], noise(20, 30))
     code = (
         "import sys; sys.modules['imagecodecs'] = None\n"
-        "from napari_convlora.files import read_image, InputError\n"
+        "from napari_convlora import read_image\nfrom napari_convlora.errors import InputError\n"
         "try: read_image(sys.argv[1])\n"
         "except InputError as error: sys.exit('pip install imagecodecs' not in str(error))\n"
         "sys.exit(2)"
     )
-    root = str(Path(opening.__file__).parents[1])
+    root = str(Path(opening.__file__).parents[2])
     done = subprocess.run(
         [sys.executable, "-c", code, str(path)],
         env={**os.environ, "PYTHONPATH": root},

@@ -20,7 +20,7 @@ from napari_convlora.model.feature_cache import FeatureCache
 from napari_convlora.prediction.prompter import Prompter
 from napari_convlora.prediction.prompts import Box, Click, Prompt, choose_window
 
-SAMPLES = Path(napari_convlora.__file__).parent / "samples"
+SAMPLES = Path(napari_convlora.__file__).parent / "widget" / "samples"
 CLICK = Prompt((Click(3, 4), Click(5, 1, positive=False)))
 BOX = Prompt(box=Box(1, 1, 6, 7))
 

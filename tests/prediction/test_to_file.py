@@ -239,20 +239,20 @@ MEMORY = """
 import resource, sys
 from pathlib import Path
 import torch
-from napari_convlora import large
+from napari_convlora.prediction import to_file
 from napari_convlora.model.adapter import Adapter
 from napari_convlora.backbones.testing import random_backbone
-from napari_convlora.events import RunControl
+from napari_convlora.control import RunControl
 from napari_convlora.formats.opening import open_image
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
 peaks = []
 for name in sys.argv[2:]:
     adapter, image = folder / "a.safetensors", folder / name
-    task = large.task(adapter, image, "random_tiny", "cpu")
+    task = to_file.task(adapter, image, "random_tiny", "cpu")
     out = folder / f"{image.stem}.tif"
     model = Adapter.load(adapter), random_backbone()
-    list(large.predict_file(task, *model, open_image(image), out, RunControl()))
+    list(to_file.predict_file(task, *model, open_image(image), out, RunControl()))
     peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 print(*peaks)
 """

@@ -447,7 +447,7 @@ SCRIPT = """
     import sys, time
     print("top", flush=True)
     from napari_convlora.session.process import Child
-    from napari_convlora.events import Controls
+    from napari_convlora.control import Controls
 
     def mine(session, controls):
         yield sys.modules["__main__"].__name__, {extra}

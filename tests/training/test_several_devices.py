@@ -48,7 +48,7 @@ def in_two_processes(folder: Path, method: MethodName, *more: str) -> tuple[Adap
     ended = subprocess.run(
         [
             sys.executable,
-            str(Path(__file__).with_name("random_command.py")),
+            str(Path(__file__).parents[1] / "random_command.py"),
             *command(folder, method, "--devices", "2", *more),
         ],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
