@@ -32,8 +32,8 @@ coverage: setup
 	  --cov --cov-report=term --cov-report=xml
 
 # The site, in site/; a warning is an error. Nothing is fetched from the network while it is built.
-docs: $(VENV)/.docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --clean
+docs: setup $(VENV)/.docs
+	$(BIN)/python -m sphinx --builder html --fail-on-warning --fresh-env --quiet docs site
 
 $(VENV)/.docs: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
@@ -66,4 +66,4 @@ system:
 	fi
 
 clean:
-	rm -rf $(VENV) demo-output site
+	rm -rf $(VENV) demo-output site docs/python
