@@ -22,6 +22,8 @@ import napari_convlora
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "napari_convlora"
 REPOSITORY = "https://github.com/napari-convlora/napari-convlora"
+AT_ROOT = {"index": "README.md", "contributing": "CONTRIBUTING.md", "changelog": "CHANGELOG.md"}
+"""Pages of the site that are files at the repository's root."""
 
 project = "napari-convlora"
 author = "The napari-convlora developers"
@@ -53,6 +55,7 @@ html_context = {"default_mode": "auto"}
 def setup(app: Any) -> None:
     """Tell Sphinx what is to be done when."""
     app.connect("builder-inited", make_python_pages)
+    app.connect("source-read", read_from_root)
     app.connect("autodoc-process-docstring", escape_bars)
     app.connect("autodoc-skip-member", skip_foreign)
 
@@ -66,6 +69,16 @@ def make_python_pages(app: Any) -> None:
     for package in packages:
         (folder / f"{_dotted(package)}.rst").write_text(_modules(package), encoding="utf-8")
     (folder / "index.rst").write_text(_public_names(packages), encoding="utf-8")
+
+
+def read_from_root(app: Any, page: str, source: list[str]) -> None:
+    """Put a file of the repository's root before what its page says, with links that hold."""
+    if page in AT_ROOT:
+        text = (ROOT / AT_ROOT[page]).read_text(encoding="utf-8").replace("](docs/", "](")
+        for target, name in AT_ROOT.items():
+            text = text.replace(f"]({name}", f"]({target}.md")
+        text = re.sub(r"\]\(([A-Z_]+(\.\w+)?)\)", rf"]({REPOSITORY}/blob/main/\1)", text)
+        source[0] = f"{text}\n{source[0]}"
 
 
 def _dotted(path: Path) -> str:
