@@ -11,7 +11,7 @@ APT := xvfb xauth libgl1 libegl1 libglib2.0-0 libdbus-1-3 libfontconfig1 libxkbc
 # A window where there is a display, else a virtual one.
 SCREEN = $(if $(DISPLAY)$(WAYLAND_DISPLAY),,xvfb-run -a -s "-screen 0 1600x1000x24")
 
-.PHONY: demo test lint setup system clean
+.PHONY: demo test lint coverage docs setup system clean
 
 demo: setup
 	$(BIN)/napari-convlora demo --out demo-output
@@ -25,6 +25,19 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/npe2 validate napari-convlora
+
+# The report is printed; coverage.xml is for services that draw it.
+coverage: setup
+	env -u QT_QPA_PLATFORM $(SCREEN) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup \
+	  --cov --cov-report=term --cov-report=xml
+
+# The site, in site/; a warning is an error. Nothing is fetched from the network while it is built.
+docs: setup $(VENV)/.docs
+	$(BIN)/python -m sphinx --builder html --fail-on-warning --fresh-env --quiet docs site
+
+$(VENV)/.docs: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	touch $@
 
 setup: system $(VENV)/.ready
 
@@ -53,4 +66,4 @@ system:
 	fi
 
 clean:
-	rm -rf $(VENV) demo-output
+	rm -rf $(VENV) demo-output site docs/python
