@@ -1,6 +1,6 @@
 """How soon a project of 20 images is back in the window, and whether it is as it was left.
 
-    xvfb-run -a -s "-screen 0 1600x1000x24" python benchmarks/reopen_project.py [--images 20]
+    xvfb-run -a -s "-screen 0 1600x1000x24" python tools/measure/reopen_project.py [--images 20]
 
 Makes a project of images of 512 x 512 pixels, each with strokes of three classes and a prediction,
 and three rounds of LiteMedSAM (a few steps each, learnt from the first image; each round keeps the

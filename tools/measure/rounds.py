@@ -1,6 +1,6 @@
 """How soon a round shows something: strokes to first preview and first step, in two rounds.
 
-    python benchmarks/rounds.py [--threads 2]
+    python tools/measure/rounds.py [--threads 2]
 
 LiteMedSAM with the preset `fast` on a 512 x 512 part of the sandstone sample (enlarged) with its
 strokes. The second round has one stroke more and the cache of the first. Seconds are counted from

@@ -1,6 +1,6 @@
 """A training step with Conv-LoRA against one with LoRA in the same blocks: time and memory.
 
-    python benchmarks/step.py [--steps 8]
+    python tools/measure/step.py [--steps 8]
 
 LiteMedSAM with the preset `fast`, and ViT-B (random weights) at 512 px with every block adapted.
 Steps of the two alternate in one process, so that a busy machine slows both; memory is measured in

@@ -3,7 +3,7 @@
 For objects of the truth in a folder of image sets: the IoU of what a tight box finds, and of what
 one click somewhere in the object's inner half finds; seconds of the first and of a later prompt.
 
-    python benchmarks/prompts.py --data my_sets
+    python tools/measure/prompts.py --data my_sets
 """
 
 from __future__ import annotations

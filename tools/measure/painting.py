@@ -7,7 +7,7 @@ a mouse event that changes pixels to the end of the drawing that shows it, with 
 and with a prediction shown in both. The plain process runs before and after, as a check on how
 quiet the machine was. Needs a display, for example:
 
-    xvfb-run -a -s "-screen 0 1600x1000x24" python benchmarks/painting.py
+    xvfb-run -a -s "-screen 0 1600x1000x24" python tools/measure/painting.py
 
 Training leaves a core to the window in all three; `--threads` gives the plain process another
 number of torch threads. A pace leaves the first step out, and everything that comes before it.

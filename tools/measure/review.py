@@ -3,7 +3,7 @@
 Times what happens in the main thread between a press of a button and its answer; the prediction
 is drawn, not computed. Needs a display, for example:
 
-    xvfb-run -a -s "-screen 0 1600x1000x24" python benchmarks/review.py
+    xvfb-run -a -s "-screen 0 1600x1000x24" python tools/measure/review.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """One process against two dask workers, one thread each: seconds, ratio, and whether bytes agree.
 
-    OMP_NUM_THREADS=1 python benchmarks/dask_workers.py --side 4096
+    OMP_NUM_THREADS=1 python tools/measure/dask_workers.py --side 4096
 
 A tiny random backbone predicts an image of random uint8 into a tiled TIFF. Workers run already, and
 have predicted the image once before.

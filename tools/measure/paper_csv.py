@@ -1,6 +1,6 @@
 """Write train.csv, val.csv and test.csv for ``napari-convlora benchmark paper``.
 
-    python benchmarks/paper_csv.py SET --out DIR
+    python tools/measure/paper_csv.py SET --out DIR
 
 SET holds images/, masks/ (the same stems) and meta.json with a suggested split into train and
 test; every fourth training image becomes validation. Without meta.json, images are dealt out 8:1:1

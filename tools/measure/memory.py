@@ -1,6 +1,6 @@
 """Memory of a training step with and without blocks computed twice, and of ten rounds.
 
-    python benchmarks/memory.py [--rounds 10] [--steps 4]
+    python tools/measure/memory.py [--rounds 10] [--steps 4]
 
 A small ViT with random weights, and LiteMedSAM at 256 px with the presets `fast` and `full`. Each
 step is measured in a process of its own: what it keeps for the gradient, and its peak above the

@@ -1,6 +1,6 @@
 """Memory and time per pixel of predicting images of growing size, with a tiny random backbone.
 
-    python benchmarks/large_images.py --sizes 5120 10240 20480 [--at-most 900]
+    python tools/measure/large_images.py --sizes 5120 10240 20480 [--at-most 900]
 
 Every image is a zarr of random uint8, predicted in a process of its own into a tiled TIFF. Memory
 is the peak above what that process held before, with everything imported and the model loaded.

@@ -1,6 +1,6 @@
 """How soon a SAM prompt is answered in the window: when idle, and while a round trains.
 
-    xvfb-run -a -s "-screen 0 1600x1000x24" python benchmarks/prompt_latency.py
+    xvfb-run -a -s "-screen 0 1600x1000x24" python tools/measure/prompt_latency.py
 
 Gives boxes and clicks to the prompt tool of a docked panel, on the sandstone sample, and counts
 seconds from the release of the mouse until the pixels are painted. Prompts are answered in a

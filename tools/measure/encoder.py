@@ -1,6 +1,6 @@
 """The ViT-B encoder against segment-anything's own forward: time and memory, random weights.
 
-    python benchmarks/encoder.py [--sizes 512 1024] [--repeats 3]
+    python tools/measure/encoder.py [--sizes 512 1024] [--repeats 3]
 
 Each runs in a process of its own, forward only and forward with backward to the input. The floor
 counts the multiplications of projections, perceptrons and attention, without positions and padding.
