@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib import metadata
 
@@ -17,11 +17,20 @@ from napari_convlora.events import Finished
 from napari_convlora.labels.annotations import LabelledImage
 from napari_convlora.labels.classes import default_classes
 from napari_convlora.model.adapter import Adapter
-from napari_convlora.training import adapt
+from napari_convlora.training import adapt, detail_fit
 
 torch.set_num_threads(1)  # tiny tensors; a second thread costs more than it brings
 
 CLASSES = default_classes(3)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_forests(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Forests of few trees, as their fitting is half of a short round; all where quality counts."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.stem != "test_quality":
+            patch.setattr(detail_fit, "_TREES", 8)
+        yield
 
 
 @pytest.fixture(scope="session")
