@@ -24,6 +24,22 @@ torch.set_num_threads(1)  # tiny tensors; a second thread costs more than it bri
 CLASSES = default_classes(3)
 
 
+# By what a module of tests imports, it can be told whether it starts processes.
+_STARTERS = ("subprocess", "multiprocessing", "Child", "LocalCluster", "launch")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what `make quick` leaves out."""
+    for item in items:
+        path, names = item.path.as_posix(), getattr(item, "fixturenames", ())
+        if "tests/widget" in path:
+            item.add_marker("viewer")
+        if "litemedsam" in names:
+            item.add_marker("weights")
+        if any(hasattr(getattr(item, "module", None), name) for name in _STARTERS):
+            item.add_marker("process")
+
+
 @pytest.fixture(autouse=True, scope="module")
 def small_forests(request: pytest.FixtureRequest) -> Iterator[None]:
     """Forests of few trees, as their fitting is half of a short round; all where quality counts."""
