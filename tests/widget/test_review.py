@@ -364,7 +364,7 @@ def test_what_a_stopped_job_has_not_scored_is_not_accepted(predicted, wait, monk
             time.sleep(0.01)
 
     quarters = [Block(0, top, left, 40, 45) for top in (0, 40) for left in (0, 45)]
-    monkeypatch.setattr(jobs, "plan", lambda *_: quarters)
+    monkeypatch.setattr(jobs, "plan_blocks", lambda *_: quarters)
     before = state(viewer)[0]
     with monkeypatch.context() as slow:
         slow.setattr(widget.session, "predict_blocks", first_until_stopped)
