@@ -256,7 +256,8 @@ class Workflow(QObject):
 
     def export_masks(self, path: Path) -> None:
         """Write the prediction, annotations on top, and the class table beside it."""
-        from napari_convlora.exports.masks import CLASSES_FILE, save_masks
+        from napari_convlora.config import CLASSES_FILE
+        from napari_convlora.exports.masks import save_masks
 
         table = save_masks(self.images.need().predicted_labels(), path, self.images.classes)
         why = f", which counts before the {CLASSES_FILE} of other masks there"
