@@ -25,7 +25,17 @@ def adopt(record: ImageLayers, layer: Labels) -> None:
 
 
 def adopt_copy(record: ImageLayers, layer: Labels, plan: importing.ImportPlan) -> None:
-    """Use a copy of the user's own `layer` as annotations, its values replaced by class ids."""
+    """Use a copy of the user's own `layer` as annotations, its values replaced by class ids.
+
+    Parameters
+    ----------
+    record
+        The image.
+    layer
+        Stays as it is, hidden.
+    plan
+        What becomes of its values.
+    """
     record.check_fits(layer)
     copy = record.new_labels("annotations")
     importing.apply_import(plan, layer.data, copy.data)
@@ -54,8 +64,14 @@ def find_layers(
 ) -> bool:
     """Take up layers that an earlier session or the sample data made; True if there were.
 
-    Those whose `id` is `taken` are another image's, and those that are `strange` are left to
-    the user to choose.
+    Parameters
+    ----------
+    record
+        The image.
+    taken
+        The `id` of layers that are another image's.
+    strange
+        Whether a layer is left to the user to choose.
     """
     before = record.annotations, record.prediction, record.reviewed
     for layer in record.viewer.layers:
@@ -77,6 +93,15 @@ def plan_adoption(
     layer: Labels, meaning: importing.Meaning | None, kept: Sequence[ClassInfo]
 ) -> importing.ImportPlan | None:
     """Return what becomes of a layer's values; None if they are class ids as they are.
+
+    Parameters
+    ----------
+    layer
+        Of the user's own.
+    meaning
+        What its values stand for; None: they are class ids, and 0 is unlabelled.
+    kept
+        Classes that no value may join unless it has the same name.
 
     Raises
     ------

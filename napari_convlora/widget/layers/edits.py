@@ -22,6 +22,8 @@ def paint(
 
     Parameters
     ----------
+    record
+        The image.
     plane, window, mask, class_id
         Where, which pixels (H, W) of the window, and what.
     over
@@ -58,6 +60,8 @@ def accept(record: ImageLayers, mask: np.ndarray, first: int = 0) -> int:
 
     Parameters
     ----------
+    record
+        The image.
     mask : (p, H, W) bool
         Pixels of the planes from `first` on.
     first
@@ -77,6 +81,15 @@ def reject(record: ImageLayers, mask: np.ndarray, first: int = 0) -> int:
     """Clear predicted pixels until the next prediction; returns how many.
 
     One item of its undo history. What is painted or reviewed stays; cleared pixels say nothing.
+
+    Parameters
+    ----------
+    record
+        The image.
+    mask : (p, H, W) bool
+        Pixels of the planes from `first` on.
+    first
+        Plane at which `mask` begins.
     """
     part = np.s_[first : first + len(mask)]
     predicted = record.predicted_view()[part]
@@ -92,6 +105,13 @@ def relabel(record: ImageLayers, class_id: int, to: int = 0) -> int:
 
     One item of the annotations' undo history; the prediction follows as if the model had
     written it, as undoing there would look like a correction.
+
+    Parameters
+    ----------
+    record
+        The image.
+    class_id, to
+        The class, and the one that takes its pixels; 0 erases them.
     """
     record.collect_corrections()
     at = np.flatnonzero(record.painted() == class_id)

@@ -45,6 +45,15 @@ def show(record: ImageLayers, labels: np.ndarray, plane: int | None = None) -> b
     Annotations stay on top, and edits of the prediction become annotations first. While the
     user is in the middle of a stroke on the prediction a preview is left out (returns False)
     and a whole prediction waits for the end of the stroke.
+
+    Parameters
+    ----------
+    record
+        The image.
+    labels
+        Ids of classes as the model learnt them.
+    plane
+        Which plane they are of; None: of all.
     """
     if record.written is not None and record.written.stroke.active:
         if plane is None:

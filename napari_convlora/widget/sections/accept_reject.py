@@ -42,7 +42,17 @@ class AcceptReject:
         self.all_planes = False
 
     def pixels(self, accept: bool, mask: np.ndarray, first: int) -> None:
-        """Act on the pixels (p, H, W) of the planes from `first` on."""
+        """Act on pixels of some planes.
+
+        Parameters
+        ----------
+        accept
+            Whether they become annotations rather than being cleared.
+        mask : (p, H, W) bool
+            The pixels.
+        first
+            Plane at which `mask` begins.
+        """
         record = self._images.need()
         count = self._images.accept(mask, first) if accept else edits.reject(record, mask, first)
         if not count:
@@ -76,7 +86,17 @@ class AcceptReject:
         self.region(accept, at)
 
     def drawn(self, accept: bool, plane: int, inside: np.ndarray) -> None:
-        """Act on what lies inside (H, W) bool of a plane."""
+        """Act on what the user has drawn around.
+
+        Parameters
+        ----------
+        accept
+            Whether it becomes annotations rather than being cleared.
+        plane
+            Where it was drawn.
+        inside : (H, W) bool
+            The pixels.
+        """
         if self.all_planes:
             planes = self._images.need().planes_shape
             self.pixels(accept, np.broadcast_to(inside, planes), 0)

@@ -64,7 +64,15 @@ class ClassRows(QTableWidget):
     def show_counts(
         self, classes: Sequence[ClassInfo], strokes: Mapping[int, int], pixels: Mapping[int, int]
     ) -> None:
-        """Show how much of each class is painted, by its id."""
+        """Show how much of each class is painted.
+
+        Parameters
+        ----------
+        classes
+            Those in the rows.
+        strokes, pixels
+            Counts by class id.
+        """
         with signals_blocked(self):
             for row, info in enumerate(classes):
                 for column, counts in ((STROKES, strokes), (PIXELS, pixels)):

@@ -38,7 +38,15 @@ class PromptMarks:
         record.viewer.add_layer(self._layer)
 
     def show(self, plane: int = 0, box: Box | None = None, clicks: Sequence[Click] = ()) -> None:
-        """Show these marks instead of those before."""
+        """Show these marks instead of those before.
+
+        Parameters
+        ----------
+        plane
+            On which they lie.
+        box, clicks
+            What is marked; nothing without them.
+        """
         layer, record = self._layer, self._record
         if layer not in record.viewer.layers:
             return
