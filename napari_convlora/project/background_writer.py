@@ -21,11 +21,14 @@ class Writer:
         What went wrong since somebody last looked, a sentence each; take them with ``popleft``.
     waiting
         Jobs that must not be lost and found no room on the disk; see `put`.
+    last_try
+        Set once what cannot be written now never will be.
     """
 
     def __init__(self) -> None:
         self.failures: deque[str] = deque()
         self.waiting: deque[Callable[[], object]] = deque()
+        self.last_try = threading.Event()
         self._jobs: deque[tuple[Callable[[], object], bool]] = deque()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None

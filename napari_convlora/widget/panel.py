@@ -34,6 +34,7 @@ from napari_convlora.widget import adopt_dialog, dialogs
 from napari_convlora.widget.autosave.project_keeper import ProjectKeeper
 from napari_convlora.widget.autosave.round_history import RoundHistory
 from napari_convlora.widget.docking import Docking
+from napari_convlora.widget.engine.exporting import write_adapter, write_masks
 from napari_convlora.widget.engine.workflow import Workflow
 from napari_convlora.widget.form import Unfolding, leave_keys_to_canvas, read_points_and_commas
 from napari_convlora.widget.layers.label_counts import LabelCounts
@@ -115,7 +116,7 @@ class ConvLoRAWidget(QWidget):
         self.automatic = AutoAdapt(self.workflow, self._start_round, self.rounds)
         self.rounds.layout().addWidget(self.automatic)
         self.keeper.automatic = self.automatic.isChecked
-        self.keeper.go_on_without = self._may_go_on_without
+        self.workflow.go_on_without = self._may_go_on_without
         self.review.following = self.project.following
         self.review.step = lambda: self.keeper.step(1)
         self.memory = MemorySection(self.workflow)
@@ -251,11 +252,11 @@ class ConvLoRAWidget(QWidget):
 
     def export_adapter(self, path: str | Path) -> None:
         """Write the adapter."""
-        self._try(lambda: self.workflow.export_adapter(Path(path)))
+        self._try(lambda: self.workflow.said.emit(write_adapter(self.session, Path(path))))
 
     def export_masks(self, path: str | Path) -> None:
         """Write the prediction with the annotations on top."""
-        self._try(lambda: self.workflow.export_masks(Path(path)))
+        self._try(lambda: self.workflow.said.emit(write_masks(self.images, Path(path))))
 
     def remove_class(self, class_id: int) -> None:
         """Remove a class; Ctrl-Z on the annotations brings its painted pixels and row back."""

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -561,7 +562,7 @@ def test_a_round_goes_on_without_an_image_that_is_missing(
 ):
     _, widget = started()
     said = []
-    widget.keeper.failed.connect(said.append)
+    widget.workflow.failed.connect(lambda sentence, ours: said.append(sentence))
     paint(widget.start_annotating(), 1, 10)
     widget.keeper.step(1)
     layer = widget.start_annotating()
@@ -609,12 +610,39 @@ def asked(monkeypatch):
     return questions, answers
 
 
+def test_annotations_of_closed_images_are_read_while_the_window_answers(
+    lost, asked, wait, monkeypatch, qtbot
+):
+    viewer, widget = lost(older=True)
+    threads, go_on = [], threading.Event()
+    read = Project.annotated
+
+    def slowly(project, stem):
+        threads.append(threading.current_thread())
+        assert go_on.wait(20)
+        return read(project, stem)
+
+    monkeypatch.setattr(Project, "annotated", slowly)
+    widget.adapt()  # would hang here
+    assert widget.running
+    assert widget.run_bar.main_button.text() == "Stop"
+    qtbot.waitUntil(lambda: bool(threads))
+    assert threading.main_thread() not in threads
+    widget.stop()
+    go_on.set()
+    wait(widget)
+    assert widget.status == "Stopped; nothing has changed."
+    assert not widget.history.records
+    assert asked[0] == []
+    assert "prediction" not in viewer.layers
+
+
 def test_a_round_waits_for_an_answer_where_labels_are_lost(lost, asked, wait, saved):
     _, widget = lost()
     questions, answers = asked
     answers.extend([QMessageBox.StandardButton.No, _YES])
     widget.run_bar.adapt_pressed.emit()
-    assert not widget.running
+    wait(widget)
     assert "'picture0' (annotations/picture0.tif) are gone" in questions[0]
     assert "'picture0' (annotations/picture0.tif) are gone" in widget.status
     widget.run_bar.adapt_pressed.emit()
@@ -637,7 +665,7 @@ def test_an_automatic_round_does_not_ask_about_lost_labels(lost, asked, paint, q
 
 
 def test_lost_labels_are_not_forgotten_when_their_image_is_opened(
-    lost, asked, saved, paint, tmp_path
+    lost, asked, saved, wait, paint, tmp_path
 ):
     _, widget = lost()
     path = tmp_path / "p" / "annotations" / "picture0.tif"
@@ -648,7 +676,7 @@ def test_lost_labels_are_not_forgotten_when_their_image_is_opened(
     assert not path.exists()
     asked[1].append(QMessageBox.StandardButton.No)
     widget.adapt()
-    assert not widget.running
+    wait(widget)
     widget.keeper.step(1)
     saved(widget)
     assert widget.keeper.project.entry("picture0").counts == {1: 150}
@@ -683,6 +711,7 @@ def test_an_older_version_takes_the_place_of_what_is_lost_once_it_is_looked_at(
     viewer, widget = lost(older=True)
     asked[1].append(QMessageBox.StandardButton.No)
     widget.adapt()
+    wait(widget)
     assert "annotations/versions" in asked[0][0]
     widget.keeper.step(-1)
     assert "an older version" in widget.status

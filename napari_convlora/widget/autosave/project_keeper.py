@@ -18,7 +18,6 @@ from napari_convlora.errors import ConvLoRAError, InputError
 from napari_convlora.labels.classes import find_background
 from napari_convlora.project import (
     ImageEntry,
-    LostLabelsError,
     Manifest,
     Project,
     Settings,
@@ -26,17 +25,15 @@ from napari_convlora.project import (
 )
 from napari_convlora.project.background_writer import Writer
 from napari_convlora.session.jobs import RoundSettings
-from napari_convlora.session.snapshot import Snapshot
+from napari_convlora.widget.autosave.closed_images import closed_images_reader
 from napari_convlora.widget.autosave.image_work import (
     ImageWork,
     follow,
-    lost_here,
     place_job,
-    stored_snapshots,
     take_up,
     view_job,
 )
-from napari_convlora.widget.engine.workflow import Workflow
+from napari_convlora.widget.engine.workflow import ClosedImages, Workflow
 from napari_convlora.widget.layers.image_layers import ImageLayers
 from napari_convlora.widget.layers.new_layer import image_of
 
@@ -64,10 +61,6 @@ class ProjectKeeper(QObject):
         Whether the user has given it a folder.
     automatic
         Returns whether rounds begin by themselves.
-    closing
-        Whether what cannot be written now never will be.
-    go_on_without
-        Asks whether a round may begin without images whose labels are lost, as a sentence says.
     closed
         Whether everything is written and the folder is let go of.
     writer
@@ -106,11 +99,10 @@ class ProjectKeeper(QObject):
         self.project: Project | None = None
         self.named = False
         self.automatic: Callable[[], bool] = lambda: False
-        self.go_on_without: Callable[[str], bool] = lambda sentence: False
         self._workflow, self._images, self._recipe = workflow, workflow.images, recipe
         self.writer = Writer()
         self._kept: list[ImageWork] = []
-        self.closing = self.closed = False
+        self.closed = False
         self._said: set[str] = set()
         self._soon = QTimer(self)
         self._soon.setSingleShot(True)
@@ -241,15 +233,17 @@ class ProjectKeeper(QObject):
         self.writer.retry()
         if self.project is not None:
             project, chosen = self.project, self._manifest()
+            shown = self.find(self._images.current)
+            home = None if shown is None else shown.home
 
             def as_chosen(m: Manifest) -> Manifest:
                 # An image is known once it is written, and no longer in a viewer that closes.
-                current = self.current or m.current
+                current = (None if home is None else home.stem) or m.current
                 own = {name: getattr(m, name) for name in ("images", "installed", "removed")}
                 return replace(chosen, **own, current=current)
 
             self.writer.put(partial(project.update, as_chosen))
-            self.writer.put(view_job(self.find(self._images.current), project))
+            self.writer.put(view_job(shown, project))
             for kept in self._kept:
                 self.writer.put(place_job(kept, project))
             self.writer.put(self.wrote.emit)
@@ -259,7 +253,7 @@ class ProjectKeeper(QObject):
         if self.closed:
             return
         self.wrote.disconnect(self._on_wrote)
-        self.closing = True
+        self.writer.last_try.set()
         self.save()
         self._soon.stop()
         self.writer.flush()
@@ -426,39 +420,25 @@ class ProjectKeeper(QObject):
             self.writer.put(self.wrote.emit)
 
     def _keep_prediction(self, kept: ImageWork, labels: np.ndarray) -> None:
-        project = self.project
+        project, home = self.project, kept.home
 
         def write() -> None:
-            if project is not None and kept.stem is not None:
-                project.keep_prediction(kept.stem, labels)
+            if project is not None and home.stem is not None:
+                project.keep_prediction(home.stem, labels)
 
         self.writer.put(write)
 
-    def _elsewhere(self) -> list[Snapshot]:
-        """Annotated images of the project that are not in the viewer, and can be found.
-
-        Raises
-        ------
-        LostLabelsError
-            Label files are lost, and the round is not to go on without them.
-        """
+    def _elsewhere(self) -> Callable[[], ClosedImages] | None:
+        """Return what reads annotated images of the project that are not in the viewer."""
         if self.project is None:
-            return []
+            return None
         self.save()
-        self.writer.flush()
-        n_channels, background = self._images.need().n_channels, find_background(self.classes)
-        removed = self.removed
-        stored = [entry for entry in self.stored if entry.stem not in removed]
-        found, remark, gone = stored_snapshots(self.project, stored, n_channels, background)
         here = [k for k in self._kept if k.record in self._images.records]
-        gone += lost_here(self.project, here, n_channels)
-        if gone:
-            lost = LostLabelsError(*gone)
-            if not self.go_on_without(str(lost)):
-                raise lost
-        if remark:
-            self.failed.emit(remark)
-        return found
+        removed = [] if self.named else [k for k in self._kept if k not in here]
+        n_channels, background = self._images.need().n_channels, find_background(self.classes)
+        return closed_images_reader(
+            self.project, self.writer, here, removed, n_channels, background
+        )
 
     def _on_relabelled(self, class_id: int, to: int) -> None:
         for kept in self._kept:  # strokes of images that were taken out of the viewer
