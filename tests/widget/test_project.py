@@ -580,7 +580,7 @@ def test_a_round_goes_on_without_an_image_that_is_missing(
 
 
 @pytest.fixture
-def lost(started, paint, saved, tmp_path):
+def lost(started, paint, saved, qtbot, tmp_path):
     """A window whose project has strokes on two images; the first one's file is gone."""
 
     def make(older=False):
@@ -594,6 +594,7 @@ def lost(started, paint, saved, tmp_path):
         paint(layer, 1, 10)
         paint(layer, 2, 70)
         saved(widget)
+        qtbot.waitUntil(lambda: len(widget.images.counts.pixels) == 2)
         (tmp_path / "p" / "annotations" / "picture0.tif").unlink()
         return viewer, widget
 

@@ -119,7 +119,7 @@ class RoundHistory(QObject):
             check_space(data_folder() if project is None else project.folder, nbytes)
         except InputError as error:
             self._keeper.failed.emit(f"{str(error)[:-1]}: until then the round is in memory only.")
-        self._layers = self._keeper.layers
+        self._layers = self._keeper.autosave.layers
         session = self._workflow.runner.session
         self._start = self.installed, None if session is None else session.installed
 
@@ -132,7 +132,7 @@ class RoundHistory(QObject):
             kept = None
             if not snapshot.stem:
                 kept = layers.get((snapshot.name, snapshot.channel_axis))
-                self._keeper.enlist(kept)
+                self._keeper.autosave.enlist(kept)
             homes.append(Home(snapshot.stem or None) if kept is None else kept.home)
         self._keeper.save()
         try:
@@ -167,7 +167,7 @@ class RoundHistory(QObject):
         self._count_corrections()
 
     def _on_predicted(self, record: ImageLayers, labels: np.ndarray) -> None:
-        kept, project = self._keeper.find(record), self._keeper.project
+        kept, project = self._keeper.autosave.find(record), self._keeper.project
         if kept is None or project is None or self._foreign:
             return
         home, writer = kept.home, self._keeper.writer
@@ -179,7 +179,7 @@ class RoundHistory(QObject):
                 project.rounds.keep_prediction(number, home.stem, labels)
 
         writer.put(write)
-        writer.put(self._keeper.wrote.emit)
+        writer.put(self._keeper.autosave.wrote.emit)
 
     def _count_corrections(self) -> None:
         project = self._keeper.need_project()
@@ -189,7 +189,7 @@ class RoundHistory(QObject):
             self._counted.emit(project, {n: project.rounds.corrections(n) for n in numbers})
 
         self._keeper.writer.put(count)
-        self._keeper.writer.put(self._keeper.wrote.emit)
+        self._keeper.writer.put(self._keeper.autosave.wrote.emit)
 
     def _on_counted(self, project: Project, curve: dict[int, Correction]) -> None:
         if project is self._keeper.project:
