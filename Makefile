@@ -1,5 +1,5 @@
-# Two commands: `make demo` runs the loop on a real image, `make test` runs every check.
-# Both set up .venv with the versions in constraints.txt, and the system libraries a window needs.
+# Two commands: `make demo` runs the loop on a real image, `make test` runs every check, and
+# `make quick` those of a working day: no processes, no windows, no real weights. All set up .venv with the versions in constraints.txt, and the system libraries a window needs.
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,12 +11,19 @@ APT := xvfb xauth libgl1 libegl1 libglib2.0-0 libdbus-1-3 libfontconfig1 libxkbc
 # A window where there is a display, else a virtual one.
 SCREEN = $(if $(DISPLAY)$(WAYLAND_DISPLAY),,xvfb-run -a -s "-screen 0 1600x1000x24")
 
-.PHONY: demo test lint coverage docs setup system clean
+.PHONY: demo test quick lint pytest coverage docs setup system clean
 
 demo: setup
 	$(BIN)/napari-convlora demo --out demo-output
 
-test: setup lint
+# What one core does for a while in `lint` leaves the other to the tests.
+test: setup
+	$(MAKE) --no-print-directory --jobs=2 lint pytest
+
+quick: setup lint
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup --ignore tests/widget -m "not weights and not process"
+
+pytest: setup
 	env -u QT_QPA_PLATFORM $(SCREEN) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
 lint: setup

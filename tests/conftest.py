@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib import metadata
 
@@ -17,11 +17,36 @@ from napari_convlora.events import Finished
 from napari_convlora.labels.annotations import LabelledImage
 from napari_convlora.labels.classes import default_classes
 from napari_convlora.model.adapter import Adapter
-from napari_convlora.training import adapt
+from napari_convlora.training import adapt, detail_fit
 
 torch.set_num_threads(1)  # tiny tensors; a second thread costs more than it brings
 
 CLASSES = default_classes(3)
+
+
+# By what a module of tests imports, it can be told whether it starts processes.
+_STARTERS = ("subprocess", "multiprocessing", "Child", "LocalCluster", "launch")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what `make quick` leaves out."""
+    for item in items:
+        path, names = item.path.as_posix(), getattr(item, "fixturenames", ())
+        if "tests/widget" in path:
+            item.add_marker("viewer")
+        if "litemedsam" in names:
+            item.add_marker("weights")
+        if any(hasattr(getattr(item, "module", None), name) for name in _STARTERS):
+            item.add_marker("process")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_forests(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Forests of few trees, as their fitting is half of a short round; all where quality counts."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.stem != "test_quality":
+            patch.setattr(detail_fit, "_TREES", 8)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -50,15 +50,3 @@ def test_the_manifest_is_found_and_both_paths_hold_it() -> None:
     assert manifest.name == "napari-convlora"
     inner, outer = ROOT / "napari_convlora" / "napari.yaml", ROOT / "napari.yaml"
     assert inner.read_bytes() == outer.read_bytes()
-
-
-def test_dependencies_point_one_way() -> None:
-    pytest.importorskip("importlinter")
-    if not (ROOT / "pyproject.toml").exists():
-        pytest.skip("the contracts are in pyproject.toml, which is not installed")
-    code = "from importlinter.cli import lint_imports_command as main; main(['--no-cache'])"
-    run = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stdout
-    assert "0 broken" in run.stdout

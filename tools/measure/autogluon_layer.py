@@ -1,6 +1,6 @@
 """What a Conv-LoRA layer costs beyond LoRA: ours against AutoGluon's, forward and backward.
 
-    python tools/measure/autogluon_layer.py AUTOGLUON_CHECKOUT [--repeats 20] [--dim 768] [--cpu-time]
+    python tools/measure/autogluon_layer.py CHECKOUT [--repeats 20] [--dim 768] [--cpu-time]
 
 The qkv projection of ViT-B on 25 windows of 14 x 14 tokens and on one global map of 64 x 64, each
 layer against its own LoRA. All four take turns in one process, so that a busy machine slows all.
