@@ -25,6 +25,12 @@ from napari_convlora.labels.reviewed import inside_outlines
 from napari_convlora.model.adapter import Adapter
 from napari_convlora.project import Project, label_files
 from napari_convlora.widget import dialogs
+from napari_convlora.widget.autosave.image_list import ImageList
+from napari_convlora.widget.autosave.image_work import ImageWork
+from napari_convlora.widget.autosave.project_keeper import ProjectKeeper
+from napari_convlora.widget.autosave.round_history import RoundHistory
+from napari_convlora.widget.autosave.saving import Autosave
+from napari_convlora.widget.layers.image_layers import ImageLayers
 
 _YES = QMessageBox.StandardButton.Yes
 
@@ -979,3 +985,48 @@ def test_a_round_that_never_found_room_is_rescued_when_the_window_closes(
     (place,) = (recovery_folder.parent / "rescued").iterdir()
     assert Adapter.load(place).summary["steps"] == 3
     assert any(f"is in {place} instead" in record.getMessage() for record in caplog.records)
+
+
+def test_what_is_written_is_what_there_was_when_it_was_to_be_saved(
+    make_napari_viewer_proxy, make_widget, halves, paint
+):
+    viewer = make_napari_viewer_proxy()
+    layers = [viewer.add_image(halves + i, name=name) for i, name in enumerate("ab")]
+    widget = make_widget(viewer)
+    stems = {}
+    for layer in layers[::-1]:
+        widget.source.choose(layer, None)
+        paint(widget.start_annotating(), 1, 10)
+        widget.keeper.save()
+        widget.keeper.writer.flush()
+        stems[layer.name] = widget.keeper.current
+    go_on = threading.Event()
+    widget.keeper.writer.put(lambda: go_on.wait(20))
+    widget.keeper.save()
+    widget.source.choose(layers[1], None)
+    go_on.set()
+    widget.keeper.writer.flush()
+    assert widget.keeper.current == stems["b"]
+    assert widget.keeper.project.manifest.current == stems["a"]
+
+
+def test_the_writer_touches_nothing_of_the_window(ready, wait, saved, paint, qtbot, monkeypatch):
+    viewer, widget = ready()
+    touched = set()
+    for kind in (ImageWork, ImageLayers, Autosave, ImageList, ProjectKeeper, RoundHistory):
+
+        def get(self, name, kind=kind, get=kind.__getattribute__):
+            if threading.current_thread().name == "convlora-writer":
+                touched.add((kind.__name__, name))
+            return get(self, name)
+
+        monkeypatch.setattr(kind, "__getattribute__", get)
+    saved(widget)
+    widget.adapt()
+    wait(widget)
+    paint(viewer.layers["annotations"], 1, 30)
+    saved(widget)
+    qtbot.waitUntil(lambda: list(widget.history.curve) == [1])
+    assert [record.number for record in widget.history.records] == [1]
+    assert widget.keeper.project.prediction(widget.keeper.current) is not None
+    assert not touched

@@ -38,10 +38,11 @@ def closed_images_reader(
         None if there is nothing to be read.
     """
     # Labels of an open image are lost if they are neither in their file nor painted anew.
-    bare = [k.home for k in here if k.bare and k.record.n_channels == n_channels]
+    alike = [k for k in here if k.stem is not None and k.record.n_channels == n_channels]
+    bare = [k.home for k in alike if k.bare]
     left_out = [k.home for k in (*here, *removed)]
     known = {home.stem for home in left_out}
-    if all(e.stem in known for e in project.manifest.images) and not any(h.stem for h in bare):
+    if all(e.stem in known for e in project.manifest.images) and not bare:
         return None
     return partial(_read, project, writer, left_out, bare, n_channels, background_id)
 

@@ -182,11 +182,11 @@ class RoundHistory(QObject):
         writer.put(self._keeper.autosave.wrote.emit)
 
     def _count_corrections(self) -> None:
-        project = self._keeper.need_project()
+        project, tell = self._keeper.need_project(), self._counted.emit
 
         def count() -> None:
             numbers = [record.number for record in project.rounds.records()]
-            self._counted.emit(project, {n: project.rounds.corrections(n) for n in numbers})
+            tell(project, {n: project.rounds.corrections(n) for n in numbers})
 
         self._keeper.writer.put(count)
         self._keeper.writer.put(self._keeper.autosave.wrote.emit)
