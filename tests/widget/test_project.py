@@ -177,7 +177,7 @@ _CRASHES = """
 import os, sys
 import numpy as np, napari
 from napari_convlora.widget import ConvLoRAWidget
-from napari_convlora.session import Session
+from napari_convlora.session.session import Session
 from napari_convlora.backbones.testing import random_backbone
 viewer = napari.Viewer(show=False)
 viewer.add_image(np.random.default_rng(0).random((80, 90)), name="unsaved")
