@@ -644,6 +644,28 @@ def test_annotations_of_closed_images_are_read_while_the_window_answers(
     assert "prediction" not in viewer.layers
 
 
+def test_a_round_goes_on_when_its_image_is_left_while_others_are_read(
+    started, paint, saved, wait, monkeypatch, qtbot
+):
+    _, widget = started()
+    paint(widget.start_annotating(), 1, 10)
+    widget.keeper.step(1)
+    layer = widget.start_annotating()
+    paint(layer, 1, 10)
+    paint(layer, 2, 70)
+    saved(widget)
+    go_on, read = threading.Event(), Project.annotated
+    monkeypatch.setattr(Project, "annotated", lambda *a: go_on.wait(20) and read(*a))
+    widget.adapt()
+    widget.keeper.step(1)
+    assert widget.keeper.current == "picture2"
+    go_on.set()
+    wait(widget)
+    saved(widget)
+    assert set(widget.history.records[0].images) == {"picture0", "picture1"}
+    assert widget.status.endswith("Press Predict to see what it makes of this image.")
+
+
 def test_a_round_waits_for_an_answer_where_labels_are_lost(lost, asked, wait, saved):
     _, widget = lost()
     questions, answers = asked

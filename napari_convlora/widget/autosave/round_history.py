@@ -73,6 +73,7 @@ class RoundHistory(QObject):
         self._counted.connect(self._on_counted)
         keeper.wrote.connect(self._on_wrote)
         keeper.switched.connect(self._on_switched)
+        workflow.begun.connect(self._on_begun)
         workflow.started.connect(self._on_started)
         workflow.stepped.connect(self._events.extend)
         workflow.scored.connect(self._events.append)
@@ -112,6 +113,9 @@ class RoundHistory(QObject):
             "--out adapter.safetensors"
         )
 
+    def _on_begun(self) -> None:
+        self._layers = self._keeper.autosave.layers
+
     def _on_started(self, total_steps: int, held_out: bool, nbytes: int) -> None:
         self._events.clear()
         project = self._keeper.project
@@ -119,7 +123,6 @@ class RoundHistory(QObject):
             check_space(data_folder() if project is None else project.folder, nbytes)
         except InputError as error:
             self._keeper.failed.emit(f"{str(error)[:-1]}: until then the round is in memory only.")
-        self._layers = self._keeper.autosave.layers
         session = self._workflow.runner.session
         self._start = self.installed, None if session is None else session.installed
 

@@ -18,6 +18,8 @@ class JobSignals(QObject):
         What went wrong, in one sentence, and whether it is our fault rather than the input's.
     found
         Classes that a layer or an adapter brings along.
+    begun
+        A round is asked for; what it learns from was copied just now.
     started, planned, stepped, scored, tiled
         Progress: (total steps, held out, bytes of the adapter), `Planned`, list of `Step`,
         `Scored`, `Tiles`.
@@ -40,6 +42,7 @@ class JobSignals(QObject):
     said = Signal(str)
     failed = Signal(str, bool)
     found = Signal(object)
+    begun = Signal()
     started = Signal(int, bool, object)
     planned = Signal(object)
     stepped = Signal(list)

@@ -134,6 +134,7 @@ class Workflow(JobSignals):
             raise ConvLoRAError(BUSY)
         record = self.images.need()
         snapshots = [other.snapshot() for other in self.images.learnable()]
+        self.begun.emit()
         job, read = RunningJob(record, snapshots, recipe), self.elsewhere()
         if read is None:
             self._adapt(job, ClosedImages())
