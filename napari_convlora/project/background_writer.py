@@ -53,8 +53,9 @@ class Writer:
             self.put(self.waiting.popleft(), keep=True)
 
     def flush(self) -> None:
-        """Wait until everything is written and the thread is gone."""
-        thread = self._thread
+        """Wait until everything is written and the thread is gone; any thread may."""
+        with self._lock:  # a thread that was made just now is started, too
+            thread = self._thread
         if thread is not None:
             thread.join()
 
