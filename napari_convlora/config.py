@@ -25,6 +25,9 @@ HeadName = Literal["class_tokens", "classification_branch", "mask_token"]
 PresetName = Literal["fast", "full"]
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 StartName = Literal["base", "installed"]
+CLASSES_FILE = "classes.json"
+"""Name of the class table beside exported masks; one of another table has its name before it."""
+
 UNLABELLED = 0
 """Annotation value of a pixel nobody has labelled; ignored by loss and metric."""
 

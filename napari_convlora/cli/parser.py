@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import argparse
-import sys
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from napari_convlora.benchmark.commands_interactive import (
+from napari_convlora.cli import commands
+from napari_convlora.cli.benchmark_interactive import (
     add_interactive_arguments,
     run_interactive,
 )
-from napari_convlora.benchmark.commands_paper import add_paper_arguments, run_paper
-from napari_convlora.cli import commands
+from napari_convlora.cli.benchmark_paper import add_paper_arguments, run_paper
+from napari_convlora.cli.requests import (
+    AdaptRequest,
+    DemoRequest,
+    DoctorRequest,
+    EvaluateRequest,
+    PredictRequest,
+    UsageError,
+    WeightsRequest,
+    request_of,
+)
 from napari_convlora.config import (
     DeviceName,
     MethodName,
@@ -36,7 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns 0 when done, 1 when failed, 2 on bad usage."""
     try:
         options = _parser().parse_args(arguments)
-        return options.run(options)
+        try:
+            kind = options.request
+            return options.run(options if kind is Namespace else request_of(kind, options))
+        except UsageError as error:
+            options.parser.error(str(error))  # leaves as argparse does
+            raise
     except SystemExit as stop:  # argparse's own way out: 0 after --help, 2 on bad usage
         return stop.code if isinstance(stop.code, int) else commands.FAILED
     except ConvLoRAError as error:
@@ -52,28 +67,77 @@ def _parser() -> argparse.ArgumentParser:
     parsers = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def command(
-        name: str, run: Callable[[Any], int], help_: str, more: str = ""
+        name: str,
+        request: type,
+        run: Callable[[Any], int],
+        help_: str,
+        more: str = "",
+        within: Any = parsers,
     ) -> argparse.ArgumentParser:
-        sub = parsers.add_parser(name, help=help_, description=help_, epilog=more)
-        sub.set_defaults(run=run, parser=sub)
+        sub: argparse.ArgumentParser = within.add_parser(
+            name, help=help_, description=help_, epilog=more
+        )
+        sub.set_defaults(run=run, request=request, parser=sub)
         return sub
 
-    def device(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument(
-            "--device", choices=get_args(DeviceName), help="where to compute; auto if not given"
-        )
+    _add_adapt(
+        command("adapt", AdaptRequest, commands.run_adapt, "Adapt a backbone to annotated images.")
+    )
+    what = "Predict images with an adapter."
+    _add_predict(command("predict", PredictRequest, commands.run_predict, what, _LARGE))
+    what = "Compare predictions with labels: IoU and Dice."
+    _add_evaluate(command("evaluate", EvaluateRequest, commands.run_evaluate, what))
 
-    def open_anyway(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument(
-            "--open-anyway",
-            action="store_true",
-            default=None,
-            help="open the project although a window or another command has it open",
-        )
+    what = "List, download or locate backbone checkpoints."
+    actions = _group(parsers, "weights", "ACTION", what)
+    for name, run, help_ in (
+        ("list", commands.weights_list, "Show every known backbone and whether it is here."),
+        ("fetch", commands.weights_fetch, "Download a checkpoint and verify it."),
+        ("path", commands.weights_path, "Print where a checkpoint is."),
+    ):
+        action = command(name, WeightsRequest, run, help_, within=actions)
+        if name != "list":
+            action.add_argument("name", metavar="NAME")
 
-    model, train = ModelConfig(), TrainConfig()
-    # Options that are not given are a project's, else the defaults.
-    sub = command("adapt", commands.run_adapt, "Adapt a backbone to annotated images.")
+    what = "Measure methods: the paper's way, or few strokes."
+    kinds = _group(parsers, "benchmark", "KIND", what)
+    what = "Repeat the protocol of the Conv-LoRA paper."
+    add_paper_arguments(command("paper", Namespace, run_paper, what, within=kinds))
+    what = "Few strokes and corrections, against peers."
+    add_interactive_arguments(
+        command("interactive", Namespace, run_interactive, what, within=kinds)
+    )
+
+    what = "Report torch, devices, Qt and weights on this machine."
+    command("doctor", DoctorRequest, commands.run_doctor, what)
+    what = "Run the whole loop on a sample image."
+    sub = command("demo", DemoRequest, commands.run_demo_command, what)
+    sub.add_argument("--headless", action="store_true", help="end after the loop, keep no window")
+    sub.add_argument("--out", type=Path, default=Path("demo-output"), metavar="DIR")
+    return parser
+
+
+def _group(parsers: Any, name: str, metavar: str, help_: str) -> Any:
+    group = parsers.add_parser(name, help=help_, description=help_)
+    return group.add_subparsers(metavar=metavar, required=True)
+
+
+def _add_device(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--device", choices=get_args(DeviceName), help="where to compute; auto if not given"
+    )
+
+
+def _add_open_anyway(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--open-anyway",
+        action="store_true",
+        default=None,
+        help="open the project although a window or another command has it open",
+    )
+
+
+def _add_adapt(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--images", nargs="+", type=Path, metavar="IMG", help="image files, all channels alike"
     )
@@ -94,7 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--project", type=Path, metavar="DIR", help="add a round on all its images; no --out needed"
     )
-    open_anyway(sub)
+    _add_open_anyway(sub)
     sub.add_argument(
         "--without-missing",
         action="store_true",
@@ -105,6 +169,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--classes", type=Path, metavar="classes.json", help='class table, as {"1": "background"}'
     )
+    _add_settings(sub)
+
+
+def _add_settings(sub: argparse.ArgumentParser) -> None:
+    """Add options which, where they are not given, are a project's, else the defaults."""
+    model, train = ModelConfig(), TrainConfig()
     sub.add_argument(
         "--backbone",
         metavar="NAME|PATH",
@@ -138,12 +208,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--seed", type=int, metavar="S", help=f"of the random numbers; {train.seed}")
     sub.add_argument("--history", type=Path, metavar="history.csv", help="loss and score by step")
-    device(sub)
+    _add_device(sub)
     sub.add_argument(
         "--devices", type=_positive(int), metavar="N", help="train on N devices of this machine"
     )
 
-    sub = command("predict", commands.run_predict, "Predict images with an adapter.", _LARGE)
+
+def _add_predict(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("adapter", nargs="?", type=Path, metavar="A.safetensors")
     sub.add_argument(
         "--images",
@@ -159,7 +230,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="predict all its images with its installed round",
     )
-    open_anyway(sub)
+    _add_open_anyway(sub)
     sub.add_argument(
         "--format", choices=("tif", "zarr"), default="tif", help="masks as TIFF or as OME-Zarr"
     )
@@ -170,11 +241,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--backbone", metavar="NAME|PATH", help="where the adapter's backbone is, if not installed"
     )
-    device(sub)
+    _add_device(sub)
 
-    sub = command(
-        "evaluate", commands.run_evaluate, "Compare predictions with labels: IoU and Dice."
-    )
+
+def _add_evaluate(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--predictions", required=True, type=Path, metavar="DIR", help="folder of masks"
     )
@@ -189,45 +259,6 @@ def _parser() -> argparse.ArgumentParser:
         help="pixels with this label are left out, and it is no class; 0",
     )
     sub.add_argument("--json", type=Path, metavar="FILE", help="write all scores here, too")
-
-    weights = command("weights", _usage, "List, download or locate backbone checkpoints.")
-    actions = weights.add_subparsers(metavar="ACTION", required=True)
-    for name, run, help_ in (
-        ("list", commands.weights_list, "Show every known backbone and whether it is here."),
-        ("fetch", commands.weights_fetch, "Download a checkpoint and verify it."),
-        ("path", commands.weights_path, "Print where a checkpoint is."),
-    ):
-        action = actions.add_parser(name, help=help_, description=help_)
-        action.set_defaults(run=run)
-        if name != "list":
-            action.add_argument("name", metavar="NAME")
-
-    benchmark = command("benchmark", _usage, "Measure methods: the paper's way, or few strokes.")
-    kinds = benchmark.add_subparsers(metavar="KIND", required=True)
-    for name, add_arguments, run, help_ in (
-        ("paper", add_paper_arguments, run_paper, "Repeat the protocol of the Conv-LoRA paper."),
-        (
-            "interactive",
-            add_interactive_arguments,
-            run_interactive,
-            "Few strokes and corrections, against peers.",
-        ),
-    ):
-        kind = kinds.add_parser(name, help=help_, description=help_)
-        add_arguments(kind)
-        kind.set_defaults(run=run)
-
-    command("doctor", commands.run_doctor, "Report torch, devices, Qt and weights on this machine.")
-
-    sub = command("demo", commands.run_demo_command, "Run the whole loop on a sample image.")
-    sub.add_argument("--headless", action="store_true", help="end after the loop, keep no window")
-    sub.add_argument("--out", type=Path, default=Path("demo-output"), metavar="DIR")
-    return parser
-
-
-def _usage(options: argparse.Namespace) -> int:
-    options.parser.print_usage(sys.stderr)
-    return BAD_USAGE
 
 
 def _positive(kind: type) -> Callable[[str], Any]:

@@ -8,14 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from napari_convlora.config import ClassInfo
+from napari_convlora.config import CLASSES_FILE, ClassInfo
 from napari_convlora.errors import InputError
 from napari_convlora.formats.plain import write_palette_png
 from napari_convlora.formats.tiff import tiff_colours, write_tiff
 from napari_convlora.labels.classes import read_classes, write_classes
-
-CLASSES_FILE = "classes.json"
-"""Name of the class table beside exported masks; one of another table has its name before it."""
 
 _TIFF = (".tif", ".tiff")
 

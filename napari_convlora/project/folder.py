@@ -6,10 +6,8 @@ import contextlib
 import itertools
 import logging
 import shutil
-import threading
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import replace
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
@@ -18,20 +16,14 @@ from filelock import BaseFileLock
 
 from napari_convlora.errors import InputError
 from napari_convlora.files.atomic import atomic_write, make_folder
-from napari_convlora.formats.opening import open_image, read_labels
-from napari_convlora.images.planes import LazyPlanes, Planes
+from napari_convlora.images.planes import Planes
 from napari_convlora.labels.annotations import LabelledImage
-from napari_convlora.labels.reviewed import Outlines
 from napari_convlora.project import lock
-from napari_convlora.project.image_entry import ImageEntry, Viewpoint, new_stem
+from napari_convlora.project.image_entry import ImageEntry, Viewpoint, entry_of_file, new_stem
 from napari_convlora.project.label_files import (
-    VERSION_SECONDS,
     keep_version,
-    read_current,
-    read_newest,
-    write_label_file,
-    write_regions,
 )
+from napari_convlora.project.labelled_folder import LabelledFolder
 from napari_convlora.project.labelled_images import labelled_images
 from napari_convlora.project.layout import (
     ANNOTATIONS,
@@ -43,10 +35,6 @@ from napari_convlora.project.layout import (
     inside,
 )
 from napari_convlora.project.lost_labels import (
-    lost_files,
-    read_painted,
-    read_reviewed,
-    with_counts,
     with_first_counts,
 )
 from napari_convlora.project.manifest import Manifest
@@ -59,7 +47,7 @@ T = TypeVar("T")
 _PARTS = ANNOTATIONS, PREDICTIONS, IMAGES, ROUNDS
 
 
-class Project:
+class Project(LabelledFolder):
     """A folder that holds annotations, rounds, settings and references to images.
 
     Use `create` or `open`, and `close` in the end. Methods may be called from any thread, one at a
@@ -78,9 +66,8 @@ class Project:
     """
 
     def __init__(self, folder: Path, manifest: Manifest, claim: BaseFileLock) -> None:
-        self.folder, self.manifest, self._claim = folder, manifest, claim
-        self.lock = threading.RLock()
-        self._damaged: set[Path] = set()
+        super().__init__(folder, manifest)
+        self._claim = claim
         self.rounds = Rounds(self)
 
     @classmethod
@@ -184,21 +171,6 @@ class Project:
                 ) from error
             return there
 
-    def update(self, change: Callable[[Manifest], Manifest]) -> None:
-        """Replace the manifest by what `change` makes of it, and write it if it differs."""
-        with self.lock:
-            manifest = change(self.manifest)
-            if manifest != self.manifest:
-                manifest.write(self.own(MANIFEST))
-                self.manifest = manifest
-
-    def entry(self, stem: str) -> ImageEntry:
-        """Return an image by the name of its files."""
-        for entry in self.manifest.images:
-            if entry.stem == stem:
-                return entry
-        raise InputError(f"There is no image '{stem}' in this project; choose one from its list.")
-
     def add(self, entry: ImageEntry, pixels: Planes | None = None) -> ImageEntry:
         """Add an image and return its entry, with a stem of its own.
 
@@ -242,32 +214,7 @@ class Project:
         InputError
             It cannot be read.
         """
-        planes = open_image(path)
-        depth, height, width, channels = planes.shape
-        leading = () if depth == 1 else (depth,)
-        rgb = channels == 3 and planes.dtype == np.uint8
-        if channels == 1:
-            shape: tuple[int, ...] = (*leading, height, width)
-        else:
-            shape = (*leading, height, width, 3) if rgb else (*leading, channels, height, width)
-        channel_axis = None if rgb or channels == 1 else len(leading)
-        if isinstance(planes, LazyPlanes):  # it is shown as the file holds it
-            shape = planes.source.shape
-            rgb = rgb and planes.channel == len(shape) - 1
-            channel_axis = None if rgb else planes.channel
-        return self.add(
-            ImageEntry(
-                stem="",
-                name=path.stem,
-                path="",
-                absolute=str(path.absolute()),
-                shape=planes.shape,
-                layer_shape=shape,
-                rgb=rgb,
-                channel_axis=channel_axis,
-                dtype=str(planes.dtype),
-            )
-        )
+        return self.add(entry_of_file(path))
 
     def remove(self, stem: str) -> None:
         """Take an image off the list; what was painted last becomes its newest older version.
@@ -319,140 +266,11 @@ class Project:
             if entry != self.entry(stem):
                 self._replace_entry(entry)
 
-    def annotations(self, stem: str) -> tuple[np.ndarray | None, str]:
-        """Return annotations (P, H, W) int32, None if there are none, and what is odd about them.
-
-        An older version takes the place of what is gone or damaged.
-
-        Raises
-        ------
-        InputError
-            Neither they nor an older version can be read.
-        """
-        entry = self.entry(stem)
-        read = partial(read_painted, entry=entry)
-        return self._newest(entry, ".tif", read, expected=entry.annotated)
-
-    def regions(self, stem: str) -> tuple[Outlines, str]:
-        """Return the reviewed regions of an image, and what is odd about them.
-
-        Raises
-        ------
-        InputError
-            Neither they nor an older version can be read.
-        """
-        entry = self.entry(stem)
-        read = partial(read_reviewed, entry=entry)
-        found, note = self._newest(entry, ".json", read, expected=bool(entry.regions))
-        return found or (), note
-
-    def _newest(
-        self, entry: ImageEntry, suffix: str, read: Callable[[Path], T | None], *, expected: bool
-    ) -> tuple[T | None, str]:
-        path = self.own(ANNOTATIONS, f"{entry.stem}{suffix}")
-        found, note = read_newest(path, read)
-        if note:
-            self._damaged.add(path)
-        elif found is None and expected:
-            note = str(lost_files(entry.name, path))
-        return found, note
-
-    def _keep_version(self, path: Path) -> None:
-        """Keep an older version now and then, and in any case what is damaged."""
-        keep_version(path, least=0 if path in self._damaged else VERSION_SECONDS)
-        self._damaged.discard(path)
-
-    def keep_annotations(self, stem: str, labels: np.ndarray, regions: Outlines = ()) -> None:
-        """Write annotations (P, H, W) and reviewed regions, keep an older version, and count.
-
-        Raises
-        ------
-        InputError
-            They cannot be written.
-        """
-        with self.lock:
-            path = self.own(ANNOTATIONS, f"{stem}.tif")
-            make_folder(path.parent)
-            self._keep_version(path)
-            write_label_file(path, labels)
-            path = self.own(ANNOTATIONS, f"{stem}.json")
-            if regions or path.exists():
-                self._keep_version(path)
-                write_regions(path, regions)
-            self._replace_entry(with_counts(self.entry(stem), labels, regions))
-
-    def relabel(self, stem: str, class_id: int, to: int) -> None:
-        """Give a class's annotated pixels of an image to another; 0 erases them.
-
-        Raises
-        ------
-        InputError
-            The annotations cannot be read or written.
-        """
-        with self.lock:
-            if class_id in self.entry(stem).counts:
-                labels, regions = self.annotated(stem)
-                self.keep_annotations(stem, np.where(labels == class_id, to, labels), regions)
-
-    def prediction(self, stem: str) -> np.ndarray | None:
-        """Return the model's last prediction (P, H, W) int32 of an image; None if there is none."""
-        path = self.own(PREDICTIONS, f"{stem}.tif")
-        return read_labels(path, self.entry(stem).shape[:3]) if path.is_file() else None
-
-    def keep_prediction(self, stem: str, labels: np.ndarray) -> None:
-        """Write what the model predicted (P, H, W)."""
-        with self.lock:
-            path = self.own(PREDICTIONS, f"{stem}.tif")
-            make_folder(path.parent)
-            write_label_file(path, labels)
-
-    def predicted(self, stem: str) -> bool:
-        """Whether there is a prediction of an image."""
-        return (self.folder / PREDICTIONS / f"{stem}.tif").is_file()  # no more is done with it
-
     def labelled(
         self, *, without_missing: bool = False
     ) -> tuple[tuple[str, ...], list[LabelledImage]]:
         """Return what a round learns from; see `labelled`."""
         return labelled_images(self, without_missing=without_missing)
-
-    def annotated(self, stem: str) -> tuple[np.ndarray, Outlines]:
-        """Return annotations (P, H, W) int32, all 0 if nothing was painted, and reviewed regions.
-
-        Raises
-        ------
-        LostLabelsError
-            One of them is gone or damaged, or holds nothing of what was painted, whether there is
-            an older version or not.
-        """
-        entry = self.entry(stem)
-        labels: np.ndarray = np.zeros(entry.shape[:3], np.int32)
-        regions: Outlines = ()
-        path, other = (self.own(ANNOTATIONS, f"{stem}{suffix}") for suffix in (".tif", ".json"))
-        try:
-            if entry.annotated or path.exists():
-                labels = read_current(path, partial(read_painted, entry=entry))
-            path = other
-            if entry.regions or path.exists():
-                regions = read_current(path, partial(read_reviewed, entry=entry))
-        except InputError as error:
-            raise lost_files(entry.name, path) from error
-        return labels, regions
-
-    def install(self, number: int) -> None:
-        """Make a round the one that predicts."""
-        self.update(lambda m: replace(m, installed=number))
-
-    def _replace_entry(self, entry: ImageEntry) -> None:
-        self.update(
-            lambda m: replace(
-                m, images=tuple(entry if e.stem == entry.stem else e for e in m.images)
-            )
-        )
-
-    def own(self, *parts: str) -> Path:
-        """Return the path of something of the project; see `inside`."""
-        return inside(self.folder, *parts)
 
 
 def _is_copied(entry: ImageEntry) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 from napari_convlora.errors import InputError
 from napari_convlora.files.checked_json import LARGEST
 from napari_convlora.formats.ome_zarr import is_zarr
-from napari_convlora.formats.opening import open_levels
+from napari_convlora.formats.opening import open_image, open_levels
 from napari_convlora.images.planes import (
     LazyPlanes,
     Planes,
@@ -298,3 +298,37 @@ def _relative(path: Path, folder: Path) -> str:
 
 def _is_remote(path: Path) -> bool:
     return str(path).startswith(("\\\\", "//"))
+
+
+def entry_of_file(path: Path) -> ImageEntry:
+    """Return the entry of an image file as a layer would show it, without a stem yet.
+
+    Raises
+    ------
+    InputError
+        It cannot be read.
+    """
+    planes = open_image(path)
+    depth, height, width, channels = planes.shape
+    leading = () if depth == 1 else (depth,)
+    rgb = channels == 3 and planes.dtype == np.uint8
+    if channels == 1:
+        shape: tuple[int, ...] = (*leading, height, width)
+    else:
+        shape = (*leading, height, width, 3) if rgb else (*leading, channels, height, width)
+    channel_axis = None if rgb or channels == 1 else len(leading)
+    if isinstance(planes, LazyPlanes):  # it is shown as the file holds it
+        shape = planes.source.shape
+        rgb = rgb and planes.channel == len(shape) - 1
+        channel_axis = None if rgb else planes.channel
+    return ImageEntry(
+        stem="",
+        name=path.stem,
+        path="",
+        absolute=str(path.absolute()),
+        shape=planes.shape,
+        layer_shape=shape,
+        rgb=rgb,
+        channel_axis=channel_axis,
+        dtype=str(planes.dtype),
+    )

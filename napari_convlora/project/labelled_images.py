@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,17 +12,15 @@ from napari_convlora.labels.around_labels import labelled_parts
 from napari_convlora.labels.classes import find_background
 from napari_convlora.labels.reviewed import Outlines, fill_reviewed
 from napari_convlora.project.image_entry import ImageEntry
+from napari_convlora.project.labelled_folder import LabelledFolder
 from napari_convlora.project.lost_labels import Lost, LostLabelsError
 from napari_convlora.project.manifest import split_missing
-
-if TYPE_CHECKING:
-    from napari_convlora.project.folder import Project
 
 logger = logging.getLogger(__name__)
 
 
 def labelled_images(
-    project: Project, *, without_missing: bool
+    project: LabelledFolder, *, without_missing: bool
 ) -> tuple[tuple[str, ...], list[LabelledImage]]:
     """Return stems and contents of the annotated images with as many channels as the first.
 

@@ -22,6 +22,7 @@ from napari_convlora.labels.annotations import known_only
 from napari_convlora.labels.reviewed import Outlines
 from napari_convlora.project.image_entry import ImageEntry
 from napari_convlora.project.label_files import write_label_file
+from napari_convlora.project.labelled_folder import LabelledFolder
 from napari_convlora.project.layout import (
     ADAPTER,
     ANNOTATIONS,
@@ -40,7 +41,6 @@ from napari_convlora.project.recipe import Recipe
 if TYPE_CHECKING:
     from napari_convlora.events import Event
     from napari_convlora.model.adapter import Adapter
-    from napari_convlora.project.folder import Project
 
 FORMAT = 1
 
@@ -134,7 +134,7 @@ class Rounds:
         Whose rounds they are.
     """
 
-    def __init__(self, project: Project) -> None:
+    def __init__(self, project: LabelledFolder) -> None:
         self._project = project
         self._late: list[tuple[Adapter, RoundRecord]] = []  # written, but not installed yet
 

@@ -10,8 +10,8 @@ import tifffile
 from napari.utils.notifications import show_info
 from PIL import Image
 
-from napari_convlora.config import MAX_CLASSES, ClassInfo
-from napari_convlora.exports.masks import CLASSES_FILE, save_masks
+from napari_convlora.config import CLASSES_FILE, MAX_CLASSES, ClassInfo
+from napari_convlora.exports.masks import save_masks
 from napari_convlora.files.atomic import atomic_write
 from napari_convlora.labels.classes import DEFAULT_COLOURS, default_classes
 from napari_convlora.widget.layers.class_colours import attributes, complete_classes, known_classes

@@ -36,6 +36,7 @@ from napari_convlora.widget.autosave.round_history import RoundHistory
 from napari_convlora.widget.docking import Docking
 from napari_convlora.widget.engine.workflow import Workflow
 from napari_convlora.widget.form import Unfolding, leave_keys_to_canvas, read_points_and_commas
+from napari_convlora.widget.layers import adoption, copies, learnable
 from napari_convlora.widget.layers.label_counts import LabelCounts
 from napari_convlora.widget.sections.auto_adapt import AutoAdapt
 from napari_convlora.widget.sections.class_table import ClassTable
@@ -116,7 +117,7 @@ class ConvLoRAWidget(QWidget):
         self.rounds.layout().addWidget(self.automatic)
         self.keeper.automatic = self.automatic.isChecked
         self.keeper.go_on_without = self._may_go_on_without
-        self.review.following = self.project.following
+        self.review.walk.following = self.project.following
         self.review.step = lambda: self.keeper.step(1)
         self.memory = MemorySection(self.workflow)
         self._untouched = True
@@ -417,14 +418,15 @@ class ConvLoRAWidget(QWidget):
     def _on_annotations(self, layer: "napari.layers.Labels | None") -> None:
         """Use the layer that was chosen; what was not made here needs an answer first."""
         known = layer is None or not adopt_dialog.is_strange(layer)
-        if layer is None or (known and not self.images.contradicts(layer)):
+        if layer is None or (known and not adoption.contradicts(layer, self.images.relied())):
             self.use_annotations(layer)
         elif meaning := adopt_dialog.ask(self, layer, self._kept()):
             self.use_annotations(layer, meaning)
         self._refresh()  # the combo goes back where nothing came of it
 
     def _used(self) -> set[int]:
-        return self.images.used_classes().union(*(e.counts for e in self.keeper.stored))
+        used = copies.used_classes(self.images.records)
+        return used.union(*(e.counts for e in self.keeper.stored))
 
     def _kept(self) -> tuple[ClassInfo, ...]:
         """Return the classes that somebody relies on: of the table at the start, those in use."""
@@ -434,12 +436,13 @@ class ConvLoRAWidget(QWidget):
         return tuple(info for info in self.classes if info.id in used)
 
     def _suggest(self) -> None:
-        self._hint = f"{self._news} {self.images.next_step()}".strip()
+        self._hint = f"{self._news} {learnable.next_step(self.images)}".strip()
         self._say(self._hint)
 
     def _on_classes(self) -> None:
         self._untouched = False
-        known = {info.id for info in self.images.classes} | {*self.images.learnable_pixels()}
+        known = {info.id for info in self.images.classes}
+        known |= {*learnable.learnable_pixels(self.images)}
         self.images.show_classes(self.table.classes)
         self.images.select_class(self.table.select(self.images.class_id))
         self._refresh()
@@ -466,7 +469,7 @@ class ConvLoRAWidget(QWidget):
         self.table.ensure(classes)
 
     def _on_removal(self, class_id: int) -> None:
-        painted = self.images.painted_with(class_id) + self._stored(class_id)
+        painted = copies.painted_with(self.images.records, class_id) + self._stored(class_id)
         if dialogs.may_remove(self, self.table.name(class_id), painted):
             self.remove_class(class_id)
 

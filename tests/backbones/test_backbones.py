@@ -311,7 +311,7 @@ def test_unknown_architecture(tmp_path: Path) -> None:
 
 
 def test_too_large_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backbones.state, "MAX_BYTES", 10)
+    monkeypatch.setattr(backbones.state_dict, "MAX_BYTES", 10)
     with pytest.raises(WeightsError, match="more than the 10"):
         read_state(save({"a": torch.zeros(100)}, tmp_path / "model.pth"))
 

@@ -17,8 +17,9 @@ from PIL import Image
 
 from napari_convlora import predict
 from napari_convlora.backbones.testing import random_backbone
-from napari_convlora.benchmark import commands_paper, paper
+from napari_convlora.benchmark import paper
 from napari_convlora.benchmark.paper_data import Pairs, SegmentationTask, find_task, read_split
+from napari_convlora.cli import benchmark_paper
 from napari_convlora.errors import ConvLoRAError, InputError
 from napari_convlora.formats.opening import read_image
 from napari_convlora.model.adapter import Adapter
@@ -55,7 +56,7 @@ def write_set(folder: Path, n_classes: int = 2, sizes: dict[str, int] | None = N
 
 def options(data: Path, out: Path, *more: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    commands_paper.add_paper_arguments(parser)
+    benchmark_paper.add_paper_arguments(parser)
     quick = ["--size", str(SIZE), "--lr", "1e-2", "--device", "cpu", "--epochs", "2"]
     return parser.parse_args(["--data", str(data), "--out", str(out), *quick, *more])
 
@@ -69,7 +70,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(data: Path, out: Path, *more: str) -> dict:
-    assert commands_paper.run_paper(options(data, out, *more)) == 0
+    assert benchmark_paper.run_paper(options(data, out, *more)) == 0
     return json.loads((out / "results.json").read_text())
 
 
@@ -170,7 +171,7 @@ def test_an_interrupted_run_leaves_its_finished_seeds(
 
     monkeypatch.setattr(paper, "train", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        commands_paper.run_paper(options(data, tmp_path / "out", "--seeds", "1", "2"))
+        benchmark_paper.run_paper(options(data, tmp_path / "out", "--seeds", "1", "2"))
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert list(results["seeds"]) == ["1"]
     assert results["summary"]["native"]["iou"]["standard_error"] is None
@@ -350,7 +351,7 @@ def test_settings_that_do_not_fit_are_explained(
     tmp_path: Path, flags: list[str], message: str
 ) -> None:
     with pytest.raises(ConvLoRAError, match=message):
-        commands_paper.run_paper(options(write_set(tmp_path / "set"), tmp_path / "out", *flags))
+        benchmark_paper.run_paper(options(write_set(tmp_path / "set"), tmp_path / "out", *flags))
 
 
 def test_mean_and_standard_error() -> None:
@@ -360,5 +361,5 @@ def test_mean_and_standard_error() -> None:
 
 
 def test_declaring_the_command_does_not_wait_for_torch() -> None:
-    code = "import sys, napari_convlora.benchmark.commands_paper; assert 'torch' not in sys.modules"
+    code = "import sys, napari_convlora.cli.benchmark_paper; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

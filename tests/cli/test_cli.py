@@ -25,7 +25,7 @@ from PIL import Image
 from rich.console import Console
 
 from napari_convlora.backbones import Backbone, load_backbone
-from napari_convlora.cli import commands, parser
+from napari_convlora.cli import commands, console, parser
 from napari_convlora.labels.classes import read_classes
 from napari_convlora.model.adapter import Adapter
 from tests.conftest import make_scene
@@ -70,14 +70,14 @@ def test_the_bar_of_a_round_shows_the_time_that_the_round_tells(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     text = io.StringIO()
-    console = Console(file=text, force_terminal=True, width=120)
-    monkeypatch.setattr(commands, "err", console)
-    with commands._bar("adapting", 4) as update:
+    terminal = Console(file=text, force_terminal=True, width=120)
+    monkeypatch.setattr(console, "err", terminal)
+    with console.bar("adapting", 4) as update:
         update(completed=2, note="loss 0.100", left=75.0)
     assert "2/4 loss 0.100 about 1 min 15 s left" in re.sub(
         r"\x1b\[[^a-zA-Z]*[a-zA-Z]", "", text.getvalue()
     )
-    with commands._bar("predicting", 4) as update:
+    with console.bar("predicting", 4) as update:
         update(completed=2)
     assert "-:--:--" in text.getvalue(), "rich's own guess, where nothing is told"
 

@@ -481,7 +481,7 @@ def test_a_disk_that_is_full_at_the_last_step_keeps_the_blocks(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as broken:
-        broken.setattr(label_store, "create_array", full)
+        broken.setattr(ome_zarr, "create_array", full)
         with pytest.raises(InputError, match=r"No space left on device\); free some space and run"):
             save_zarr(store, path, CLASSES)
     assert not path.exists()

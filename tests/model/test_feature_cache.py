@@ -212,7 +212,7 @@ SCRIPT = """
     import platformdirs
     platformdirs.user_cache_dir = lambda *_: sys.argv[1]
     import torch
-    from napari_convlora import feature_cache
+    from napari_convlora.model import feature_cache
     feature_cache._WORTH = 0
     cache = feature_cache.FeatureCache(max_bytes=4_000, max_disk_bytes=10**8)
     for name in range(3):

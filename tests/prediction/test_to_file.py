@@ -34,8 +34,9 @@ from tests.conftest import make_scene
 COMMAND = """
 import sys
 import torch
-from napari_convlora import cli, commands, session
+from napari_convlora import cli
 from napari_convlora.backbones.testing import random_backbone
+from napari_convlora.session import session
 torch.set_num_threads(1)
 session.load_backbone = lambda name: random_backbone()
 sys.exit(cli.main(sys.argv[1:]))

@@ -11,6 +11,7 @@ from qtpy.QtWidgets import QApplication, QDialogButtonBox
 from napari_convlora.labels.classes import find_background
 from napari_convlora.labels.importing import Meaning
 from napari_convlora.widget.adopt_dialog import AdoptDialog
+from napari_convlora.widget.layers import learnable
 
 OK, CANCEL = QDialogButtonBox.StandardButton.Ok, QDialogButtonBox.StandardButton.Cancel
 
@@ -70,7 +71,7 @@ def answer():
 def pixels(widget) -> dict[str, int]:
     """Return pixels by class name that a round would learn from."""
     names = {info.id: info.name for info in widget.classes}
-    return {names[i]: n for i, n in widget.images.learnable_pixels().items()}
+    return {names[i]: n for i, n in learnable.learnable_pixels(widget.images).items()}
 
 
 def test_background_of_a_finished_mask_joins_no_class(chosen, discs, qtbot):

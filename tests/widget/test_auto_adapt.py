@@ -14,6 +14,7 @@ from napari.utils.interactions import (
 from qtpy.QtCore import QPoint, Qt
 
 from napari_convlora.project import Project
+from napari_convlora.widget.layers import edits
 from napari_convlora.widget.sections import auto_adapt
 
 
@@ -176,7 +177,7 @@ def test_clearing_the_prediction_says_nothing_and_can_be_undone(ready, wait, qtb
     wait(widget)
     widget.automatic.setChecked(True)
     record = widget.images.current
-    record.reject(record.predicted_view() == 2)
+    edits.reject(record, record.predicted_view() == 2)
     qtbot.wait(500)
     assert not widget.running
     viewer.layers["prediction"].undo()

@@ -45,7 +45,7 @@ def test_a_panel_that_was_closed_comes_back_with_its_work(
     before = (viewer.layers["annotations"].data > 0).sum()
     paint(viewer.layers["prediction"], 2, 20, rows=(0, 80), width=1)
     paint(viewer.layers["prediction"], 1, 60, rows=(0, 80), width=1)
-    changed = again.images.current._written.corrected().sum()
+    changed = again.images.current.written.corrected().sum()
     assert 0 < changed <= 160
     again.adapt()
     wait(again)
@@ -62,7 +62,7 @@ def test_two_panels_of_a_viewer_are_one(ready, make_widget, wait, paint):
     wait(other)
     painted = (viewer.layers["annotations"].data > 0).sum()
     paint(viewer.layers["prediction"], 2, 20, rows=(20, 31), width=11)
-    changed = int(other.images.current._written.corrected().sum())
+    changed = int(other.images.current.written.corrected().sum())
     other.adapt()
     wait(other)
     assert (viewer.layers["annotations"].data > 0).sum() == painted + changed

@@ -26,6 +26,7 @@ from skimage.io import imsave
 from napari_convlora.config import ModelConfig, TrainConfig
 from napari_convlora.widget import ConvLoRAWidget
 from napari_convlora.widget.form import Unfolding
+from napari_convlora.widget.layers import learnable, showing
 
 CONTROL = Qt.KeyboardModifier.ControlModifier
 MOST_ACTIONS = 12
@@ -104,7 +105,7 @@ def test_a_corrected_second_round_takes_few_actions(desk, wait, qtbot):
     user.act("click Plugins")
     user.act("click Conv-LoRA")
     panel = dock()
-    assert panel.status == panel.images.next_step()
+    assert panel.status == learnable.next_step(panel.images)
     user.click(panel._annotate)
     user.stroke((10, 10), (60, 12))  # the first class is chosen already
     user.key(Qt.Key.Key_2)
@@ -225,7 +226,7 @@ def test_the_whole_loop_by_keys(desk, wait, qtbot):
 
     labels = np.ones((1, 80, 90), np.uint8)
     labels[:, 20:30, 40:50] = 2
-    panel.images.current.show(labels)
+    showing.show(panel.images.current, labels)
     painted = (annotations.data > 0).sum()
     viewer.cursor.position = (200, 200)
     user.key(Qt.Key.Key_A)

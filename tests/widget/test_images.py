@@ -8,6 +8,7 @@ import pytest
 from napari_convlora.errors import InputError
 from napari_convlora.labels.importing import Meaning
 from napari_convlora.widget import adopt_dialog, dialogs
+from napari_convlora.widget.layers import adoption, showing
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def test_annotations_without_an_axis_of_length_1(
     viewer.add_image(halves[None], name="halves")
     widget = make_widget(viewer)
     layer = viewer.add_labels(np.zeros(halves.shape, np.uint8), name="mine")
-    widget.images.need().adopt(layer)
+    adoption.adopt(widget.images.need(), layer)
     paint(layer, 1, 10)
     paint(layer, 2, 70)
     widget.adapt()
@@ -32,7 +33,7 @@ def test_annotations_without_an_axis_of_length_1(
 
 
 def test_a_16_bit_stack_with_scale(
-    make_napari_viewer_proxy, make_widget, stack, paint, wait, qtbot
+    make_napari_viewer_proxy, make_widget, stack, paint, wait, qtbot, monkeypatch
 ):
     viewer = make_napari_viewer_proxy()
     image = viewer.add_image(stack, name="stack", scale=(5, 0.5, 0.5), translate=(1, 2, 3))
@@ -48,8 +49,8 @@ def test_a_16_bit_stack_with_scale(
     paint(layer, 2, 10, plane=(2,))
     paint(layer, 1, 10, plane=(0,))
     seen = []
-    show = widget.images.current.show
-    widget.images.current.show = lambda *a: seen.append(a[1:]) or show(*a)
+    show = showing.show
+    monkeypatch.setattr(showing, "show", lambda *a: seen.append(a[2:]) or show(*a))
     widget.adapt()
     qtbot.waitUntil(lambda: bool(seen), timeout=20_000)
     assert seen[0] == (2,)

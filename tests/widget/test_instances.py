@@ -9,6 +9,7 @@ import pytest
 import tifffile
 
 from napari_convlora.errors import InputError
+from napari_convlora.widget.layers import showing
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def test_instances_are_made_mended_and_exported(
     labels[:, 10:20, 10:20] = labels[:, 40:60, 30:50] = 2
     labels[:, 70:72, 70:72] = 2  # too small
     record = widget.images.current
-    record.show(labels)
+    showing.show(record, labels)
     widget.workflow.changed.emit()
     make(section)
     layer = viewer.layers["instances"]
@@ -47,7 +48,7 @@ def test_instances_are_made_mended_and_exported(
     assert layer not in widget.source.annotations_combo.choices
 
     layer.data_setitem((np.arange(10, 15), np.arange(10, 15)), 0)  # mended by hand
-    record.derived.show_uncertainty(np.full((1, 80, 90), 30, np.uint8))
+    record.extra.show_uncertainty(np.full((1, 80, 90), 30, np.uint8))
     section.export(tmp_path / "cells.tif")
     assert (tifffile.imread(tmp_path / "cells.tif") == layer.data).all()
     with (tmp_path / "cells.csv").open(newline="") as file:
@@ -65,7 +66,7 @@ def test_the_selected_class_and_no_object(make_napari_viewer_proxy, make_widget,
     widget = make_widget(viewer)
     labels = np.ones((1, 80, 90), np.uint8)
     labels[:, 10:20, 10:20] = 2
-    widget.images.current.show(labels)
+    showing.show(widget.images.current, labels)
     widget.workflow.changed.emit()
     section = widget.instances
     section.classes.value = "the selected class"
@@ -84,7 +85,7 @@ def test_what_was_mended_outlives_another_make(make_napari_viewer_proxy, make_wi
     widget = make_widget(viewer)
     labels = np.ones((1, 80, 90), np.uint8)
     labels[:, 10:20, 10:20] = 2
-    widget.images.current.show(labels)
+    showing.show(widget.images.current, labels)
     widget.workflow.changed.emit()
     section = widget.instances
     make(section)
@@ -110,7 +111,7 @@ def test_the_mark_says_what_is_background(make_napari_viewer_proxy, make_widget,
     widget.table.mark_background(1)
     labels = np.ones((1, 80, 90), np.uint8)
     labels[:, 10:20, 10:20] = 2
-    widget.images.current.show(labels)
+    showing.show(widget.images.current, labels)
     widget.workflow.changed.emit()
     make(widget.instances)
     assert viewer.layers["instances"].features["area"].tolist() == [100]
@@ -122,7 +123,7 @@ def test_planes_of_a_stack(make_napari_viewer_proxy, make_widget, halves, make):
     widget = make_widget(viewer)
     labels = np.ones((3, 80, 90), np.uint8)
     labels[:, 10:20, 10:20] = 2
-    widget.images.current.show(labels)
+    showing.show(widget.images.current, labels)
     widget.workflow.changed.emit()
     section = widget.instances
     make(section)

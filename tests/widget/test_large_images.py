@@ -14,6 +14,7 @@ from qtpy.QtWidgets import QMessageBox, QPushButton
 
 from napari_convlora.images import regions
 from napari_convlora.session import jobs
+from napari_convlora.widget.layers import showing
 
 _YES = QMessageBox.StandardButton.Yes
 
@@ -123,9 +124,11 @@ def test_what_is_seen_is_predicted_first_and_shown_at_once(
     assert seen.top > 400
     assert seen.left > 500
     shown = []
-    show = record.show_parts
+    show = showing.show_parts
     monkeypatch.setattr(
-        record, "show_parts", lambda parts: (shown.extend(p for p, _ in parts), show(parts))
+        showing,
+        "show_parts",
+        lambda record, parts: (shown.extend(p for p, _ in parts), show(record, parts)),
     )
     widget.predict()
     wait(widget, 60_000)
@@ -149,8 +152,8 @@ def test_previews_are_of_the_part_that_is_looked_at(
         viewer.screenshot(flash=False)  # napari finds out what is seen when it draws
 
     look_at(2150)
-    record, shown = widget.images.current, []
-    monkeypatch.setattr(record, "show_parts", lambda parts: shown.extend(b for b, _ in parts))
+    shown = []
+    monkeypatch.setattr(showing, "show_parts", lambda _, parts: shown.extend(b for b, _ in parts))
     widget.adapt()
     qtbot.waitUntil(lambda: len(shown) > 0, timeout=60_000)
     assert shown[0].left > 1000
@@ -183,7 +186,8 @@ def test_a_correction_made_meanwhile_is_not_overwritten(begun, wait, wide, paint
     widget.adapt()
     wait(widget, 60_000)
     record = widget.images.current
-    record.show(np.ones(record.planes_shape, np.uint8))  # whatever so short a round has learnt
+    # Whatever so short a round has learnt.
+    showing.show(record, np.ones(record.planes_shape, np.uint8))
     widget.predict()
     paint(viewer.layers["prediction"], 2, 30)
     wait(widget, 60_000)
@@ -229,7 +233,7 @@ def test_parts_that_name_classes_of_before_show_those_of_today(begun, wide):
     widget.remove_class(removed)
     block = regions.Block(0, 0, 0, 2, 3)
     labels = np.array([[merged] * 3, [removed, 1, 2]], np.uint8)
-    widget.images.current.show_parts([(block, labels)])
+    showing.show_parts(widget.images.current, [(block, labels)])
     shown = viewer.layers["prediction"].data[:2, :3]
     assert shown.tolist() == [[2, 2, 2], [0, 1, 2]]
 

@@ -8,6 +8,7 @@ import numpy as np
 import tifffile
 
 from napari_convlora.labels.classes import read_classes
+from napari_convlora.widget.layers import showing
 
 ROUND = "Round {} is done"
 
@@ -101,12 +102,12 @@ def test_corrections_are_one_undoable_item_of_the_annotations(ready, paint, wait
     assert widget.images.current.collect_corrections() == 0
 
 
-def test_previews_refresh_the_prediction_while_training(ready, wait):
+def test_previews_refresh_the_prediction_while_training(ready, wait, monkeypatch):
     _, widget = ready(max_steps=30, preview_seconds=0.05)
-    record, written = widget.images.current, []
-    show, show_parts = record.show, record.show_parts
-    record.show = lambda *a: written.append(a[1:]) or show(*a)
-    record.show_parts = lambda parts: written.append("parts") or show_parts(parts)
+    written = []
+    show, show_parts = showing.show, showing.show_parts
+    monkeypatch.setattr(showing, "show", lambda *a: written.append(a[2:]) or show(*a))
+    monkeypatch.setattr(showing, "show_parts", lambda *a: written.append("parts") or show_parts(*a))
     widget.adapt()
     wait(widget)
     assert written[0] == (0,)
@@ -127,8 +128,8 @@ def test_nothing_is_written_in_the_middle_of_a_stroke(ready, drag, wait, qtbot):
     stroke = layer.data.copy()
     assert (stroke != before).sum() > 1
     flipped = 3 - before
-    assert record.show(flipped, plane=0) is False  # a preview is left out
-    assert record.show(flipped[None]) is False  # a whole prediction waits
+    assert showing.show(record, flipped, plane=0) is False  # a preview is left out
+    assert showing.show(record, flipped[None]) is False  # a whole prediction waits
     assert (layer.data == stroke).all()
     release()
     free = record.painted()[0] == 0

@@ -11,6 +11,7 @@ from napari_convlora.events import Progress
 from napari_convlora.labels.annotations import protect
 from napari_convlora.model.iteration import Returning
 from napari_convlora.session import jobs
+from napari_convlora.widget.layers import showing
 
 PLANES = 5
 
@@ -56,12 +57,12 @@ def hold(monkeypatch):
 def test_the_plane_on_screen_comes_first_then_its_neighbours(adapted, wait, monkeypatch):
     viewer, widget = adapted
     monkeypatch.setattr(jobs, "SECONDS_BETWEEN_PARTS", 0)
-    record, planes, told = widget.images.current, [], []
-    show = record.show_parts
+    planes, told = [], []
+    show = showing.show_parts
     monkeypatch.setattr(
-        record,
+        showing,
         "show_parts",
-        lambda parts: (planes.append([b.plane for b, _ in parts]), show(parts)),
+        lambda record, parts: (planes.append([b.plane for b, _ in parts]), show(record, parts)),
     )
     widget.workflow.predicted.connect(lambda _, labels: told.append(labels))
     viewer.layers["prediction"].data[:] = 0
@@ -94,7 +95,7 @@ def test_stop_keeps_the_planes_that_are_done_and_says_so(adapted, hold, wait, qt
     viewer, widget = adapted
     prediction, record = viewer.layers["prediction"], widget.images.current
     go_on, waiting = hold(widget.session)
-    record.show(np.zeros(record.planes_shape, np.uint8))
+    showing.show(record, np.zeros(record.planes_shape, np.uint8))
     before = prediction.data.copy()
     widget.predict()
     qtbot.waitUntil(waiting.is_set, timeout=20_000)
@@ -144,7 +145,7 @@ def test_what_is_painted_meanwhile_stays(adapted, hold, wait, qtbot, paint):
     viewer, widget = adapted
     prediction, record = viewer.layers["prediction"], widget.images.current
     go_on, _ = hold(widget.session)
-    record.show(np.ones(record.planes_shape, np.uint8))
+    showing.show(record, np.ones(record.planes_shape, np.uint8))
     widget.predict()
     paint(prediction, 2, 30, plane=(0,))
     paint(viewer.layers["annotations"], 2, 40, plane=(1,))

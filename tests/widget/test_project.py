@@ -24,6 +24,7 @@ from napari_convlora.labels.reviewed import inside_outlines
 from napari_convlora.model.adapter import Adapter
 from napari_convlora.project import Project, label_files
 from napari_convlora.widget import dialogs
+from napari_convlora.widget.layers import showing
 
 _YES = QMessageBox.StandardButton.Yes
 
@@ -419,10 +420,10 @@ def test_layers_made_from_a_prediction_go_with_their_image(started):
     viewer, widget = started()
     record = widget.images.need()
     labels = np.ones(record.planes_shape, np.uint8)
-    record.show(labels)
-    record.derived.keep_previous()
-    record.derived.show_uncertainty(labels)
-    record.derived.show_instances(labels.astype(np.int32), {})
+    showing.show(record, labels)
+    showing.keep_previous(record)
+    record.extra.show_uncertainty(labels)
+    record.extra.show_instances(labels.astype(np.int32), {})
     assert {"previous prediction", "uncertainty", "instances"} <= {n.name for n in viewer.layers}
     widget.keeper.step(1)
     assert [layer.name for layer in viewer.layers] == ["instances", "picture1"]
@@ -524,9 +525,9 @@ def test_what_was_rejected_stays_away_when_its_image_comes_back(started, paint, 
     widget.images.restore(None, np.ones((1, 80, 90), np.uint8))
     mask = np.zeros((1, 80, 90), bool)
     mask[0, 40:60, 40:60] = True
-    widget.review.accept_or_reject(False, mask, 0)
+    widget.review.take.pixels(False, mask, 0)
     mask[0, 40:50] = False
-    widget.review.accept_or_reject(False, ~mask & (np.arange(80) < 2)[:, None], 0)
+    widget.review.take.pixels(False, ~mask & (np.arange(80) < 2)[:, None], 0)
     viewer.layers["prediction"].undo()
     widget.keeper.step(1)
     widget.keeper.step(-1)

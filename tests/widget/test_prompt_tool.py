@@ -122,9 +122,9 @@ def test_clicks_that_come_while_sam_looks_are_all_answered(tool, qtbot):
     for at in ((30, 40), (50, 45), (60, 60)):
         tool.drag(at, settle=False)
     qtbot.waitUntil(lambda: not tool.prompts.runner.busy, timeout=20_000)
-    _, prompt = tool.prompts._asked
+    _, prompt = tool.prompts.queue.asked
     assert len(prompt.clicks) == 3
-    assert not tool.prompts._waiting
+    assert not tool.prompts.queue.waiting
     before = tool.layer.data.copy()
     tool.layer.undo()
     assert (tool.layer.data == 2).sum() == 150 < (before == 2).sum()  # one object, one item
@@ -136,7 +136,7 @@ def test_objects_that_are_made_while_sam_looks_are_all_painted(tool, qtbot):
     tool.drag((30, 30), (40, 35), settle=False)
     tool.drag((50, 30), (60, 35), settle=False)
     tool.prompts.leave()
-    qtbot.waitUntil(lambda: not tool.prompts._waiting, timeout=20_000)
+    qtbot.waitUntil(lambda: not tool.prompts.queue.waiting, timeout=20_000)
     assert (tool.layer.data[[15, 35, 55], 32] == 2).all(), tool.prompts.words.text()
     for _ in range(3):
         tool.layer.undo()

@@ -18,6 +18,7 @@ from qtpy.QtWidgets import QApplication
 from napari_convlora.images.regions import Block
 from napari_convlora.labels.classes import default_classes
 from napari_convlora.session import jobs
+from napari_convlora.widget.layers import adoption, edits, showing
 from napari_convlora.widget.layers.image_layers import ImageLayers
 
 
@@ -35,7 +36,7 @@ def predicted(ready, wait):
         labels = np.ones((1, 80, 90), np.uint8)
         labels[:, :, 45:] = 2
         labels[:, 30:40, 75:85] = 1
-        widget.images.current.show(labels)
+        showing.show(widget.images.current, labels)
         return viewer, widget
 
     return make
@@ -91,7 +92,7 @@ def test_one_undo_takes_an_action_back_and_painted_pixels_stay(
     elif how == "confidence":
         uncertainty = np.full((1, 80, 90), 90, np.uint8)
         uncertainty[:, :20] = 10
-        widget.images.current.derived.show_uncertainty(uncertainty)
+        widget.images.current.extra.show_uncertainty(uncertainty)
         review.confidence.setValue(60)
         review.by_confidence[accept].click()
         expected = (uncertainty[0] == 10) == accept
@@ -148,21 +149,21 @@ def test_accept_and_reject_on_layers_of_any_content(data, shape, dtype):
     ids = st.integers(0, 3)
     own = data.draw(hnp.arrays(dtype, shape, elements=ids))
     annotations = viewer.add_layer(Labels(own, name="mine"))
-    record.adopt(annotations)
+    adoption.adopt(record, annotations)
     planes = record.planes_shape
-    record.show(data.draw(hnp.arrays(np.uint8, planes, elements=ids)))
+    showing.show(record, data.draw(hnp.arrays(np.uint8, planes, elements=ids)))
     corrections = data.draw(hnp.arrays(bool, shape))
     value = data.draw(st.integers(1, 3))
     record.prediction.data_setitem(np.nonzero(corrections), value)
     before = own.copy(), record.prediction.data.copy()
-    painted = record.labelled().reshape(shape)
+    painted = edits.labelled(record).reshape(shape)
     first = data.draw(st.integers(0, planes[0] - 1))
     mask = data.draw(hnp.arrays(bool, (planes[0] - first, *planes[1:])))
     asked = np.zeros(planes, bool)
     asked[first:] = mask
     asked = asked.reshape(shape)
     accept = data.draw(st.booleans())
-    count = (record.accept if accept else record.reject)(mask, first)
+    count = (edits.accept if accept else edits.reject)(record, mask, first)
     layer = annotations if accept else record.prediction
     old, now = before[0 if accept else 1], layer.data
     assert count == (now != old).sum()
@@ -212,7 +213,7 @@ def test_a_click_of_the_real_mouse(make_napari_viewer_proxy, make_widget, halves
     widget = make_widget(viewer)
     labels = np.ones((1, 80, 90), np.uint8)
     labels[:, 20:30, 60:80] = 2
-    widget.images.current.show(labels)
+    showing.show(widget.images.current, labels)
     widget.review.refresh()
     qtbot.wait(200)
     widget.review.tools["click", True].click()
@@ -235,7 +236,7 @@ def test_planes_are_reviewed_one_by_one_or_all_at_once(
     widget.table.select(2)
     labels = np.ones((3, 80, 90), np.uint8)
     labels[:2, 10:30, 10:30] = 2
-    widget.images.current.show(labels)
+    showing.show(widget.images.current, labels)
     widget.review.refresh()
     viewer.dims.set_current_step(0, 1)
     review = widget.review
@@ -274,10 +275,10 @@ def test_other_kinds_of_images(make_napari_viewer_proxy, make_widget, halves, mo
     record = widget.images.current
     labels = np.ones((planes, 80, 90), np.uint8)
     labels[-1, 10:30, 60:80] = 2
-    record.show(labels)
+    showing.show(record, labels)
     uncertainty = np.zeros(labels.shape, np.uint8)
     uncertainty[-1, 50:60, 20:30] = 90
-    record.derived.show_uncertainty(uncertainty)
+    record.extra.show_uncertainty(uncertainty)
     widget.review.refresh()
     widget.review.next_place()
     assert widget.status.startswith("Place 1:")
@@ -335,7 +336,7 @@ def test_next_finds_the_uncertainty_and_tours_the_planes(
     assert shown not in widget.source.image_combo.choices
     seen, painted = [], layer.data
     while widget.status.startswith("Place"):
-        place = widget.images.current.derived.guide.visited[-1]
+        place = widget.images.current.extra.guide.visited[-1]
         assert widget.images.current.plane() == place.plane
         assert f"plane {place.plane + 1} of 3, row {place.row}" in widget.status
         assert painted[place.plane, place.row, place.column] == 0
@@ -350,7 +351,7 @@ def test_next_finds_the_uncertainty_and_tours_the_planes(
     assert widget.status.startswith("Place 1:")  # once more from the start
     widget.adapt()  # and now with every round
     wait(widget)
-    assert widget.images.current.derived.uncertainty is not None
+    assert widget.images.current.extra.uncertainty is not None
 
 
 def test_what_a_stopped_job_has_not_scored_is_not_accepted(predicted, wait, monkeypatch, qtbot):
@@ -363,19 +364,19 @@ def test_what_a_stopped_job_has_not_scored_is_not_accepted(predicted, wait, monk
             time.sleep(0.01)
 
     quarters = [Block(0, top, left, 40, 45) for top in (0, 40) for left in (0, 45)]
-    monkeypatch.setattr(jobs, "plan", lambda *_: quarters)
+    monkeypatch.setattr(jobs, "plan_blocks", lambda *_: quarters)
     before = state(viewer)[0]
     with monkeypatch.context() as slow:
         slow.setattr(widget.session, "predict_blocks", first_until_stopped)
         widget.review.by_confidence[True].click()
-        qtbot.waitUntil(lambda: record.derived.uncertainty is not None, timeout=20_000)
+        qtbot.waitUntil(lambda: record.extra.uncertainty is not None, timeout=20_000)
         widget.stop()
         wait(widget)
     assert (state(viewer)[0] == before).all()
     widget.review.by_confidence[True].click()  # scores all of it first
     assert widget.running
     wait(widget)
-    assert record.derived.scored
+    assert record.extra.scored
 
 
 def test_what_is_reviewed_is_neither_visited_nor_rejected(
@@ -385,8 +386,8 @@ def test_what_is_reviewed_is_neither_visited_nor_rejected(
     viewer.add_image(np.stack([halves] * 2), name="stack")
     widget = make_widget(viewer)
     record, review = widget.images.current, widget.review
-    record.show(np.ones((2, 80, 90), np.uint8))
-    record.derived.show_uncertainty(np.full((2, 80, 90), 50, np.uint8))
+    showing.show(record, np.ones((2, 80, 90), np.uint8))
+    record.extra.show_uncertainty(np.full((2, 80, 90), 50, np.uint8))
     review.refresh()
     viewer.dims.set_current_step(0, 1)
     widget.reviewed.complete_plane()
@@ -422,7 +423,7 @@ def test_next_goes_on_through_the_images_of_the_project(started, paint, wait, sa
     layer = widget.start_annotating()
 
     def skip_places():
-        widget.images.current.derived.show_uncertainty(np.zeros((1, 80, 90), np.uint8))
+        widget.images.current.extra.show_uncertainty(np.zeros((1, 80, 90), np.uint8))
         keys.click(Qt.Key.Key_N)
 
     skip_places()

@@ -7,6 +7,7 @@ import pytest
 
 from napari_convlora.config import ClassInfo
 from napari_convlora.labels.reviewed import inside_outlines
+from napari_convlora.widget.layers import copies
 
 
 @pytest.fixture
@@ -92,7 +93,7 @@ def test_regions_of_a_stack_lie_on_their_plane(
     viewer.layers["reviewed"].add_lines(np.array([[0, 1, 1], [0, 50, 50]]))
     inside = inside_outlines(record.planes_shape, record.outlines())
     assert abs(inside[0].sum() - np.pi * 5 * 10) < 15
-    snapshot = record.snapshot()
+    snapshot = copies.snapshot(record)
     ((_, labelled),) = snapshot.labelled()
     effective = labelled.effective()
     assert (effective[2] == 1).all()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from napari_convlora.labels.reviewed import inside_outlines
+from napari_convlora.widget.layers import showing
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def stack(make_napari_viewer_proxy, make_widget, halves, paint):
         paint(layer, 2, 70, plane=(0,))
         labels = np.ones(image.shape, np.uint8)
         labels[..., 45:] = 2
-        widget.images.current.show(labels)
+        showing.show(widget.images.current, labels)
         viewer.dims.set_point(0, 5)  # plane 2
         widget.review.refresh()
         return viewer, widget
@@ -56,7 +57,7 @@ def everything(record):
 def test_what_marks_planes_refuses_where_none_is_shown(stack, turn, press, view, key):
     viewer, widget = stack()
     record, review = widget.images.current, widget.review
-    record.derived.show_uncertainty(np.full(record.planes_shape, 90, np.uint8))
+    record.extra.show_uncertainty(np.full(record.planes_shape, 90, np.uint8))
     before = everything(record)
     turn(viewer, view)
     viewer.cursor.position = record.image.data_to_world((2, 30, 60))
@@ -168,7 +169,7 @@ def test_next_shows_its_place_in_any_view(stack, turn, view):
     record = widget.images.current
     uncertainty = np.zeros(record.planes_shape, np.uint8)
     uncertainty[3, 50:60, 20:30] = 90
-    record.derived.show_uncertainty(uncertainty)
+    record.extra.show_uncertainty(uncertainty)
     turn(viewer, view)
     widget.review.next_place()
     assert widget.status.startswith("Place 1: plane 4 of 5")
@@ -178,17 +179,17 @@ def test_next_shows_its_place_in_any_view(stack, turn, view):
     assert uncertainty[tuple(pixel)] == 90
 
 
-def test_previews_in_a_rolled_view_reach_more_than_one_plane(stack, turn, wait):
+def test_previews_in_a_rolled_view_reach_more_than_one_plane(stack, turn, wait, monkeypatch):
     viewer, widget = stack(preview_seconds=0.01, max_steps=12)
     turn(viewer, "rolled")
     shown = []
-    record, show = widget.images.current, widget.images.current.show
+    show = showing.show
 
-    def watched(labels, plane=None):
+    def watched(record, labels, plane=None):
         shown.append(plane)
-        return show(labels, plane)
+        return show(record, labels, plane)
 
-    record.show = watched
+    monkeypatch.setattr(showing, "show", watched)
     widget.adapt()
     wait(widget)
     assert set(shown) - {None} == {0, 1, 2, 3, 4}

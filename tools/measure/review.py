@@ -19,6 +19,7 @@ from scipy.ndimage import gaussian_filter
 
 from napari_convlora.prediction.uncertain_places import component
 from napari_convlora.widget import ConvLoRAWidget
+from napari_convlora.widget.layers import showing
 
 
 def main() -> None:
@@ -45,18 +46,18 @@ def _review(shape: tuple[int, int, int]) -> None:
     viewer.window.add_dock_widget(widget)
     record = widget.images.current
     assert record is not None
-    record.show(labels)
+    showing.show(record, labels)
     widget.workflow.changed.emit()
     review = widget.review
     review.all_planes.setChecked(True)
     widget.table.select(2)
     at = tuple(np.argwhere(labels[0] == 2)[0])
     print(f"planes, height, width: {shape}")
-    _time("uncertainty layer", partial(record.derived.show_uncertainty, spread.astype(np.uint8)))
+    _time("uncertainty layer", partial(record.extra.show_uncertainty, spread.astype(np.uint8)))
     _time("first Next", review.next_place)
     _time("later Next, worst of 30", *[review.next_place] * 30)
     _time("component at a click", partial(component, labels[0], at))
-    _time("keep the previous prediction", record.derived.keep_previous)
+    _time("keep the previous prediction", partial(showing.keep_previous, record))
     _time("accept a class", review.by_class[True].click)
     _time("its undo", viewer.layers["annotations"].undo)
     _time("reject below 80 %", review.by_confidence[False].click)

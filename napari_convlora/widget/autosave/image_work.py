@@ -16,6 +16,7 @@ from napari_convlora.labels.reviewed import Outlines
 from napari_convlora.project import ImageEntry, LostLabelsError, Project, split_missing
 from napari_convlora.project.lost_labels import Lost
 from napari_convlora.session.snapshot import OnDisk, Snapshot
+from napari_convlora.widget.layers import copies
 from napari_convlora.widget.layers.camera import view_of
 from napari_convlora.widget.layers.image_layers import ImageLayers
 
@@ -65,7 +66,7 @@ class ImageWork:
         with contextlib.suppress(ConvLoRAError):
             record.collect_corrections()  # which may make a layer of annotations
         self.follow()
-        record.derived.put_away()
+        record.extra.put_away()
         # Regions go after their image, whose record would take note that they are no more.
         for layer in (record.prediction, record.annotations, record.image, record.reviewed):
             if layer is not None and layer in layers:
@@ -99,7 +100,7 @@ class ImageWork:
         ConvLoRAError
             The layers do not fit their image, or there is nowhere to write.
         """
-        painted, regions = self.record.work(), self._regions
+        painted, regions = copies.work(self.record), self._regions
         blank = blank or bool(regions) or self._begun
         if blank and self.record.annotations is None and painted is None:
             painted = np.zeros(self.record.planes_shape, np.uint8)
@@ -107,7 +108,8 @@ class ImageWork:
             self.dirty = False
             return None
         self._begun = True
-        home, entry, snapshot = project(), entry_of(self.record), self.record.snapshot_of(painted)
+        home, entry = project(), entry_of(self.record)
+        snapshot = copies.snapshot_of(self.record, painted)
         self.dirty = False
 
         def write() -> None:
@@ -131,7 +133,7 @@ class ImageWork:
     @property
     def bare(self) -> bool:
         """Whether nothing is painted or reviewed."""
-        painted = self.record.work()
+        painted = copies.work(self.record)
         return not self._regions and (painted is None or not painted.any())
 
     def wrote(self, painted: np.ndarray, regions: Outlines) -> None:

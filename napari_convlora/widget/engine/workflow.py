@@ -16,6 +16,7 @@ from napari_convlora.errors import ConvLoRAError, InputError
 from napari_convlora.evaluation.gate import decide
 from napari_convlora.session import jobs, snapshot
 from napari_convlora.widget.engine.runner import Runner
+from napari_convlora.widget.layers import copies, learnable, showing
 from napari_convlora.widget.layers.image_layers import ImageLayers
 from napari_convlora.widget.layers.open_images import OpenImages
 
@@ -169,15 +170,17 @@ class Workflow(QObject):
     def adapt(self, recipe: jobs.RoundSettings) -> None:
         """Start a round on everything painted so far."""
         record = self.images.need()
-        first, *others = (other.snapshot() for other in self.images.learnable())
+        first, *others = (
+            copies.snapshot(other) for other in learnable.learnable_images(self.images)
+        )
         others += self.elsewhere()
         snapshots = [
             first,
             *(other for other in others if other.annotations.any() or other.reviewed),
         ]
-        record.derived.keep_previous()
-        if len(self.images.learnable_pixels()) > 1:
-            record.prepare_prediction()
+        showing.keep_previous(record)
+        if len(learnable.learnable_pixels(self.images)) > 1:
+            showing.prepare_prediction(record)
         job = jobs.adapt_job(snapshots, self.images.classes, recipe)
         self._start(job, record, "Loading the backbone…")
         self._learning = snapshots, recipe
@@ -187,7 +190,7 @@ class Workflow(QObject):
         record = self.images.need()
         if not self.has_adapter:
             raise InputError("There is no adapter yet; press Adapt or load an adapter first.")
-        self._start(jobs.predict_job(record.snapshot(), recipe), record, "Predicting…")
+        self._start(jobs.predict_job(copies.snapshot(record), recipe), record, "Predicting…")
 
     def find_uncertainty(self, recipe: jobs.RoundSettings) -> None:
         """Predict again for the uncertainty; a prediction of the same adapter stays as it is."""
@@ -222,9 +225,9 @@ class Workflow(QObject):
             Whether it is of a round of ours: classes that have left the table since stay away.
         """
         record = self.images.current if show else None
-        snapshot = None if record is None else record.snapshot()
+        snapshot = None if record is None else copies.snapshot(record)
         if record is not None:
-            record.derived.keep_previous()
+            showing.keep_previous(record)
         self._start(jobs.load_job(path, snapshot, recipe, labels), record, f"Loading {path.name}…")
         self._ours = ours
 
@@ -253,7 +256,8 @@ class Workflow(QObject):
 
     def export_masks(self, path: Path) -> None:
         """Write the prediction, annotations on top, and the class table beside it."""
-        from napari_convlora.exports.masks import CLASSES_FILE, save_masks
+        from napari_convlora.config import CLASSES_FILE
+        from napari_convlora.exports.masks import save_masks
 
         table = save_masks(self.images.need().predicted_labels(), path, self.images.classes)
         why = f", which counts before the {CLASSES_FILE} of other masks there"
@@ -336,7 +340,7 @@ class Workflow(QObject):
             case events.Paused():
                 self.said.emit(f"Paused after step {message.step}; press Resume to go on.")
             case events.Preview() if self._target is not None:
-                shown = self._target.show(message.labels, message.plane)
+                shown = showing.show(self._target, message.labels, message.plane)
                 if shown and message.stage == "detail":
                     self.said.emit(
                         "A first preview; SAM itself is learning now. You can go on "
@@ -373,10 +377,10 @@ class Workflow(QObject):
                 self.failed.emit(message.sentence, False)
             case jobs.Parts() if self._target is not None:
                 if not self._keep_labels:
-                    self._target.show_parts(message.labels)
+                    showing.show_parts(self._target, message.labels)
                     self._target.adapter = None  # some of it may still be another one's
                 if message.uncertainty:
-                    self._target.derived.show_uncertain_parts(message.uncertainty)
+                    self._target.extra.show_uncertain_parts(message.uncertainty)
                 self.changed.emit()
             case jobs.Predicted() if self._target is not None:
                 self._predicted(self._target, message)
@@ -413,9 +417,9 @@ class Workflow(QObject):
         session = self.runner.session
         record.adapter = None if session is None else session.installed
         if message.uncertainty:
-            record.derived.scored = True
+            record.extra.scored = True
         else:
-            record.derived.show_uncertainty(None)
+            record.extra.show_uncertainty(None)
         if not self._keep_labels:
             said = record.predicted_view().copy() if message.labels is None else message.labels
             self.predicted.emit(record, said)
@@ -434,7 +438,7 @@ class Workflow(QObject):
             predicting = self.phase == "predicting"
             self._outcome = _STOPPED if predicting else "Stopped; nothing has changed."
         if self._target is not None:
-            self._target.withdraw_prediction()
+            showing.withdraw_prediction(self._target)
         self.phase, self._target = "idle", None
         self.said.emit(self._outcome)
         self._outcome = ""

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from napari.layers import Layer
 from napari.utils.colormaps import DirectLabelColormap
 
 from napari_convlora.config import MAX_CLASSES, ClassInfo
@@ -14,6 +15,14 @@ from napari_convlora.labels.classes import default_classes
 
 KEY = "napari_convlora"
 """Entry of a layer's metadata that holds what this plugin knows about the layer."""
+
+
+_OUTPUTS = ("prediction", "previous", "uncertainty", "instances", "region")
+
+
+def is_output(layer: Layer) -> bool:
+    """Whether `layer` was made by the model or a tool: it is neither image nor annotations."""
+    return layer.metadata.get(KEY, {}).get("role") in _OUTPUTS
 
 
 def colormap(classes: Sequence[ClassInfo]) -> DirectLabelColormap:

@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from napari.layers import Image, Labels, Layer
 
+from napari_convlora.config import ClassInfo
 from napari_convlora.images.regions import Block
-from napari_convlora.labels.reviewed import inside_outlines
 from napari_convlora.prediction.uncertain_places import Guide, Place
 from napari_convlora.widget.layers import class_colours
+from napari_convlora.widget.layers.image_frame import ImageFrame
 from napari_convlora.widget.layers.new_layer import placement
-
-if TYPE_CHECKING:
-    from napari_convlora.widget.layers.image_layers import ImageLayers
 
 NOTHING_PREDICTED = "Nothing is predicted yet: press Adapt first, or load an adapter."
 _MENDED = f"{class_colours.KEY} mended"
 _LEAST_DISTANCE, _MOST_DISTANCE = 16, 64
-
-
-def is_derived(layer: Layer) -> bool:
-    """Whether `layer` is none of the user's own: it can be neither image nor annotations."""
-    role = layer.metadata.get(class_colours.KEY, {}).get("role")
-    return role in ("prediction", "previous", "uncertainty", "instances", "region")
 
 
 class ExtraLayers:
@@ -34,7 +25,7 @@ class ExtraLayers:
 
     Parameters
     ----------
-    record
+    frame
         The image to which they belong.
 
     Attributes
@@ -43,9 +34,9 @@ class ExtraLayers:
         Whether the uncertainty is known of the whole image; where it is not, it is 0.
     """
 
-    def __init__(self, record: ImageLayers) -> None:
-        self._record = record
-        self._name = record.image.name
+    def __init__(self, frame: ImageFrame) -> None:
+        self._frame = frame
+        self._name = frame.image.name
         self._layers: dict[str, Layer] = {}
         self.scored = False
         self._guide: Guide | None = None
@@ -55,7 +46,7 @@ class ExtraLayers:
     def uncertainty(self) -> np.ndarray | None:
         """(P, H, W) uint8 in per cent; None if it is not known, or its layer was removed."""
         layer = self._get("uncertainty")
-        return None if layer is None else layer.data.reshape(self._record.planes_shape)
+        return None if layer is None else layer.data.reshape(self._frame.planes_shape)
 
     @property
     def instances(self) -> Labels | None:
@@ -68,26 +59,26 @@ class ExtraLayers:
         tags = [self._tag(role) for role in ("previous", "uncertainty", "instances")]
         return [
             layer
-            for layer in self._record.viewer.layers
+            for layer in self._frame.viewer.layers
             if layer.metadata.get(class_colours.KEY) in tags
-            and layer.data.shape == self._record.shape
+            and layer.data.shape == self._frame.shape
         ]
 
     def follow_name(self) -> None:
         """Take note that the image has another name, by which its layers are found."""
-        layers, self._name = self.companions, self._record.image.name
+        layers, self._name = self.companions, self._frame.image.name
         for layer in layers:
             layer.metadata[class_colours.KEY]["image"] = self._name
 
     @property
-    def has_previous(self) -> bool:
-        """Whether there is an earlier prediction to compare with."""
-        return self._get("previous") is not None and self._record.predicted
+    def previous(self) -> Labels | None:
+        """The prediction before the last one."""
+        return self._get("previous")
 
     @property
     def spacing(self) -> int:
         """Pixels between two places to look at."""
-        side = min(self._record.planes_shape[1:])
+        side = min(self._frame.planes_shape[1:])
         return int(np.clip(side // 10, _LEAST_DISTANCE, _MOST_DISTANCE))
 
     @property
@@ -99,17 +90,6 @@ class ExtraLayers:
             self._guide.visited.extend(self._visited)
         return self._guide if uncertainty is not None else None
 
-    def next_place(self, guide: Guide) -> Place | None:
-        """Return the next place that is neither painted nor reviewed; None if there is none."""
-        record, outlines = self._record, self._record.outlines()
-
-        @cache  # a plane of which no place is looked at is not drawn
-        def reviewed(plane: int) -> np.ndarray:
-            here = [(0, vertices) for p, vertices in outlines if p == plane]
-            return inside_outlines((1, *record.planes_shape[1:]), here)[0]
-
-        return guide.next(lambda part: record.labelled(part) | reviewed(part[0])[part[1:]])
-
     def show_uncertainty(self, uncertainty: np.ndarray | None) -> None:
         """Show (P, H, W) uint8 per cent as an image, hidden at first; None takes it away.
 
@@ -120,9 +100,9 @@ class ExtraLayers:
         self.scored = uncertainty is not None
         if uncertainty is None:
             if layer is not None:
-                self._record.viewer.layers.remove(layer)
+                self._frame.viewer.layers.remove(layer)
             return
-        data = uncertainty.reshape(self._record.shape)
+        data = uncertainty.reshape(self._frame.shape)
         if layer is not None:
             layer.data = data
         else:
@@ -136,17 +116,17 @@ class ExtraLayers:
                     visible=False,
                     **self._attributes("uncertainty"),
                 ),
-                above=self._record.image,
+                above=self._frame.image,
             )
 
     def show_uncertain_parts(self, parts: Sequence[tuple[Block, np.ndarray]]) -> None:
         """Show per cent (h, w) of parts of a large image; the rest stays as it is."""
         if self.uncertainty is None:
-            self.show_uncertainty(np.zeros(self._record.planes_shape, np.uint8))
+            self.show_uncertainty(np.zeros(self._frame.planes_shape, np.uint8))
         self.scored = False
         self._forget_guide()
         layer = self._get("uncertainty")
-        whole = layer.data.reshape(self._record.planes_shape)
+        whole = layer.data.reshape(self._frame.planes_shape)
         for block, uncertainty in parts:
             whole[block.index] = uncertainty
         layer.refresh()
@@ -155,53 +135,53 @@ class ExtraLayers:
         if self._guide is not None:
             self._visited, self._guide = self._guide.visited, None
 
-    def keep_previous(self) -> None:
-        """Keep the prediction as it is now, to be compared with the next."""
-        record = self._record
-        if not record.predicted:
-            return
-        data = record.predicted_labels().astype(np.uint8).reshape(record.shape)
+    def show_previous(self, labels: np.ndarray, classes: Sequence[ClassInfo]) -> None:
+        """Have a prediction (P, H, W) that is to be compared with the next, hidden at first."""
+        data = labels.astype(np.uint8).reshape(self._frame.shape)
         layer = self._get("previous")
         if layer is None:
             layer = Labels(data, visible=False, opacity=0.5, **self._attributes("previous"))
-            self._add("previous", layer, above=record.image)
+            self._add("previous", layer, above=self._frame.image)
         else:
             layer.data = data
         layer.editable = False  # a copy to look at; what is painted belongs on the other layers
-        layer.colormap = class_colours.colormap(record.classes)
-        layer.features = class_colours.features(record.classes)
+        layer.colormap = class_colours.colormap(classes)
+        layer.features = class_colours.features(classes)
 
-    def compare(self, shown: bool) -> None:
-        """Show the previous prediction in place of the present one, or the present one again."""
-        previous, prediction = self._get("previous"), self._record.prediction
-        if previous is not None:
-            previous.visible = shown
-        if prediction is not None:
-            prediction.visible = not shown or previous is None
+    def show_instances(
+        self, instances: np.ndarray, table: dict[str, np.ndarray], above: Layer | None = None
+    ) -> str:
+        """Show instances and their table as features of the layer.
 
-    def show_instances(self, instances: np.ndarray, table: dict[str, np.ndarray]) -> str:
-        """Show instances (P, H, W) and their table as features of the layer.
+        Parameters
+        ----------
+        instances : (P, H, W) int
+            Numbers of the instances.
+        table
+            A column for every feature.
+        above
+            The layer over which they go; None: the image.
 
         Returns
         -------
         str
             Name of the layer there was before if the user has mended it: it is only hidden.
         """
-        record, mended = self._record, ""
+        frame, mended = self._frame, ""
         # Instances are numbered anew, so the undo history of the old ones must not survive.
         layer = self._get("instances")
         if layer is not None and layer.metadata.get(_MENDED):
             layer.visible, mended = False, layer.name
         elif layer is not None:
-            record.viewer.layers.remove(layer)
+            frame.viewer.layers.remove(layer)
         layer = Labels(
-            instances.reshape(record.shape),
+            instances.reshape(frame.shape),
             features=table,
             **self._attributes("instances"),
         )
         for event in (layer.events.paint, layer.events.data):
             event.connect(_on_mended)
-        self._add("instances", layer, above=record.prediction or record.image)
+        self._add("instances", layer, above=above or frame.image)
         return mended
 
     def put_away(self) -> None:
@@ -212,13 +192,13 @@ class ExtraLayers:
         for role in ("previous", "uncertainty"):
             layer = self._get(role)
             if layer is not None:
-                self._record.viewer.layers.remove(layer)
-        for layer in self._record.viewer.layers:
+                self._frame.viewer.layers.remove(layer)
+        for layer in self._frame.viewer.layers:
             if layer.metadata.get(class_colours.KEY) == self._tag("instances"):
                 layer.visible = False
 
     def _get(self, role: str) -> Any:
-        layers, shape = self._record.viewer.layers, self._record.shape
+        layers, shape = self._frame.viewer.layers, self._frame.shape
         if self._layers.get(role) in layers:
             return self._layers[role]
         # An earlier panel may have left one.
@@ -230,17 +210,17 @@ class ExtraLayers:
         return {"role": role, "image": self._name}
 
     def _attributes(self, role: str) -> dict[str, Any]:
-        record = self._record
+        frame = self._frame
         title = {"previous": "previous prediction"}.get(role, role)
-        taken = any(layer.name == title for layer in record.viewer.layers)
+        taken = any(layer.name == title for layer in frame.viewer.layers)
         return {
-            "name": f"{title} of {record.image.name}" if taken else title,
+            "name": f"{title} of {frame.image.name}" if taken else title,
             "metadata": {class_colours.KEY: self._tag(role)},
-            **placement(record),
+            **placement(frame),
         }
 
     def _add(self, role: str, layer: Layer, above: Layer) -> None:
-        layers = self._record.viewer.layers
+        layers = self._frame.viewer.layers
         active = layers.selection.active
         self._layers[role] = layer
         layers.insert(layers.index(above) + 1, layer)

@@ -8,20 +8,30 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from napari.layers import Image, Labels, Layer, Shapes
-from qtpy.QtCore import QObject, QTimer, Signal
+from napari.layers import Image, Labels, Shapes
+from qtpy.QtCore import QObject, Signal
 
-from napari_convlora.config import MAX_CLASSES, ClassInfo, listed
+from napari_convlora.config import ClassInfo
 from napari_convlora.errors import ConvLoRAError, InputError
 from napari_convlora.labels import importing
-from napari_convlora.labels.classes import find_background
 from napari_convlora.labels.reviewed import Outlines
 from napari_convlora.project import Viewpoint
-from napari_convlora.widget.layers import class_colours
+from napari_convlora.widget.layers.adoption import (
+    adopt,
+    adopt_copy,
+    classes_of,
+    contradicts,
+    find_layers,
+    part_with_annotations,
+    plan_adoption,
+)
+from napari_convlora.widget.layers.brush import Brush
 from napari_convlora.widget.layers.camera import show_view
-from napari_convlora.widget.layers.class_colours import colours_of, known_classes
+from napari_convlora.widget.layers.edits import accept, relabel
 from napari_convlora.widget.layers.image_layers import ImageLayers
 from napari_convlora.widget.layers.label_counts import Counter, LabelCounts
+from napari_convlora.widget.layers.region_check import RegionCheck
+from napari_convlora.widget.layers.showing import show
 from napari_convlora.widget.layers.visibility import Visibility
 
 if TYPE_CHECKING:
@@ -73,21 +83,21 @@ class OpenImages(QObject):
         """Returns the images but the current one that a round may learn from."""
         self.relied: Callable[[], Sequence[ClassInfo]] = tuple
         """Returns the classes that somebody relies on."""
-        self._active: Layer | None = None
         self._records: dict[tuple[Image, int | None], ImageLayers] = {}
         self._counting: ImageLayers | None = None
         self._visibility = Visibility(viewer)
         self._counter = Counter(self._annotated, self)
         self._counter.counted.connect(self._on_counted)
         viewer.layers.events.removed.connect(self._on_layer_removed)
-        viewer.layers.selection.events.active.connect(self._on_active)
+        self._regions = RegionCheck(lambda: self.records, self.failed.emit)
+        self._brush = Brush(viewer, lambda: self.records)
 
     def close(self) -> None:
         """Let go of the viewer; corrections that were not learnt yet become annotations."""
         self._counter.stop()
         self._visibility.close()
         self.viewer.layers.events.removed.disconnect(self._on_layer_removed)
-        self.viewer.layers.selection.events.active.disconnect(self._on_active)
+        self._brush.close()
         for record in self._records.values():
             with contextlib.suppress(ConvLoRAError):
                 record.collect_corrections()
@@ -121,7 +131,7 @@ class OpenImages(QObject):
             record.review().add_polygons(areas)
         self._listen(record)
         if predicted is not None and not record.predicted:
-            record.show(predicted)
+            show(record, predicted)
         if view is not None:
             show_view(record, view)
         self.select_class(self.class_id)
@@ -138,63 +148,6 @@ class OpenImages(QObject):
         if self.current is None:
             raise InputError("No image is chosen; open one, for example from File > Open Sample.")
         return self.current
-
-    def learnable(self) -> list[ImageLayers]:
-        """Return the current image and the annotated ones with as many channels."""
-        current = self.need()
-        return [
-            current,
-            *(
-                other
-                for other in self._records.values()
-                if other is not current
-                and other.teaching
-                and other.n_channels == current.n_channels
-            ),
-        ]
-
-    def next_step(self) -> str:
-        """Say what the user should do next, unless there is news."""
-        if self.current is None:
-            return "Open an image to begin, or try File > Open Sample > Conv-LoRA."
-        learnable = self.learnable_pixels()
-        enough = len(learnable) >= 2
-        if not self.current.annotating:
-            each = "" if enough else " of each class in the table"
-            return f"Press Start annotating, then paint a few strokes{each}."
-        missing = [info.name for info in self.classes if info.id not in learnable]
-        if enough:
-            others = [f"'{entry.name}'" for entry in self._others()]
-            own = [f"'{self.current.image.name}'"] if self.counts.pixels else []
-            where = f" of {listed(own + others)}" if others else ""
-            but = f"; no labels yet for {listed(missing)}" if missing else ""
-            n_pixels = sum(learnable.values())
-            return f"Press Adapt to learn from {n_pixels:,} annotated pixels{where}{but}."
-        if learnable and missing:
-            return f"No labels yet for {listed(missing)}: select a class and paint a stroke."
-        return "Select a class in the table and paint a stroke; do so for two classes or more."
-
-    def learnable_pixels(self) -> dict[int, int]:
-        """Return annotated pixels per class id that a round would learn from.
-
-        Those that remain unpainted in reviewed regions are background; in other images than the
-        current one they are not counted, but their class is known to be there.
-        """
-        pixels, background = dict(self.counts.pixels), find_background(self.classes)
-        regions, remaining = 0, self.counts.remaining
-        for entry in self._others():
-            regions += entry.regions
-            for class_id, n in entry.counts.items():
-                pixels[class_id] = pixels.get(class_id, 0) + n
-        if background is not None and (regions or remaining):
-            pixels[background] = pixels.get(background, 0) + remaining
-        return pixels
-
-    def _others(self) -> list[ImageEntry]:
-        if self.current is None:
-            return []
-        n = self.current.n_channels
-        return [entry for entry in self.elsewhere() if entry.annotated and entry.shape[3] == n]
 
     def choose(self, image: Image | None, channel_axis: int | None = None) -> None:
         """Work on `image` from now on; others that lie over it are hidden."""
@@ -222,16 +175,13 @@ class OpenImages(QObject):
         others = [o for o in self._records.values() if o is not record]
         taken = {id(x) for o in others for x in o.layers}
         relied = cache(self.relied)  # by what there was before any is taken up
-        if record is not None and record.find_layers(taken, lambda x: _contradicts(x, relied())):
+        if record is not None and find_layers(record, taken, lambda x: contradicts(x, relied())):
             for layer in (record.annotations, record.prediction):
-                self._learn_classes(layer)
+                if layer is not None:
+                    self.found.emit(classes_of(layer))
             record.show_classes(self.classes)
             self._listen(record)
             self._counter.touch()
-
-    def contradicts(self, layer: Labels) -> bool:
-        """Whether a layer that was made here calls a class otherwise than the table does."""
-        return _contradicts(layer, self.relied())
 
     def show_classes(self, classes: Sequence[ClassInfo]) -> None:
         """Show `classes` in every layer of ours."""
@@ -301,26 +251,18 @@ class OpenImages(QObject):
             return None
         if layer is None:
             self.leaving.emit(record, "new annotations were begun")
-            record.part_with_annotations()
+            part_with_annotations(record)
             self.start_annotating(self.class_id)
             return None
         record.check_fits(layer)
-        plan = None
-        if meaning is not None:
-            values = importing.count_values(layer.data)
-            plan = importing.plan_import(values, meaning, kept, colours_of(layer.colormap))
-        elif (largest := int(np.max(layer.data, initial=0))) > MAX_CLASSES:
-            raise InputError(
-                f"'{layer.name}' holds the id {largest}, but classes end at {MAX_CLASSES}; "
-                "renumber it, or start annotations of their own."
-            )
+        plan = plan_adoption(layer, meaning, kept)
         self.leaving.emit(record, "other annotations were chosen")
         if plan is None:
-            self._learn_classes(layer)
+            self.found.emit(classes_of(layer))
         if plan is not None and plan.changes:
-            record.adopt_copy(layer, plan)
+            adopt_copy(record, layer, plan)
         else:
-            record.adopt(layer)
+            adopt(record, layer)
         self._listen(record)
         self.select_class(self.class_id)
         self._touch()
@@ -336,31 +278,17 @@ class OpenImages(QObject):
         self.merged.pop(into, None)  # it is in use again, so that no chain runs in a circle
         return self._relabel(class_id, into)
 
-    def used_classes(self) -> set[int]:
-        """Return the ids that occur in any layer of ours."""
-        used: set[int] = set()
-        for record in self._records.values():
-            with contextlib.suppress(InputError):  # its layers have lost their size
-                labels = record.predicted_labels() if record.predicted else record.painted()
-                used.update(np.unique(labels).tolist())
-        return used - {0}
-
     def _relabel(self, class_id: int, to: int) -> int:
-        count = sum(record.relabel(class_id, to) for record in self._records.values())
+        count = sum(relabel(record, class_id, to) for record in self.records)
         self._counter.touch()
         self.relabelled.emit(class_id, to)
         return count
 
-    def painted_with(self, class_id: int) -> int:
-        """Return how many pixels of all open images are annotated with a class."""
-        work = (record.work() for record in self._records.values())
-        return sum(int(np.count_nonzero(w == class_id)) for w in work if w is not None)
-
     def accept(self, mask: np.ndarray, first: int) -> int:
-        """Annotate predicted pixels of the current image; see `ImageLayers.accept`."""
+        """Annotate predicted pixels of the current image; see `edits.accept`."""
         record = self.need()
         record.collect_corrections()  # an undo item of their own, and not the one that comes last
-        count = record.accept(mask, first)
+        count = accept(record, mask, first)
         self._listen(record)
         self._touch()
         return count
@@ -373,10 +301,6 @@ class OpenImages(QObject):
         self._counter.touch()
         self.changed.emit()
 
-    def _learn_classes(self, layer: Labels | None) -> None:
-        if layer is not None:
-            self.found.emit(_classes_of(layer))
-
     def _listen(self, record: ImageLayers) -> None:
         layer = record.annotations
         if layer is not None:  # connecting twice is connecting once
@@ -384,19 +308,7 @@ class OpenImages(QObject):
                 event.connect(self._counter.touch)
         if record.reviewed is not None:
             record.reviewed.events.data.connect(self._counter.touch)
-            record.reviewed.events.data.connect(self._on_region)
-
-    def _on_region(self, event: Any) -> None:
-        if event.action == "added":  # drawn to its end, but napari is still busy with it
-            QTimer.singleShot(0, self._drop_stray_regions)
-
-    def _drop_stray_regions(self) -> None:
-        for record in self.records:
-            if record.reviewed is not None and record.axes.drop_stray(record.reviewed):
-                self.failed.emit(
-                    "A region lies in one plane; press Ctrl+E to roll the axes until height and "
-                    f"width of '{record.image.name}' are shown, then draw it."
-                )
+            self._regions.follow(record.reviewed)
 
     def _annotated(self) -> tuple[np.ndarray, Outlines] | None:
         record = self._counting = self.current
@@ -408,26 +320,6 @@ class OpenImages(QObject):
         self.counts = counts
         self.counted.emit(counts)
         self.changed.emit()
-
-    def _on_active(self, event: Any) -> None:
-        """Take up corrections before the annotations are painted on: the latest act is to win.
-
-        The other way the brush goes along, so that a correction needs no more than a class.
-        """
-        if event.value is None:
-            return
-        before, self._active = self._active, event.value
-        for record in self.records:
-            if event.value is record.annotations:
-                with contextlib.suppress(ConvLoRAError):  # Adapt says what is wrong
-                    record.collect_corrections()
-            elif (
-                event.value is record.prediction
-                and before is record.annotations is not None
-                and before.mode == "paint"
-            ):
-                for what in ("mode", "brush_size", "selected_label"):
-                    setattr(event.value, what, getattr(before, what))
 
     def _on_layer_removed(self, event: Any) -> None:
         layer = event.value
@@ -446,14 +338,3 @@ class OpenImages(QObject):
                 if record is self.current:
                     self.current = None
         self._touch()
-
-
-def _contradicts(layer: Labels, classes: Sequence[ClassInfo]) -> bool:
-    if class_colours.KEY not in layer.metadata:
-        return False
-    names = {info.id: info.name for info in _classes_of(layer)}
-    return any(names.get(info.id, info.name) != info.name for info in classes)
-
-
-def _classes_of(layer: Labels) -> tuple[ClassInfo, ...]:
-    return known_classes({n: getattr(layer, n) for n in ("metadata", "features", "colormap")})

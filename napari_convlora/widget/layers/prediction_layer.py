@@ -13,6 +13,12 @@ from napari_convlora.labels.annotations import merge_corrections
 from napari_convlora.widget.layers.stroke_watch import StrokeWatch
 
 
+def set_pixels(layer: Labels, flat: np.ndarray, values: np.ndarray) -> None:
+    """Set pixels, by their index into the flattened image, as one item of the undo history."""
+    where = np.unravel_index(flat, layer.data.shape)
+    layer.data_setitem(where, values.astype(layer.data.dtype))
+
+
 class PredictionLayer:
     """Tells corrections from what the model said; what a new layer holds counts as the model's.
 

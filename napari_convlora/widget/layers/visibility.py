@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from napari.layers import Image, Layer
 
-from napari_convlora.widget.layers.extra_layers import is_derived
+from napari_convlora.widget.layers.class_colours import is_output
 from napari_convlora.widget.layers.image_layers import ImageLayers
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Visibility:
             return
         layers = self._viewer.layers
         # Equal, not the same: napari hands plugins proxies of layers.
-        for other in [x for x in layers if isinstance(x, Image) and not is_derived(x)]:
+        for other in [x for x in layers if isinstance(x, Image) and not is_output(x)]:
             if other == chosen or not self._over(other, chosen):
                 continue
             own = self._layers_of(other)
@@ -76,7 +76,7 @@ class Visibility:
 
     def _layers_of(self, image: Image) -> list[Layer]:
         mine = (record for record in self._records if record.image == image)
-        return [layer for r in mine for layer in (*r.layers, *r.derived.companions)]
+        return [layer for r in mine for layer in (*r.layers, *r.extra.companions)]
 
     def _hide(self, layer: Layer) -> None:
         if layer in self._viewer.layers and layer.visible:

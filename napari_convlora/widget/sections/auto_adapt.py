@@ -13,6 +13,7 @@ from qtpy.QtWidgets import QApplication, QCheckBox, QWidget
 from napari_convlora.evaluation.gate import gained
 from napari_convlora.events import Failed, Finished
 from napari_convlora.widget.engine.workflow import Workflow
+from napari_convlora.widget.layers import learnable
 from napari_convlora.widget.layers.image_layers import ImageLayers
 from napari_convlora.widget.layers.label_counts import LabelCounts
 
@@ -149,7 +150,7 @@ class AutoAdapt(QCheckBox):
             self._soon.start()
         elif self.paused:
             self.said.emit(_PAUSED.format(self.paused))
-        elif self._workflow.has_adapter or len(self._images.learnable_pixels()) > 1:
+        elif self._workflow.has_adapter or len(learnable.learnable_pixels(self._images)) > 1:
             self.unattended = True
             try:
                 self.adapt()

@@ -98,7 +98,7 @@ class InstancesSection(QWidget):
         predicted = record is not None and record.predicted
         self.empty.setVisible(not predicted)
         self.make_button.setEnabled(predicted and self._making is None)
-        self.export_button.setEnabled(record is not None and record.derived.instances is not None)
+        self.export_button.setEnabled(record is not None and record.extra.instances is not None)
         stack = record is not None and predicted and record.planes_shape[0] > 1
         self._form.show_row(self.join_planes, stack)
 
@@ -120,7 +120,7 @@ class InstancesSection(QWidget):
             min_size=self.min_size.value,
             join_planes=self.join_planes.value and len(labels) > 1,
         )
-        uncertainty = record.derived.uncertainty
+        uncertainty = record.extra.uncertainty
         describe = partial(region_table, classes=images.classes, uncertainty=uncertainty)
         self._making = record
         self._flow.said.emit("Making instances…")
@@ -131,7 +131,7 @@ class InstancesSection(QWidget):
         """Write the instances, as they are in the layer, and their table."""
         images = self._flow.images
         record = images.need()
-        layer = record.derived.instances
+        layer = record.extra.instances
         if layer is None:
             raise InputError("There are no instances yet; press Make instances first.")
         # The user may have mended instances since, so the table is made anew; their classes
@@ -140,7 +140,7 @@ class InstancesSection(QWidget):
         known = layer.features
         ids = np.zeros(max(int(instances.max()), int(known["index"].max())) + 1, np.int64)
         ids[known["index"]] = known["class_id"]
-        table = region_table(instances, ids[instances], images.classes, record.derived.uncertainty)
+        table = region_table(instances, ids[instances], images.classes, record.extra.uncertainty)
         save_instances(instances, table, path)
         self._flow.said.emit(f"Instances written to {Path(path).name}, their table as CSV.")
 
@@ -151,7 +151,7 @@ class InstancesSection(QWidget):
             sentence = "There is no object of this size; lower the minimum size."
             self._flow.failed.emit(sentence, False)
         elif record is not None and record.predicted:  # not removed meanwhile
-            mended = record.derived.show_instances(*made)
+            mended = record.extra.show_instances(*made, above=record.prediction)
             stay = f" Those you have mended stay in '{mended}'." if mended else ""
             self._flow.said.emit(f"{count:,} instances; hover over one to see its row.{stay}")
         self._flow.changed.emit()

@@ -69,6 +69,7 @@ class ProjectSection(QWidget):
     def __init__(self, keeper: ProjectKeeper, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._keeper = keeper
+        self._rows: list[tuple[str, str]] = []  # stem and text, as they are shown
         self.where = words()
         self.images = QListWidget()
         self.images.setMaximumHeight(_ROWS * (self.images.fontMetrics().lineSpacing() + 6))
@@ -123,7 +124,8 @@ class ProjectSection(QWidget):
         with signals_blocked(self.images):
             removed = keeper.removed
             rows = [(e.stem, self._text(e, e.stem in removed)) for e in keeper.entries]
-            if rows != [(i.data(_STEM), i.text()) for i in map(self.images.item, self._range())]:
+            if rows != self._rows:
+                self._rows = rows
                 self.images.clear()
                 for stem, text in rows:
                     item = QListWidgetItem(text)

@@ -6,16 +6,13 @@ from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from napari.layers import Image, Labels
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QCheckBox, QGridLayout, QLabel, QPushButton, QSlider, QWidget
 
-from napari_convlora.errors import ConvLoRAError, InputError
-from napari_convlora.labels.reviewed import fill_outlines
-from napari_convlora.prediction.uncertain_places import Guide, component
-from napari_convlora.widget.layers.camera import show_place
-from napari_convlora.widget.layers.extra_layers import NOTHING_PREDICTED, is_derived
+from napari_convlora.errors import ConvLoRAError
+from napari_convlora.widget.layers.extra_layers import NOTHING_PREDICTED
+from napari_convlora.widget.sections.accept_reject import AcceptReject
+from napari_convlora.widget.sections.uncertain_walk import NEXT_KEY, UncertainWalk
 from napari_convlora.widget.tools.region_tool import Kind, RegionTool
 
 if TYPE_CHECKING:
@@ -23,16 +20,14 @@ if TYPE_CHECKING:
 
     from napari_convlora.session.jobs import RoundSettings
     from napari_convlora.widget.engine.workflow import Workflow
-    from napari_convlora.widget.layers.image_layers import ImageLayers
 
 _VERBS = {True: "Accept", False: "Reject"}
 _WHAT = {
     True: "Make annotations of it, with its predicted class.",
     False: "Clear it until the next prediction; nothing is learnt from that.",
 }
-NEXT_KEY, COMPARE_KEY = "N", "H"
+COMPARE_KEY = "H"
 _TAKE_KEYS = {True: "A", False: "R"}
-_PLACES_WIDE = 4
 _HOW: dict[Kind, tuple[str, str]] = {
     "click": ("By click", "Click on a connected region to {} it"),
     "rectangle": ("By rectangle", "Drag a rectangle around what to {}"),
@@ -56,10 +51,12 @@ class ReviewSection(QWidget):
 
     Attributes
     ----------
-    following
-        Returns the name of the next image of the project; "" if there is none.
+    take
+        Accepts and rejects.
+    walk
+        Goes from place to place.
     step
-        Opens that image.
+        Opens the next image of the project.
     """
 
     def __init__(
@@ -73,13 +70,12 @@ class ReviewSection(QWidget):
         super().__init__(parent)
         self._viewer, self._flow, self._images = viewer, workflow, workflow.images
         self._selected_class, self._recipe = selected_class, recipe
-        self.following: Callable[[], str] = str
         self.step: Callable[[], None] = lambda: None
-        self._seen: Guide | None = None  # which has no other place
         self._pending: Callable[[], None] | None = None
-        self._changed: Labels | None = None
         self._accepting = True
         self.tool = RegionTool()  # without a parent, so that it can clean up after this
+        self.take = AcceptReject(self._images, self.tool, workflow.said.emit)
+        self.walk = UncertainWalk(self._images, workflow.said.emit)
         self.tools: dict[tuple[Kind, bool], QPushButton] = {}
         self.empty = QLabel(NOTHING_PREDICTED)
         self.empty.setWordWrap(True)
@@ -119,32 +115,33 @@ class ReviewSection(QWidget):
             button.setEnabled(predicted)
         self.all_planes.setVisible(record is not None and predicted and record.planes_shape[0] > 1)
         self.next_button.setEnabled(record is not None and self._flow.has_adapter)
-        has_previous = record is not None and record.derived.has_previous
+        has_previous = predicted and record is not None and record.extra.previous is not None
         self.compare_button.setEnabled(has_previous)
         if not has_previous or self._flow.phase == "starting":
             self.compare_button.setChecked(False)
         if self._pending is not None and not self._flow.running:
             action, self._pending = self._pending, None
-            if record is not None and record.derived.scored:  # or it was stopped
+            if record is not None and record.extra.scored:  # or it was stopped
                 self._try(action)
 
     def next_place(self) -> None:
         """Move to the next uncertain place, finding the uncertainty first if it is not known."""
         self._with_uncertainty(self._go_on, some=True)
 
-    def accept_or_reject(self, accept: bool, mask: np.ndarray, first: int) -> None:
-        """Annotate or clear the pixels (p, H, W) of the planes from `first` on, and say so."""
-        record = self._images.need()
-        count = self._images.accept(mask, first) if accept else record.reject(mask, first)
-        if not count:
-            known = "painted" if accept else "painted or reviewed"
-            self._say(f"Nothing was changed: there is no prediction, or it is {known} already.")
+    def _go_on(self) -> None:
+        if not self.walk.at_end():
+            self.walk.go_on()
             return
-        self._changed = record.annotations if accept else record.prediction
-        if not self.tool.active:  # so that Ctrl-Z reaches it
-            self._viewer.layers.selection.active = self._changed
-        done = "are annotations now" if accept else "are cleared until the next prediction"
-        self._say(f"{count:,} pixels {done}; Ctrl-Z takes it back.")
+        self.step()
+        record, busy = self._images.need(), self._flow.running
+        if record.predicted and not busy:
+            self.next_place()
+            return
+        press = "Once nothing runs, press" if busy else "Press"
+        self._flow.said.emit(
+            f"'{record.image.name}' is open. {press} {NEXT_KEY} to predict it and see its most "
+            "uncertain place."
+        )
 
     def _lay_out(self) -> None:
         grid = QGridLayout(self)
@@ -182,11 +179,13 @@ class ReviewSection(QWidget):
     def _wire(self) -> None:
         self._flow.changed.connect(self.refresh)
         self._images.leaving.connect(self._on_leaving)
-        self.tool.clicked.connect(partial(self._try, self._on_click))
-        self.tool.drawn.connect(partial(self._try, self._on_drawn))
+        take = self.take
+        self.tool.clicked.connect(lambda at: self._try(take.region, self._accepting, at))
+        self.tool.drawn.connect(lambda *drawn: self._try(take.drawn, self._accepting, *drawn))
         self.tool.left.connect(self._on_left)
-        self.tool.turned.connect(self._on_turned)
-        self.tool.undo_asked.connect(self._undo)
+        self.tool.turned.connect(lambda sentence: self._flow.failed.emit(sentence, False))
+        self.tool.undo_asked.connect(take.undo)
+        self.all_planes.toggled.connect(partial(setattr, take, "all_planes"))
         self.confidence.valueChanged.connect(self._on_confidence)
         self.next_button.clicked.connect(lambda: self._try(self.next_place))
         self.compare_button.toggled.connect(self._compare)
@@ -224,7 +223,7 @@ class ReviewSection(QWidget):
 
         def taking(accept: bool) -> Callable[[Any], None]:
             def take(_: Any) -> None:  # napari wants functions with names, so no `partial`
-                self._try(self._take_under_mouse, accept)
+                self._try(self.take.region_under_mouse, accept, _TAKE_KEYS[accept])
 
             return take
 
@@ -237,16 +236,6 @@ class ReviewSection(QWidget):
         except ConvLoRAError as error:
             self._flow.failed.emit(str(error), False)
 
-    def _say(self, sentence: str) -> None:
-        self._flow.said.emit(sentence)
-
-    def _part(self, record: ImageLayers) -> tuple[int, slice]:
-        """Return the first of the planes to act on, and all of them."""
-        if self.all_planes.isChecked():
-            return 0, slice(None)
-        record.check_in_view()
-        return record.plane(), slice(record.plane(), record.plane() + 1)
-
     def _on_tool(self, kind: Kind, accept: bool, checked: bool) -> None:
         self.tool.leave()
         if checked:
@@ -255,140 +244,49 @@ class ReviewSection(QWidget):
             self.tools[kind, accept].setChecked(self.tool.active)
             if self.tool.active:
                 how = _HOW[kind][1].format(_VERBS[accept].lower())
-                self._say(f"{how}; Esc or another layer ends this.")
+                self._flow.said.emit(f"{how}; Esc or another layer ends this.")
 
     def _on_left(self) -> None:
         for button in self.tools.values():
             button.setChecked(False)
 
-    def _on_turned(self, sentence: str) -> None:
-        self._flow.failed.emit(sentence, False)
-
-    def _take_under_mouse(self, accept: bool) -> None:
-        record = self._images.need()
-        record.check_in_view()
-        plane, row, column = record.locate(self._viewer.cursor.position)
-        at = plane, round(row), round(column)
-        if not all(0 <= i < n for i, n in zip(at, record.planes_shape, strict=True)):
-            raise InputError(
-                f"There is no prediction under the mouse; point at a region, then press "
-                f"{_TAKE_KEYS[accept]}."
-            )
-        self._accepting = accept
-        self._on_click(at)
-
-    def _on_click(self, at: tuple[int, int, int]) -> None:
-        view = self._images.need().predicted_view()
-        if self.all_planes.isChecked():
-            self.accept_or_reject(self._accepting, component(view, at), 0)
-        else:
-            mask = component(view[at[0]], at[1:])
-            self.accept_or_reject(self._accepting, mask[None], at[0])
-
-    def _on_drawn(self, plane: int, inside: np.ndarray) -> None:
-        planes, height, width = self._images.need().planes_shape
-        if self.all_planes.isChecked():
-            mask = np.broadcast_to(inside, (planes, height, width))
-            self.accept_or_reject(self._accepting, mask, 0)
-        else:
-            self.accept_or_reject(self._accepting, inside[None], plane)
-
     def _on_class(self, accept: bool, *_: bool) -> None:
-        record, class_id = self._images.need(), self._selected_class()
-        if not class_id:
-            raise InputError("No class is selected; select one in the table.")
-        first, planes = self._part(record)
-        self.accept_or_reject(accept, record.predicted_view()[planes] == class_id, first)
+        self.take.of_class(accept, self._selected_class())
+
+    def _on_by_confidence(self, accept: bool, *_: bool) -> None:
+        least = self.confidence.value()
+        self._with_uncertainty(partial(self.take.by_confidence, accept, least))
 
     def _on_confidence(self, *_: int) -> None:
         least = self.confidence.value()
         self.by_confidence[True].setText(f"Accept ≥ {least} %")
         self.by_confidence[False].setText(f"Reject < {least} %")
 
-    def _on_by_confidence(self, accept: bool, *_: bool) -> None:
-        self._with_uncertainty(partial(self._by_confidence, accept, self.confidence.value()))
-
-    def _by_confidence(self, accept: bool, least: int) -> None:
-        record = self._images.need()
-        uncertainty = record.derived.uncertainty
-        assert uncertainty is not None
-        first, planes = self._part(record)
-        sure = uncertainty[planes] <= 100 - least
-        self.accept_or_reject(accept, sure if accept else ~sure, first)
-
     def _with_uncertainty(self, action: Callable[[], None], *, some: bool = False) -> None:
         """Do `action` once all of the image is scored, or at least some of it."""
-        derived = self._images.need().derived
-        if derived.uncertainty is not None and (some or derived.scored):
+        extra = self._images.need().extra
+        if extra.uncertainty is not None and (some or extra.scored):
             action()
             return
         self._flow.find_uncertainty(self._recipe())
         self.keep_uncertainty.setChecked(True)
         self._pending = action
 
-    def _go_on(self) -> None:
-        record = self._images.need()
-        guide = record.derived.guide
-        assert guide is not None
-        if guide is self._seen and self.following():
-            self._go_to_following()
-            return
-        place = record.derived.next_place(guide)
-        if place is None:
-            done = f"Nothing else in '{record.image.name}' is uncertain. "
-            if fill_outlines(record.labelled(), record.outlines(), True).all():
-                done = f"All of '{record.image.name}' is painted or reviewed. "
-            self._say(done + self._what_now(record.image, bool(guide.visited)))
-            guide.restart()
-            self._seen = guide
-            return
-        show_place(record, place, _PLACES_WIDE * record.derived.spacing)
-        planes = record.planes_shape[0]
-        plane = f"plane {place.plane + 1} of {planes}, " if planes > 1 else ""
-        self._say(
-            f"Place {len(guide.visited)}: {plane}row {place.row}, column {place.column}, "
-            f"{place.uncertainty:.0f} % uncertain. Paint what it is, or press {NEXT_KEY} to go on."
-        )
-
-    def _go_to_following(self) -> None:
-        self.step()
-        record, busy = self._images.need(), self._flow.running
-        if record.predicted and not busy:
-            self.next_place()
-            return
-        press = "Once nothing runs, press" if busy else "Press"
-        self._say(
-            f"'{record.image.name}' is open. {press} {NEXT_KEY} to predict it and see its most "
-            "uncertain place."
-        )
-
-    def _what_now(self, image: Image, again: bool) -> str:
-        following = self.following()
-        if following:
-            return f"Press {NEXT_KEY} again to open '{following}', the next image of the project."
-        images = [
-            layer
-            for layer in self._viewer.layers
-            if isinstance(layer, Image) and not is_derived(layer)
-        ]
-        at = images.index(image)
-        others = images[at + 1 :] + images[:at]
-        other = f"Go on with '{others[0].name}': choose it at the top. " if others else ""
-        return other + (f"Press {NEXT_KEY} to see its places again." if again else "")
-
     def _compare(self, shown: bool) -> None:
         record = self._images.current
-        if record is not None:
-            record.derived.compare(shown)
+        if record is None:
+            return
+        previous, prediction = record.extra.previous, record.prediction
+        if previous is not None:
+            previous.visible = shown
+        if prediction is not None:
+            prediction.visible = not shown or previous is None
 
     def _on_leaving(self, *_: Any) -> None:
         self.tool.leave()
         self.compare_button.setChecked(False)
-        self._pending = self._seen = None
-
-    def _undo(self) -> None:
-        if self._changed is not None:
-            self._changed.undo()
+        self._pending = None
+        self.walk.leave()
 
 
 def _let_go(viewer: Viewer, tool: RegionTool, actions: Collection[Callable], *_: Any) -> None:

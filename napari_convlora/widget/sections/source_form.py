@@ -11,7 +11,7 @@ from napari.layers import Image, Labels
 from qtpy.QtCore import QObject, Signal
 
 from napari_convlora.widget.form import Form
-from napari_convlora.widget.layers.extra_layers import is_derived
+from napari_convlora.widget.layers.class_colours import is_output
 
 _FILE, _MEDSAM_FILE, _PLANES, _NEW = "\0file", "\0medsam file", "\0planes", "\0new"
 
@@ -165,7 +165,7 @@ class SourceForm(QObject):
         return [
             (layer.name, layer)
             for layer in self._viewer.layers
-            if isinstance(layer, Image) and not is_derived(layer)
+            if isinstance(layer, Image) and not is_output(layer)
         ]
 
     def _axes(self, _: Any = None) -> list[tuple[str, int | str]]:
@@ -187,7 +187,7 @@ class SourceForm(QObject):
         return choices + [
             (layer.name, layer)
             for layer in self._viewer.layers
-            if isinstance(layer, Labels) and not is_derived(layer) and self._fits(layer)
+            if isinstance(layer, Labels) and not is_output(layer) and self._fits(layer)
         ]
 
     def _backbone_choices(self, _: Any = None) -> list[tuple[str, str]]:

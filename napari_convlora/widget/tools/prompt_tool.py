@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from napari.layers import Labels, Shapes
+from napari.layers import Labels
 from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QCheckBox, QPushButton, QVBoxLayout, QWidget
 
@@ -16,7 +16,8 @@ from napari_convlora.prediction.prompts import Box, Click, Prompt
 from napari_convlora.session import jobs, prompt_jobs
 from napari_convlora.widget.engine.runner import Runner
 from napari_convlora.widget.form import words
-from napari_convlora.widget.layers.new_layer import shapes_like
+from napari_convlora.widget.tools.prompt_marks import PromptMarks
+from napari_convlora.widget.tools.prompt_queue import PromptQueue
 from napari_convlora.widget.tools.prompted_object import PromptedObject
 
 if TYPE_CHECKING:
@@ -30,9 +31,8 @@ _HELP = (
     "Drag a box around an object, or click on it. More clicks add to it; right-click (or "
     "Alt-click) takes away. Enter: next object. Esc: cancel. Hold Space to move the view."
 )
+_LOOKS = "SAM looks; the first time in a part of the image takes seconds…"
 _DRAG_PX = 5
-_NAME = "SAM prompt"
-_COLOURS = {True: "#ffffff", False: "#d55e00"}
 
 
 class PromptTool(QWidget):
@@ -61,17 +61,17 @@ class PromptTool(QWidget):
         self._viewer, self._images, self._recipe, self._session = viewer, images, recipe, session
         # Not the session of a round, so that prompts are answered while one runs.
         self.runner = Runner(None if session is None else _session())
-        self.runner.on_messages = self._on_messages
-        self.runner.on_error = self._on_error
-        self.runner.on_end = self._on_end
+        self.queue = PromptQueue(
+            self.runner, lambda question: prompt_jobs.prompt(question, recipe(), session)
+        )
+        self.queue.on_asked = lambda: self.words.setText(_LOOKS)
+        self.queue.on_answer = self._on_answer
+        self.queue.on_error = self._on_error
         self._record: ImageLayers | None = None
         self._layer: Labels | None = None
-        self._marks: Shapes | None = None
+        self._marks: PromptMarks | None = None
         self._object: PromptedObject | None = None
-        self._asked: tuple[PromptedObject, Prompt] | None = None
-        self._waiting: list[PromptedObject] = []
         self._painting = False
-        self._zoom = 1.0
         self.button = QPushButton("SAM click / box")
         self.button.setCheckable(True)
         self.button.setToolTip("Let SAM find objects for the selected class, unadapted.")
@@ -125,14 +125,14 @@ class PromptTool(QWidget):
         thing = self._object
         if thing is not None:
             thing.take_back()
-            self._waiting = [other for other in self._waiting if other is not thing]
+            self.queue.waiting = [other for other in self.queue.waiting if other is not thing]
             self.words.setText("Cancelled. " + _HELP)
         self.finish()
 
     def rest(self) -> None:
         """Put the tool down and end its process."""
         self.leave()
-        self._waiting.clear()
+        self.queue.waiting.clear()
         self.runner.rest()
 
     def close_down(self) -> None:
@@ -162,8 +162,7 @@ class PromptTool(QWidget):
             self._images.start_annotating()
         assert record.annotations is not None
         self._record, layer = record, record.annotations
-        self._marks = shapes_like(record, _NAME)
-        self._viewer.add_layer(self._marks)
+        self._marks = PromptMarks(record)
         layer.visible = True
         self._viewer.layers.selection.active = layer
         layer.mode = "pan_zoom"
@@ -197,12 +196,12 @@ class PromptTool(QWidget):
         self._marks = None
         self._settle()
         self._layer = self._record = None
-        if marks in self._viewer.layers:
-            self._viewer.layers.remove(marks)
+        if marks is not None:
+            marks.remove()
 
     def _settle(self) -> None:
         """Leave what is painted as it is: it is no longer the last item of the undo history."""
-        self._waiting = [thing for thing in self._waiting if thing.painted is None]
+        self.queue.waiting = [thing for thing in self.queue.waiting if thing.painted is None]
         self.finish()
 
     def _keys(self) -> dict[str, Callable]:
@@ -229,8 +228,8 @@ class PromptTool(QWidget):
             self._settle()
 
     def _on_mouse(self, layer: Labels, event: Any) -> Iterator[None]:
-        record = self._record
-        if record is None or layer.mouse_pan:
+        record, marks = self._record, self._marks
+        if record is None or marks is None or layer.mouse_pan:
             return
         try:
             record.check_in_view()
@@ -239,13 +238,13 @@ class PromptTool(QWidget):
             return
         positive = event.button != 2 and "Alt" not in event.modifiers
         start, dragged = np.asarray(event.pos), False
-        self._zoom = event.camera_zoom
+        marks.zoom = event.camera_zoom
         plane, *first = record.locate(event.position)
         yield
         while event.type == "mouse_move":
             dragged = dragged or np.abs(np.asarray(event.pos) - start).max() > _DRAG_PX
             if dragged:
-                self._show_marks(_box(first, record.locate(event.position)[1:]), plane)
+                marks.show(plane, _box(first, record.locate(event.position)[1:]))
             yield
         last = record.locate(event.position)[1:] if dragged else first
         box = _box(first, last).inside(record.planes_shape[1:])
@@ -262,32 +261,10 @@ class PromptTool(QWidget):
             self._ask(self._object)
 
     def _ask(self, thing: PromptedObject) -> None:
-        """Ask about the object as soon as those before it are answered."""
-        if thing not in self._waiting:
-            self._waiting.append(thing)
         self._show_marks()
-        self._go_on()
+        self.queue.ask(thing)
 
-    def _go_on(self) -> None:
-        if self._waiting and not self.runner.busy:
-            self.words.setText("SAM looks; the first time in a part of the image takes seconds…")
-            thing = self._waiting[0]
-            self._asked = thing, thing.prompt
-            question = thing.question()
-            self.runner.start(prompt_jobs.prompt(question, self._recipe(), self._session))
-
-    def _on_messages(self, messages: list[Any]) -> None:
-        for message in messages:
-            assert self._asked is not None
-            thing, prompt = self._asked
-            if thing not in self._waiting:
-                continue  # cancelled meanwhile
-            thing.window = message.window
-            self._paint(thing, message.mask)
-            if thing.prompt is prompt:  # or more was said meanwhile
-                self._waiting.remove(thing)
-
-    def _paint(self, thing: PromptedObject, mask: np.ndarray) -> None:
+    def _on_answer(self, thing: PromptedObject, mask: np.ndarray) -> None:
         self._painting = True
         try:
             if not thing.undone:
@@ -298,46 +275,23 @@ class PromptTool(QWidget):
         finally:
             self._painting = False
 
-    def _on_error(self, error: Exception) -> None:
+    def _on_error(self, thing: PromptedObject, error: Exception) -> None:
         self.words.setText(str(error))
-        assert self._asked is not None
-        thing, _ = self._asked
-        if thing in self._waiting:
-            self._waiting.remove(thing)
         if thing is self._object:
             self.finish()
 
-    def _on_end(self) -> None:
-        self._go_on()
-
-    def _show_marks(self, drawn: Box | None = None, plane: int = 0) -> None:
-        """Show the prompts of the object, or the box that is being drawn."""
-        marks, record, thing = self._marks, self._record, self._object
-        if marks is None or record is None or marks not in self._viewer.layers:
-            return
-        px = 1 / (self._zoom * float(record.image.scale[-1 - record.image.rgb]) or 1)
-        marks.data = []
-        box, clicks = drawn, tuple[Click, ...]()
-        if thing is not None and drawn is None:
-            plane, box, clicks = thing.plane, thing.prompt.box, thing.prompt.clicks
-        if box is not None:
-            marks.add_rectangles(
-                record.axes.place(plane, _corners(box.top, box.left, box.bottom, box.right)),
-                edge_width=2 * px,
-                edge_color=_COLOURS[True],
-            )
-        for click in clicks:
-            r = 5 * px
-            at = _corners(click.row - r, click.column - r, click.row + r, click.column + r)
-            marks.add_ellipses(
-                record.axes.place(plane, at), edge_width=3 * px, edge_color=_COLOURS[click.positive]
-            )
+    def _show_marks(self) -> None:
+        """Show the prompts of the object."""
+        marks, thing = self._marks, self._object
+        if marks is not None and thing is not None:
+            marks.show(thing.plane, thing.prompt.box, thing.prompt.clicks)
+        elif marks is not None:
+            marks.show()
 
 
 def _session() -> Session:
-    from napari_convlora.session.session import (
-        Session,  # imports torch, as whoever has a session did
-    )
+    # It imports torch, as whoever has a session did.
+    from napari_convlora.session.session import Session
 
     return Session()
 
@@ -346,10 +300,6 @@ def _box(one: Sequence[float], other: Sequence[float]) -> Box:
     """Return the box with these corners."""
     (top, bottom), (left, right) = (sorted(pair) for pair in zip(one, other, strict=True))
     return Box(top, left, bottom, right)
-
-
-def _corners(top: float, left: float, bottom: float, right: float) -> np.ndarray:
-    return np.array([[top, left], [top, right], [bottom, right], [bottom, left]])
 
 
 def _said(count: int, found: bool) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from napari_convlora.prediction.prompts import Prompt, Window
 from napari_convlora.session import prompt_jobs
+from napari_convlora.widget.layers import edits
 
 if TYPE_CHECKING:
     from napari_convlora.widget.layers.image_layers import ImageLayers
@@ -49,7 +50,7 @@ class PromptedObject:
         """Paint `mask` instead of what was painted before; returns pixels."""
         assert self.window is not None
         self.take_back()
-        at = self.record.paint(self.plane, self.window, mask, self.class_id, over)
+        at = edits.paint(self.record, self.plane, self.window, mask, self.class_id, over)
         self.painted = at if len(at[0]) else None
         return len(at[0])
 

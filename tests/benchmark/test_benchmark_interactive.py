@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from napari_convlora.backbones.testing import random_backbone
-from napari_convlora.benchmark import commands_interactive, interactive
+from napari_convlora.benchmark import interactive
 from napari_convlora.benchmark.records import read_runs
-from napari_convlora.cli import parser
+from napari_convlora.cli import benchmark_interactive, parser
 
 ONE = ["--rounds", "1", "--seeds", "0", "--max-steps", "2", "--device", "cpu", "--test-images", "1"]
 
@@ -36,7 +36,7 @@ def test_a_quick_run_leaves_tables_curves_and_a_file_to_resume_from(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(commands_interactive, "_QUICK_DETAIL_STEPS", 20)
+    monkeypatch.setattr(benchmark_interactive, "_QUICK_DETAIL_STEPS", 20)
     out = tmp_path / "new" / "out"
     (data / "empty").mkdir()
     arguments = ["--data", str(data), "--out", str(out), "--quick", "--max-steps", "2"]
@@ -103,7 +103,7 @@ def test_a_missing_extra_is_named_before_hours_of_work(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        commands_interactive, "find_spec", lambda name: None if name == "monai" else object()
+        benchmark_interactive, "find_spec", lambda name: None if name == "monai" else object()
     )
     arguments = ["--data", str(data), "--out", str(tmp_path / "out"), *ONE]
     assert main([*arguments, "--systems", "unet"]) == 1

@@ -8,6 +8,7 @@ from napari.components import ViewerModel
 from napari.layers import Image, Labels
 
 from napari_convlora.labels.classes import default_classes
+from napari_convlora.widget.layers import adoption, showing
 from napari_convlora.widget.layers.image_layers import ImageLayers
 from napari_convlora.widget.layers.new_layer import shapes_like
 from napari_convlora.widget.tools.region_tool import RegionTool
@@ -54,14 +55,14 @@ def worked_on(request):
         viewer, image, default_classes((1, 2)), 0 if request.param == "channels" else None
     )
     record.annotate()
-    record.show(np.ones(record.planes_shape, np.uint8))
+    showing.show(record, np.ones(record.planes_shape, np.uint8))
     record.review()
-    record.derived.keep_previous()
-    record.derived.show_uncertainty(np.zeros(record.planes_shape, np.uint8))
+    showing.keep_previous(record)
+    record.extra.show_uncertainty(np.zeros(record.planes_shape, np.uint8))
     table = {"index": np.array([1]), "class_id": np.array([2])}
-    record.derived.show_instances(np.ones(record.planes_shape, np.int32), table)
+    record.extra.show_instances(np.ones(record.planes_shape, np.int32), table)
     viewer.layers["instances"].data_setitem((np.array([0]),) * len(shape), 1)  # mended by hand
-    record.derived.show_instances(np.ones(record.planes_shape, np.int32), table)
+    record.extra.show_instances(np.ones(record.planes_shape, np.int32), table)
     viewer.add_layer(shapes_like(record, "SAM prompt"))
     changes = CHANGES["flat" if request.param == "flat" else "stack"]
     return viewer, record, changes
@@ -97,14 +98,14 @@ def test_every_layer_follows_its_image_at_once_and_painting_hits_the_pixel(worke
 
 def test_the_layers_of_an_image_that_was_renamed_are_still_its_own(worked_on):
     viewer, record, _ = worked_on
-    own = {*record.layers, *record.derived.companions}
+    own = {*record.layers, *record.extra.companions}
     assert len(own) == 6
     record.image.name = "another"
     record.image.translate = [5] * record.image.ndim
     assert all(layer.translate[-1] == 5 for layer in own)
     again = ImageLayers(viewer, record.image, default_classes((1, 2)), record.channel_axis)
-    again.find_layers()
-    assert {*again.layers, *again.derived.companions} == own
+    adoption.find_layers(again)
+    assert {*again.layers, *again.extra.companions} == own
 
 
 def test_labels_of_the_users_own_follow_without_the_axes_that_they_lack(
@@ -116,7 +117,7 @@ def test_labels_of_the_users_own_follow_without_the_axes_that_they_lack(
     deep = viewer.add_labels(np.zeros((1, 1, 40, 50), np.uint8), name="deep")
     widget = make_widget(viewer)
     widget.use_annotations(own)
-    widget.images.current.show(np.ones((1, 40, 50), np.uint8))
+    showing.show(widget.images.current, np.ones((1, 40, 50), np.uint8))
     image.scale, image.translate, image.rotate = (3, 0.5, 0.25), (4, 5, 6), (0, 0, 30)
     image.affine = np.array([[1, 0, 0, 5], [0, 1, 0.1, -3], [0, 0, 1, 2], [0, 0, 0, 1]])
     world = image.data_to_world((0, 20, 30))
@@ -149,7 +150,7 @@ def test_layers_that_an_earlier_panel_left_follow(make_napari_viewer_proxy, make
     image = viewer.add_image(halves, name="halves")
     before = make_widget(viewer)
     before.start_annotating()
-    before.images.current.derived.show_uncertainty(np.zeros((1, *halves.shape), np.uint8))
+    before.images.current.extra.show_uncertainty(np.zeros((1, *halves.shape), np.uint8))
     before.workflow.close()
     widget = make_widget(viewer)
     image.scale = (2, 3)
