@@ -14,7 +14,7 @@ import numpy as np
 from napari_convlora.config import ClassInfo
 from napari_convlora.errors import InputError
 from napari_convlora.files.atomic import make_folder
-from napari_convlora.files.checked_json import build, read_json, write_json
+from napari_convlora.files.checked_json import build, read_json, write_checked_json
 from napari_convlora.formats.opening import read_labels
 from napari_convlora.labels.annotations import LabelledImage
 from napari_convlora.labels.around_labels import labelled_parts
@@ -74,7 +74,7 @@ class Recipe:
             "versions": package_versions(),
             "command": f"napari-convlora adapt --recipe {path.name} --out adapter.safetensors",
         }
-        write_json(path, {"format": FORMAT, **asdict(self), **own})
+        write_checked_json(path, {"format": FORMAT, **asdict(self), **own})
 
     @classmethod
     def read(cls, path: Path) -> Recipe:

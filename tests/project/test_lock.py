@@ -289,7 +289,7 @@ def test_a_folder_that_was_too_full_for_a_project_can_be_used_later(
                 real(path, data)
                 fill_disk(patched)
 
-            patched.setattr(lock, "write_json", write)
+            patched.setattr(lock, "write_checked_json", write)
         else:
             fill_disk(patched)
         with pytest.raises(InputError, match="full"):
