@@ -12,6 +12,7 @@ from typing import Any, Literal
 from napari_convlora.config import TrainConfig
 from napari_convlora.errors import InputError
 from napari_convlora.files.atomic import check_no_device
+from napari_convlora.files.tables import write_json
 
 TaskName = Literal["finish", "unseen"]
 PEERS = ("forest", "unet")
