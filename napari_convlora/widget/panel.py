@@ -16,7 +16,7 @@ from napari_convlora.widget.engine.exporting import write_adapter, write_masks
 from napari_convlora.widget.form import Unfolding, leave_keys_to_canvas, read_points_and_commas
 from napari_convlora.widget.layers import copies
 from napari_convlora.widget.wiring.class_edits import ClassEdits
-from napari_convlora.widget.wiring.parts import BRUSH_KEY, Parts
+from napari_convlora.widget.wiring.parts import BRUSH_KEY, PanelParts
 from napari_convlora.widget.wiring.reactions import Reactions
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class ConvLoRAWidget(QWidget):
             return
         super().__init__()
         self._viewer = napari_viewer
-        self._parts = parts = Parts(napari_viewer, session, self)
+        self._parts = parts = PanelParts(napari_viewer, session, self)
         self.workflow, self.images, self.source = parts.workflow, parts.images, parts.source
         self.settings, self.table, self.run_bar = parts.settings, parts.table, parts.run_bar
         self.plot, self.output, self.prompts = parts.plot, parts.output, parts.prompts
@@ -207,7 +207,7 @@ class ConvLoRAWidget(QWidget):
             self.workflow.wake()
 
 
-def _lay_out(panel: ConvLoRAWidget, parts: Parts) -> None:
+def _lay_out(panel: ConvLoRAWidget, parts: PanelParts) -> None:
     inside = QWidget()
     column = QVBoxLayout(inside)
     column.setSpacing(6)
@@ -251,7 +251,7 @@ def _lay_out(panel: ConvLoRAWidget, parts: Parts) -> None:
     panel.setMinimumWidth(365)
 
 
-def _connect_buttons(panel: ConvLoRAWidget, parts: Parts) -> None:
+def _connect_buttons(panel: ConvLoRAWidget, parts: PanelParts) -> None:
     table, bar, output = parts.table, parts.run_bar, parts.output
     parts.annotate.clicked.connect(panel.start_annotating)
     QShortcut(QKeySequence(BRUSH_KEY), panel).activated.connect(panel.start_annotating)
@@ -274,18 +274,18 @@ def _connect_buttons(panel: ConvLoRAWidget, parts: Parts) -> None:
     output.load.clicked.connect(lambda: dialogs.with_adapter(panel, panel.load_adapter))
 
 
-def _ask_removal(panel: ConvLoRAWidget, parts: Parts, class_id: int) -> None:
+def _ask_removal(panel: ConvLoRAWidget, parts: PanelParts, class_id: int) -> None:
     painted = copies.painted_with(parts.images.records, class_id) + _stored(parts, class_id)
     if dialogs.may_remove(panel, parts.table.name(class_id), painted):
         panel.remove_class(class_id)
 
 
-def _ask_merging(panel: ConvLoRAWidget, parts: Parts, class_id: int, into: int) -> None:
+def _ask_merging(panel: ConvLoRAWidget, parts: PanelParts, class_id: int, into: int) -> None:
     names = parts.table.name(class_id), parts.table.name(into)
     if dialogs.may_merge(panel, *names, _stored(parts, class_id)):
         panel.merge_class(class_id, into)
 
 
-def _stored(parts: Parts, class_id: int) -> int:
+def _stored(parts: PanelParts, class_id: int) -> int:
     """Return how many pixels of images that are not open are annotated with a class."""
     return sum(entry.counts.get(class_id, 0) for entry in parts.keeper.stored)

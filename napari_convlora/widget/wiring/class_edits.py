@@ -7,7 +7,7 @@ from pathlib import Path
 from napari_convlora.config import ClassInfo
 from napari_convlora.labels.classes import read_classes, write_classes
 from napari_convlora.widget.layers import copies
-from napari_convlora.widget.wiring.parts import Parts
+from napari_convlora.widget.wiring.parts import PanelParts
 
 
 class ClassEdits:
@@ -19,7 +19,7 @@ class ClassEdits:
         Whether the table is still the one of the start.
     """
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: PanelParts) -> None:
         self._parts = parts
         self.untouched = True
         parts.images.relied = self.relied

@@ -43,7 +43,7 @@ BRUSH_KEY = "Ctrl+B"
 Result = TypeVar("Result")
 
 
-class Parts:
+class PanelParts:
     """Everything in a panel.
 
     Parameters

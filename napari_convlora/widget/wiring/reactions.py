@@ -15,7 +15,7 @@ from napari_convlora.widget.layers import adoption, learnable
 from napari_convlora.widget.layers.label_counts import LabelCounts
 from napari_convlora.widget.sections.reviewed import reviewed_text
 from napari_convlora.widget.wiring.class_edits import ClassEdits
-from napari_convlora.widget.wiring.parts import Parts
+from napari_convlora.widget.wiring.parts import PanelParts
 
 if TYPE_CHECKING:
     from napari.layers import Labels
@@ -33,7 +33,7 @@ class Reactions(QObject):
         Where questions are asked.
     """
 
-    def __init__(self, parts: Parts, edits: ClassEdits, panel: QWidget) -> None:
+    def __init__(self, parts: PanelParts, edits: ClassEdits, panel: QWidget) -> None:
         super().__init__(panel)
         self._parts, self._edits, self._panel = parts, edits, panel
         self._counts = LabelCounts()
