@@ -20,10 +20,10 @@ from napari_convlora.labels.annotations import LabelledImage
 from napari_convlora.labels.around_labels import labelled_parts
 from napari_convlora.labels.classes import find_background, parse_classes
 from napari_convlora.labels.reviewed import Outlines, fill_outlines
-from napari_convlora.project.image_entry import ImageEntry
+from napari_convlora.project.image_entry import ImageEntry, check_entries
 from napari_convlora.project.label_files import read_regions, write_label_file, write_regions
 from napari_convlora.project.layout import inside
-from napari_convlora.project.manifest import Settings, check_entries
+from napari_convlora.project.manifest import Settings
 
 FORMAT = 1
 _PACKAGES = ("napari-convlora", "torch", "numpy", "scikit-image", "scikit-learn")

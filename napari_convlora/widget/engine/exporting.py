@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 def write_masks(images: OpenImages, path: Path) -> str:
     """Write the prediction, annotations on top, and the class table beside it."""
-    from napari_convlora.exports.masks import CLASSES_FILE, save_masks
+    from napari_convlora.config import CLASSES_FILE
+    from napari_convlora.exports.masks import save_masks
 
     table = save_masks(images.need().predicted_labels(), path, images.classes)
     why = f", which counts before the {CLASSES_FILE} of other masks there"

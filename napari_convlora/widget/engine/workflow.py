@@ -13,6 +13,7 @@ from qtpy.QtCore import QObject
 from napari_convlora import events
 from napari_convlora.errors import ConvLoRAError, InputError
 from napari_convlora.session import jobs
+from napari_convlora.session.process import Job
 from napari_convlora.session.snapshot import Snapshot
 from napari_convlora.widget.engine import messages, sentences
 from napari_convlora.widget.engine.runner import BUSY, Runner
@@ -219,7 +220,7 @@ class Workflow(JobSignals):
             job.controls.predicting.stop()
             job.target = None
 
-    def _start(self, work: jobs.Job, job: RunningJob, what: str) -> None:
+    def _start(self, work: Job, job: RunningJob, what: str) -> None:
         if self.running and self._job is not job:
             raise ConvLoRAError(BUSY)
         self.runner.start(work, job.controls)
