@@ -1,4 +1,4 @@
-"""Frozen Segment Anything models: what there is, loading it, and running its two halves."""
+"""Frozen Segment Anything models: what there is, loading it, running its halves; none is trained."""
 
 from __future__ import annotations
 
