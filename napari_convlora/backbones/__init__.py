@@ -1,4 +1,4 @@
-"""Frozen Segment Anything models: what there is, loading it, running its halves; none is trained."""
+"""Frozen Segment Anything models: what there is, loading, running in halves; never trained."""
 
 from __future__ import annotations
 
