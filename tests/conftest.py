@@ -96,7 +96,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 def small_forests(request: pytest.FixtureRequest) -> Iterator[None]:
     """Forests of few trees, as their fitting is half of a short round; all where quality counts."""
     with pytest.MonkeyPatch.context() as patch:
-        if request.path.stem != "test_quality":
+        if request.path.stem not in ("test_quality", "test_learning"):
             patch.setattr(detail_fit, "_TREES", _TREES)
         yield
 
