@@ -35,6 +35,10 @@ MAX_CLASSES = 255
 """More classes than this is taken for an instance map offered as annotations."""
 
 
+MAX_LABEL = 65535
+"""Largest id a label image may hold; anything above is not a table of classes or instances."""
+
+
 @dataclass(frozen=True)
 class ClassInfo:
     """One row of the class table.
@@ -205,7 +209,3 @@ def listed(names: Sequence[str]) -> str:
     """Return the first three names, and how many more there are."""
     shown = ", ".join(names[:3])
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
-
-
-MAX_LABEL = 65535
-"""Largest id a label image may hold; anything above is not a table of classes or instances."""

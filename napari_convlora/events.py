@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from napari_convlora.model.adapter import Adapter
 
 
+SECONDS_BETWEEN_REPORTS = 0.1
+"""Ten reports a second read as live; one at every step would take time from the window."""
+
+
 @dataclass(frozen=True)
 class Progress:
     """`done` of `total` tiles."""
 
     done: int
     total: int
-
-
-SECONDS_BETWEEN_REPORTS = 0.1
-"""Ten reports a second read as live; one at every step would take time from the window."""
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,13 @@ TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ALPHA = (1, 2)  # TIFF ExtraSamples: associated and unassociated alpha
 
 
+MOST_CLASSIC_BYTES = 3_900_000_000
+"""Of pixels in a classic TIFF, whose offsets end at 4 GB; more need a BigTIFF."""
+
+_MAX_CHUNK = 256 * 1024**2
+"""Bytes of a piece of a file that can only be decoded as a whole."""
+
+
 def read_tiff(path: Path, *, labels: bool) -> np.ndarray:
     """Return the (P, H, W, C) of a TIFF, in its dtype; palettes become RGB but for labels."""
     with open_tiff(path, alone=labels) as tif:
@@ -132,13 +139,6 @@ def is_whole(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> bool:
         if page is not None
         for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False)
     )
-
-
-MOST_CLASSIC_BYTES = 3_900_000_000
-"""Of pixels in a classic TIFF, whose offsets end at 4 GB; more need a BigTIFF."""
-
-_MAX_CHUNK = 256 * 1024**2
-"""Bytes of a piece of a file that can only be decoded as a whole."""
 
 
 def open_large_tiff(path: Path) -> list[LazyPlanes]:

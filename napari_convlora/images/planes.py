@@ -12,6 +12,18 @@ import numpy as np
 
 from napari_convlora.errors import ConvLoRAError, InputError
 
+_BAND = 1024
+
+_FLAT = (
+    "An image needs height and width, but these pixels have {} axes besides the channels; "
+    "open a 2-D image or a stack of them."
+)
+
+_NOT_FINITE = (
+    "{} has {} NaN or infinite values; replace them with numbers, "
+    "for example with numpy.nan_to_num, and open it again."
+)
+
 
 def to_planes(
     array: np.ndarray, *, rgb: bool | None = None, channel_axis: int | None = None
@@ -233,7 +245,6 @@ def respaced(source: Any, shape: tuple[int, ...]) -> Respaced | None:
     return Respaced(source, shape) if same else None
 
 
-_BAND = 1024
 Planes = np.ndarray | LazyPlanes
 """An image (P, H, W, C), in memory or not."""
 
@@ -278,12 +289,6 @@ def lazy_planes(
     *leading, y, x = axes
     kept = min(3, n_channels) if alpha else n_channels
     return LazyPlanes(source, tuple(leading), y, x, channel, kept, name)
-
-
-_FLAT = (
-    "An image needs height and width, but these pixels have {} axes besides the channels; "
-    "open a 2-D image or a stack of them."
-)
 
 
 def drop_alpha(planes: np.ndarray) -> np.ndarray:
@@ -363,12 +368,6 @@ def check_finite(window: np.ndarray, name: str = "The image") -> np.ndarray:
         if bad:
             raise InputError(_NOT_FINITE.format(name, bad))
     return window
-
-
-_NOT_FINITE = (
-    "{} has {} NaN or infinite values; replace them with numbers, "
-    "for example with numpy.nan_to_num, and open it again."
-)
 
 
 def size_text(shape: tuple[int, ...]) -> str:

@@ -15,6 +15,8 @@ from napari_convlora.images.normalise import Normalizer, to_rgb
 from napari_convlora.images.planes import LazyPlane, check_finite
 from napari_convlora.images.resample import crop, resize
 
+OVERLAP = 0.25
+
 
 def tile_starts(extent: int, tile: int, overlap: float) -> list[int]:
     """Evenly spread first pixels of the fewest tiles that cover `extent` with at least `overlap`.
@@ -44,9 +46,6 @@ def blend_window(size: int, rows: slice, columns: slice) -> np.ndarray:
     """
     ramp = np.sin(np.pi * (np.arange(size) + 0.5) / size) ** 2 + 1e-3
     return np.outer(ramp[rows], ramp[columns]).astype(np.float32)
-
-
-OVERLAP = 0.25
 
 
 @dataclass(frozen=True, eq=False)
