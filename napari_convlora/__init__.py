@@ -30,8 +30,11 @@ _HOMES = {
     "save_instances": "exports.instances",
 }
 
-# What scripts import by the names that the first README gave.
-_FORMER = {"annotations": "labels", "instances": "exports"}
+# What scripts import by the names that the first README gave, and where its content is now.
+_FORMER = {
+    "annotations": ("labels.annotations", "labels.classes"),
+    "instances": ("exports.instances", "exports.measurements"),
+}
 
 __all__ = ["__version__", *sorted(_HOMES)]
 
@@ -47,18 +50,16 @@ def __dir__() -> list[str]:
 
 
 class _FormerNames(MetaPathFinder, Loader):
-    """Finds a package under the name of the module that it was before."""
+    """Finds a module under the name that it had before."""
 
     def find_spec(self, fullname: str, *_: Any) -> ModuleSpec | None:
         package, _dot, name = fullname.rpartition(".")
         return ModuleSpec(fullname, self) if package == __name__ and name in _FORMER else None
 
-    def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return ModuleType(spec.name, f"Moved to `{__name__}.{_FORMER[spec.name.split('.')[-1]]}`.")
-
     def exec_module(self, module: ModuleType) -> None:
-        home = import_module(f"{__name__}.{_FORMER[module.__name__.split('.')[-1]]}")
-        vars(module).update({name: getattr(home, name) for name in home.__all__})
+        for home in _FORMER[module.__name__.rpartition(".")[2]]:
+            found = vars(import_module(f"{__name__}.{home}"))
+            vars(module).update({n: v for n, v in found.items() if not n.startswith("_")})
 
 
 sys.meta_path.append(_FormerNames())
