@@ -19,7 +19,7 @@ SECONDS_BETWEEN_REPORTS = 0.1
 
 @dataclass(frozen=True)
 class Progress:
-    """`done` of `total` tiles."""
+    """`done` of `total` tiles of a prediction."""
 
     done: int
     total: int
@@ -199,21 +199,13 @@ Event = (
 )
 
 
-@dataclass(frozen=True)
-class Tiles:
-    """`done` of `total` tiles of a prediction."""
-
-    done: int
-    total: int
-
-
 def batched(messages: Iterable[Any]) -> Iterator[list[Any]]:
     """Hand messages on, steps and tiles at most ten times a second, anything else at once."""
     waiting: list[Any] = []
     last = 0.0
     for message in messages:
         waiting.append(message)
-        often = isinstance(message, Step | Tiles)
+        often = isinstance(message, Step | Progress)
         if not often or time.monotonic() - last >= SECONDS_BETWEEN_REPORTS:
             yield waiting
             waiting, last = [], time.monotonic()

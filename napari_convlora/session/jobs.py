@@ -15,7 +15,7 @@ import numpy as np
 from napari_convlora.config import ClassInfo, ModelConfig, TrainConfig
 from napari_convlora.control import Controls
 from napari_convlora.errors import ConvLoRAError
-from napari_convlora.events import Event, Finished, Preview, Tiles
+from napari_convlora.events import Event, Finished, Preview, Progress
 from napari_convlora.images.regions import Block, is_large, overlap, plan_blocks
 from napari_convlora.session.process import Job, SessionGetter
 from napari_convlora.session.snapshot import Snapshot
@@ -214,8 +214,6 @@ def _predict(
     state: Session, snapshot: Snapshot, controls: Controls, recipe: RoundSettings
 ) -> Iterator[Any]:
     """Predict part by part, what the viewer shows first."""
-    from napari_convlora.events import Progress
-
     planes, seen = snapshot.planes(), controls.predicting.seen or snapshot.seen
     whole = None
     if isinstance(planes, np.ndarray) and not is_large(planes.shape):
@@ -231,7 +229,7 @@ def _predict(
         planes, blocks, controls.predicting, uncertainty=recipe.uncertainty
     ):
         if isinstance(step, Progress):
-            yield Tiles(step.done, step.total)
+            yield step
             continue
         labels.append((step.block, step.labels))
         if whole is not None:

@@ -79,7 +79,7 @@ def on_prediction(
             job.loaded, job.interrupted = True, ""  # nothing is lost with the image
         case jobs.CacheUse():
             signals.kept.emit(message)
-        case events.Tiles():
+        case events.Progress():
             if job.phase != "predicting":
                 job.phase = "predicting"
                 signals.changed.emit()

@@ -22,7 +22,7 @@ class JobSignals(QObject):
         A round is asked for; what it learns from was copied just now.
     started, planned, stepped, scored, tiled
         Progress: (total steps, held out, bytes of the adapter), `Planned`, list of `Step`,
-        `Scored`, `Tiles`.
+        `Scored`, `events.Progress`.
     kept
         What the process keeps for the next round: `CacheUse`.
     learnt
