@@ -53,16 +53,27 @@ def read_tiff(path: Path, *, labels: bool) -> np.ndarray:
         if not is_whole(tif, series):
             raise damaged(path)
         array, axes = series.asarray(), series.axes
-        colormap = None if labels or tif.is_imagej or page.photometric != 3 else page.colormap
-        alpha = "S" in axes and bool(page.extrasamples) and page.extrasamples[-1] in _ALPHA
+        colormap = page.colormap if _has_palette(tif, page) and not labels else None
+        alpha = _has_alpha(series)
     if labels and axes == "SYX":
         # Writers that guess from the shape store three or four planes as red, green, blue, alpha.
         return to_planes(array, rgb=False)
     planes = order_axes(array, axes)
-    if colormap is not None:  # ImageJ's colour tables are display settings and stay unused
+    if colormap is not None:
         table = colormap >> 8 if colormap.max() > 255 else colormap
         planes = table.T.astype(np.uint8)[planes[..., 0]]
     return planes[..., :-1] if alpha and planes.shape[-1] > 1 else planes
+
+
+def _has_palette(tif: tifffile.TiffFile, page: Any) -> bool:
+    """Whether pixels are indices of colours; ImageJ's colour tables are display settings."""
+    return page.photometric == tifffile.PHOTOMETRIC.PALETTE and not tif.is_imagej
+
+
+def _has_alpha(series: tifffile.TiffPageSeries) -> bool:
+    """Whether the last sample of a pixel is said to be alpha."""
+    extra = series.keyframe.extrasamples
+    return "S" in series.axes and bool(extra) and extra[-1] in _ALPHA
 
 
 def open_tiff(path: Path, *, alone: bool = False) -> tifffile.TiffFile:
@@ -150,8 +161,11 @@ def open_large_tiff(path: Path) -> list[LazyPlanes]:
     with tif:
         series = tif.series[0]
         page = series.keyframe
-        coloured = page.photometric == tifffile.PHOTOMETRIC.PALETTE and not tif.is_imagej
-        if coloured or not is_large([math.prod(series.shape)]) or not is_whole(tif, series):
+        if (
+            _has_palette(tif, page)
+            or not is_large([math.prod(series.shape)])
+            or not is_whole(tif, series)
+        ):
             return []
         if series.dataoffset is not None:
             opened = [partial(tifffile.memmap, path, mode="r")]
@@ -159,9 +173,7 @@ def open_large_tiff(path: Path) -> list[LazyPlanes]:
             return []
         else:
             opened = [partial(_tiff_level, path, i) for i in range(len(series.levels))]
-        extra = page.extrasamples
-        alpha = "S" in series.axes and bool(extra) and extra[-1] in (1, 2)
-        axes = series.axes
+        alpha, axes = _has_alpha(series), series.axes
     planes = [planes_by_letters(Reopened(array), axes, path, alpha) for array in opened]
     return planes if is_large(planes[0].shape) else []
 
