@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
 
 import numpy as np
 from filelock import BaseFileLock
@@ -20,9 +19,7 @@ from napari_convlora.images.planes import Planes
 from napari_convlora.labels.annotations import LabelledImage
 from napari_convlora.project import lock
 from napari_convlora.project.image_entry import ImageEntry, Viewpoint, entry_of_file, new_stem
-from napari_convlora.project.label_files import (
-    keep_version,
-)
+from napari_convlora.project.label_files import keep_version
 from napari_convlora.project.labelled_folder import LabelledFolder
 from napari_convlora.project.labelled_images import labelled_images
 from napari_convlora.project.layout import (
@@ -34,15 +31,11 @@ from napari_convlora.project.layout import (
     check_plain,
     inside,
 )
-from napari_convlora.project.lost_labels import (
-    with_first_counts,
-)
+from napari_convlora.project.lost_labels import with_first_counts
 from napari_convlora.project.manifest import Manifest
 from napari_convlora.project.round_store import Rounds
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 _PARTS = ANNOTATIONS, PREDICTIONS, IMAGES, ROUNDS
 

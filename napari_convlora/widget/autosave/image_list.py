@@ -120,10 +120,8 @@ class ImageList(QObject):
         if self._workflow.running:
             raise InputError("A round is running; press Stop first, then remove the image.")
         self._autosave.settle()
-        project, name = (
-            self._autosave.need_project(),
-            self._autosave.need_project().entry(stem).name,
-        )
+        project = self._autosave.need_project()
+        name = project.entry(stem).name
         if stem == self.current:  # the next one comes before this one goes; see `show_image`
             with contextlib.suppress(ConvLoRAError):
                 self.step(-1 if stem == self.entries[-1].stem else 1)
