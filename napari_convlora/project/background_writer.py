@@ -44,7 +44,9 @@ class Writer:
             self._jobs.append((job, keep))
             if self._thread is None:
                 # No daemon: the interpreter waits for what is being written.
-                self._thread = threading.Thread(target=self._run, name="convlora-writer")
+                self._thread = threading.Thread(
+                    target=self._run, name="convlora-writer", daemon=False
+                )
                 self._thread.start()
 
     def retry(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -44,18 +45,20 @@ def closed_images_reader(
     known = {home.stem for home in left_out}
     if all(e.stem in known for e in project.manifest.images) and not bare:
         return None
-    return partial(_read, project, writer, left_out, bare, n_channels, background_id)
+    written = threading.Event()  # not `flush`, which leaves a note of the waiting thread in Python
+    writer.put(written.set)
+    return partial(_read, project, written, left_out, bare, n_channels, background_id)
 
 
 def _read(
     project: Project,
-    writer: Writer,
+    written: threading.Event,
     left_out: Sequence[Home],
     bare: Sequence[Home],
     n_channels: int,
     background_id: int | None,
 ) -> ClosedImages:
-    writer.flush()  # counts, and what was just closed, are on disk then
+    written.wait()  # counts, and what was just closed, are on disk then
     known = {home.stem for home in left_out}
     entries = [entry for entry in project.manifest.images if entry.stem not in known]
     stored = [e for e in entries if e.annotated and e.shape[3] == n_channels]
