@@ -94,9 +94,9 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def small_forests(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Forests of few trees, as their fitting is half of a short round; all where quality counts."""
+    """Forests of few trees, half of a short round else; all of them where they are judged."""
     with pytest.MonkeyPatch.context() as patch:
-        if request.path.stem not in ("test_quality", "test_learning"):
+        if request.path.stem not in ("test_quality", "test_learning", "test_detail_fit"):
             patch.setattr(detail_fit, "_TREES", _TREES)
         yield
 

@@ -25,7 +25,7 @@ SHAPE = (1, 20, 30, 1)
 _OPENS = """
 import sys
 from pathlib import Path
-from napari_convlora.config import InputError
+from napari_convlora.errors import InputError
 from napari_convlora.project import Project
 print("ready", flush=True)
 sys.stdin.readline()
