@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
+import joblib
 import psutil
 import torch
 
@@ -38,7 +38,7 @@ def choose_device(name: DeviceName = "auto") -> torch.device:
 
 def leave_a_core() -> None:
     """Limit torch to all cores but one, so that a window beside it keeps answering."""
-    torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))
+    torch.set_num_threads(max(1, joblib.cpu_count() - 1))
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -132,7 +132,7 @@ def seed_draws(seed: int, device: torch.device) -> None:
 def use_threads(count: int) -> Iterator[None]:
     """Let torch use `count` threads for a while, as sums depend on it in their last bits."""
     before = torch.get_num_threads()
-    torch.set_num_threads(max(1, min(count, 4 * (os.cpu_count() or 1))))
+    torch.set_num_threads(max(1, min(count, 4 * joblib.cpu_count())))
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Frozen Segment Anything models: what there is, loading it, and running its two halves."""
+"""Frozen Segment Anything models: what there is, loading, running in halves; never trained."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Benchmarks that users can repeat: the paper's protocol, and few strokes against peers."""
+"""Benchmarks that users can repeat: the paper, and few strokes against peers; no product code."""

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from napari_convlora.config import TrainConfig
 from napari_convlora.errors import InputError
-from napari_convlora.files.atomic import atomic_write, check_no_device
+from napari_convlora.files.atomic import check_no_device
+from napari_convlora.files.tables import write_json
 
 TaskName = Literal["finish", "unseen"]
 PEERS = ("forest", "unet")
@@ -147,8 +148,7 @@ def write_runs(path: Path, settings: RunSettings, runs: Sequence[Run]) -> None:
         "settings": settings.as_dict(),
         "runs": [dataclasses.asdict(run) for run in runs],
     }
-    with atomic_write(path) as file:
-        file.write(json.dumps(content).encode() + b"\n")
+    write_json(path, content, indent=None)
 
 
 def read_runs(path: Path) -> tuple[dict[str, Any], list[Run]]:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -15,6 +12,7 @@ from rich.table import Table
 
 from napari_convlora.config import DeviceName, HeadName, MethodConfig, ModelConfig
 from napari_convlora.errors import ConvLoRAError, InputError
+from napari_convlora.files import tables
 
 if TYPE_CHECKING:
     from napari_convlora.benchmark.paper import Evaluated, PaperConfig, PaperData
@@ -68,7 +66,7 @@ def run_paper(options: argparse.Namespace) -> int:
     from napari_convlora.backbones import load_backbone
     from napari_convlora.benchmark import paper
     from napari_convlora.devices import choose_device
-    from napari_convlora.files.atomic import atomic_write, make_folder
+    from napari_convlora.files.atomic import make_folder
     from napari_convlora.model.iteration import Returning
 
     data, config = _data(options)
@@ -117,8 +115,7 @@ def run_paper(options: argparse.Namespace) -> int:
             size: paper.mean_and_error([run["test"][size] for run in results["seeds"].values()])
             for size in sizes
         }
-        with atomic_write(options.out / "results.json") as file:
-            file.write(json.dumps(results, indent=2).encode() + b"\n")
+        tables.write_json(options.out / "results.json", results)
     _out.print(_table(results["summary"], len(options.seeds)))
     return 0
 
@@ -169,15 +166,8 @@ def _model_config(options: argparse.Namespace, data: PaperData) -> ModelConfig:
 
 def _write_rows(path: Path, found: dict[str, Evaluated]) -> None:
     """Write one line per image and size."""
-    from napari_convlora.files.atomic import atomic_write
-
     rows = [{"size": size} | row for size, scored in found.items() for row in scored.images]
-    text = io.StringIO(newline="")
-    table = csv.DictWriter(text, list(rows[0]))
-    table.writeheader()
-    table.writerows(rows)
-    with atomic_write(path) as file:
-        file.write(text.getvalue().encode())
+    tables.write_csv(path, list(rows[0]), rows)
 
 
 def _table(summary: dict[str, Any], runs: int) -> Table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -205,7 +204,7 @@ def _failed(error: OSError) -> str:
 def run_evaluate(request: EvaluateRequest) -> int:
     """Score masks against truth."""
     from napari_convlora.evaluation.folders import evaluate_folders
-    from napari_convlora.files.atomic import atomic_write
+    from napari_convlora.files.tables import write_json
     from napari_convlora.formats.plain import READABLE_SUFFIXES
 
     if request.json and request.json.suffix.lower() in READABLE_SUFFIXES:
@@ -221,8 +220,7 @@ def run_evaluate(request: EvaluateRequest) -> int:
         table.add_row(stem, f"{own.mean_iou:.4f}", f"{own.mean_dice:.4f}", style="dim")
     out.print(table)
     if request.json:
-        with atomic_write(request.json) as file:
-            file.write(json.dumps(result.as_dict(), indent=2).encode() + b"\n")
+        write_json(request.json, result.as_dict())
     return DONE
 
 

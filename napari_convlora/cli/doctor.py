@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+import joblib
 import torch
 
 from napari_convlora import __version__
@@ -44,7 +44,7 @@ def report() -> list[Finding]:
             accelerated,
             _to_accelerate(),
         ),
-        Finding("cores", f"{os.cpu_count()}, torch uses {torch.get_num_threads()}"),
+        Finding("cores", f"{joblib.cpu_count()}, torch uses {torch.get_num_threads()}"),
         _package("segment-anything", "pip install segment-anything"),
         _package("napari", "pip install 'napari[all]' to use the window"),
     ]

@@ -14,6 +14,7 @@ from napari_convlora.cli.benchmark_interactive import (
     run_interactive,
 )
 from napari_convlora.cli.benchmark_paper import add_paper_arguments, run_paper
+from napari_convlora.cli.console import err
 from napari_convlora.cli.requests import (
     AdaptRequest,
     DemoRequest,
@@ -55,10 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse's own way out: 0 after --help, 2 on bad usage
         return stop.code if isinstance(stop.code, int) else commands.FAILED
     except ConvLoRAError as error:
-        commands.err.print(f"napari-convlora: {error}", style="red", markup=False, highlight=False)
+        err.print(f"napari-convlora: {error}", style="red", markup=False, highlight=False)
         return commands.FAILED
     except KeyboardInterrupt:
-        commands.err.print("napari-convlora: interrupted.")
+        err.print("napari-convlora: interrupted.")
         return commands.FAILED
 
 

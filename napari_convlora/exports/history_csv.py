@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Iterable
 
 from napari_convlora.events import Event, Scored, Step
-from napari_convlora.files.atomic import atomic_write
+from napari_convlora.files.tables import write_csv
 
 
 def write_history(path: str | os.PathLike[str], events: Iterable[Event]) -> None:
@@ -35,9 +33,5 @@ def write_history(path: str | os.PathLike[str], events: Iterable[Event]) -> None
         else:
             continue
         rows[event.step] = rows.get(event.step, {}) | found
-    text = io.StringIO(newline="")
-    table = csv.DictWriter(text, ["step", "loss", "seconds", "score", "held_out"])
-    table.writeheader()
-    table.writerows({"step": step} | row for step, row in sorted(rows.items()))
-    with atomic_write(path) as file:
-        file.write(text.getvalue().encode())
+    columns = ["step", "loss", "seconds", "score", "held_out"]
+    write_csv(path, columns, ({"step": step} | row for step, row in sorted(rows.items())))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +17,7 @@ from skimage.segmentation import relabel_sequential, watershed
 from napari_convlora.config import UNLABELLED
 from napari_convlora.errors import InputError
 from napari_convlora.files.atomic import atomic_write
+from napari_convlora.files.tables import write_csv
 from napari_convlora.formats.tiff import MOST_CLASSIC_BYTES
 
 Splitting = Literal["components", "watershed"]
@@ -125,10 +124,8 @@ def save_instances(
                 compression="zlib",
                 bigtiff=instances.nbytes > MOST_CLASSIC_BYTES,
             )
-    text = io.StringIO(newline="")
-    rows = csv.writer(text)
-    rows.writerow(table)
     columns = [c.round(3) if c.dtype.kind == "f" else c for c in table.values()]
-    rows.writerows(zip(*(c.tolist() for c in columns), strict=True))
-    with atomic_write(path.with_suffix(".csv")) as file:
-        file.write(text.getvalue().encode())
+    rows = zip(*(c.tolist() for c in columns), strict=True)
+    write_csv(
+        path.with_suffix(".csv"), [*table], (dict(zip(table, row, strict=True)) for row in rows)
+    )

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from napari_convlora.config import MAX_LABEL
 from napari_convlora.errors import InputError
-from napari_convlora.files.atomic import atomic_write
+from napari_convlora.files.tables import write_json
 
 _MAX_BYTES = 16_000_000
 _MAX_TEXT = 4096
@@ -59,7 +59,7 @@ def read_json(path: Path, newest: int) -> dict[str, Any]:
     return data  # type: ignore[return-value]
 
 
-def write_json(path: str | os.PathLike[str], data: dict[str, Any]) -> None:
+def write_checked_json(path: str | os.PathLike[str], data: dict[str, Any]) -> None:
     """Write an object as JSON, atomically.
 
     Raises
@@ -67,9 +67,7 @@ def write_json(path: str | os.PathLike[str], data: dict[str, Any]) -> None:
     InputError
         The file cannot be written.
     """
-    text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
-    with atomic_write(path) as file:
-        file.write(text.encode() + b"\n")
+    write_json(path, data, indent=1, ascii_only=False, allow_nan=False)
 
 
 def build(kind: type[T], data: Any) -> T:

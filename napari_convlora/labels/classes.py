@@ -12,7 +12,8 @@ from typing import Any
 
 from napari_convlora.config import MAX_CLASSES, UNLABELLED, ClassInfo
 from napari_convlora.errors import InputError
-from napari_convlora.files.atomic import atomic_write, check_no_device
+from napari_convlora.files.atomic import check_no_device
+from napari_convlora.files.tables import write_json
 
 DEFAULT_COLOURS: tuple[str, ...] = (
     "#8c8c8c",  # background: neutral, so that the classes stand out
@@ -97,9 +98,7 @@ def write_classes(path: str | os.PathLike[str], classes: Sequence[ClassInfo]) ->
         for info in classes
     ]
     parse_classes({"format": 1, "classes": rows}, "The class table")
-    text = json.dumps({"format": 1, "classes": rows}, indent=2, ensure_ascii=False)
-    with atomic_write(path) as file:
-        file.write(text.encode() + b"\n")
+    write_json(path, {"format": 1, "classes": rows}, ascii_only=False)
 
 
 def parse_classes(data: Any, source: str) -> tuple[ClassInfo, ...]:

@@ -1,1 +1,1 @@
-"""SemanticSAM: backbone, method and heads put together, and its adapter file; no training."""
+"""SemanticSAM of backbone, method and heads, its adapter file, its cached features; no training."""

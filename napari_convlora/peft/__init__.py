@@ -1,4 +1,4 @@
-"""Parameter-efficient fine-tuning methods, one module each, behind one small registry.
+"""Methods such as Conv-LoRA with its noisy gate, one module each; no loss, no loop.
 
 A method is a function that changes an encoder. Whatever it adds has ``requires_grad=True``;
 everything else stays frozen, so "what is trained" needs no second list.

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from napari_convlora.config import MethodConfig
-from napari_convlora.peft.registry import METHODS, Method, width
+from napari_convlora.peft.registry import METHODS, AdaptableEncoder, Method, width
 
 
 class Adapted(nn.Module):
@@ -41,7 +41,7 @@ class Adapted(nn.Module):
         return y + self.up(F.gelu(self.down(y)))
 
 
-def _inject(encoder: Any, first_block: int, config: MethodConfig) -> Any:
+def _inject(encoder: AdaptableEncoder, first_block: int, config: MethodConfig) -> Any:
     """Put a bottleneck behind the attention and the perceptron of every block."""
     for block in encoder.blocks[first_block:]:
         dim = width(block)

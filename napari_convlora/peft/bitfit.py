@@ -11,10 +11,10 @@ from typing import Any
 from torch import nn
 
 from napari_convlora.config import MethodConfig
-from napari_convlora.peft.registry import METHODS, Method, adapted_modules
+from napari_convlora.peft.registry import METHODS, AdaptableEncoder, Method, adapted_modules
 
 
-def _inject(encoder: Any, first_block: int, config: MethodConfig) -> Any:
+def _inject(encoder: AdaptableEncoder, first_block: int, config: MethodConfig) -> Any:
     """Replace every bias from `first_block` to the neck by a trained copy."""
     for part in [*adapted_modules(encoder, first_block), encoder.layout.neck]:
         for module in part.modules():

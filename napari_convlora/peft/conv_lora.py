@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from napari_convlora.config import MethodConfig
 from napari_convlora.peft.lora import LoRALinear
-from napari_convlora.peft.registry import METHODS, Method
+from napari_convlora.peft.registry import METHODS, AdaptableEncoder, Method
 
 _NOISE_FLOOR = 1e-2
 _BALANCE_WEIGHT = 1e-2
@@ -222,7 +222,7 @@ class ConvLoRALinear(ExpertLinear):
         return (self.answers(z, chosen) * weights[:, :, None, None, None]).sum(1)
 
 
-def _inject(encoder: Any, first_block: int, config: MethodConfig) -> Any:
+def _inject(encoder: AdaptableEncoder, first_block: int, config: MethodConfig) -> Any:
     """Replace every block's ``attn.qkv`` by a `ConvLoRALinear` around it."""
     for block in encoder.blocks[first_block:]:
         block.attn.qkv = ConvLoRALinear(block.attn.qkv, config)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from napari_convlora.config import MethodConfig
-from napari_convlora.peft.registry import METHODS, Method
+from napari_convlora.peft.registry import METHODS, AdaptableEncoder, Method
 
 
-def _inject(encoder: Any, first_block: int, config: MethodConfig) -> Any:
+def _inject(encoder: AdaptableEncoder, first_block: int, config: MethodConfig) -> Any:
     """Return `encoder` unchanged."""
     return encoder
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from napari_convlora.config import MethodConfig
-from napari_convlora.peft.registry import METHODS, Method, replace
+from napari_convlora.peft.registry import METHODS, AdaptableEncoder, Method, replace
 
 
 class LoRALinear(nn.Module):
@@ -45,7 +45,7 @@ class LoRALinear(nn.Module):
         return torch.add(self.base(x), F.linear(z, self.lora_B), alpha=self.scaling)
 
 
-def _inject(encoder: Any, first_block: int, config: MethodConfig) -> Any:
+def _inject(encoder: AdaptableEncoder, first_block: int, config: MethodConfig) -> Any:
     """Replace every block's ``attn.qkv`` by a `LoRALinear` around it."""
     for block in encoder.blocks[first_block:]:
         block.attn.qkv = LoRALinear(block.attn.qkv, config.rank, config.alpha)

@@ -11,13 +11,11 @@ from random weights instead of pruned ones.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from napari_convlora.config import MethodConfig
-from napari_convlora.peft.registry import METHODS, Method, pool_tokens, width
+from napari_convlora.peft.registry import METHODS, AdaptableEncoder, Method, pool_tokens, width
 
 _TEMPERATURE = 0.1
 
@@ -35,7 +33,7 @@ class LadderSide(nn.Module):
         How many times narrower its heads are.
     """
 
-    def __init__(self, encoder: Any, first_block: int, reduction: int) -> None:
+    def __init__(self, encoder: AdaptableEncoder, first_block: int, reduction: int) -> None:
         super().__init__()
         self.encoder, self.first_block = encoder, first_block
         dims = [width(block) for block in encoder.blocks[first_block:]]
@@ -85,7 +83,7 @@ class LadderSide(nn.Module):
         return self.suffix(self.prefix(images, self.first_block), self.first_block)
 
 
-def _inject(encoder: Any, first_block: int, config: MethodConfig) -> LadderSide:
+def _inject(encoder: AdaptableEncoder, first_block: int, config: MethodConfig) -> LadderSide:
     """Put a side network along the blocks from `first_block` on."""
     return LadderSide(encoder, first_block, config.reduction)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,48 @@ from torch import Tensor, nn
 
 from napari_convlora.config import MethodConfig
 from napari_convlora.errors import ConvLoRAError
+
+
+class AdaptableEncoder(Protocol):
+    """What methods ask of an image encoder, such as `backbones.Encoder`, which is a module."""
+
+    channel_axis: int
+    """Where the maps that blocks take and return have their channels."""
+
+    stem_stride: int
+    """Image pixels per token of the map before the first block."""
+
+    @property
+    def blocks(self) -> Sequence[Any]:
+        """Attention blocks in order; each has ``.attn.qkv``."""
+
+    @property
+    def layout(self) -> Any:
+        """Modules in the order of their use: ``stem``, ``steps`` and ``neck``."""
+
+    def stem(self, images: Tensor) -> Tensor:
+        """Compute the map before the first block, without position."""
+
+    def add_position(self, x: Tensor) -> Tensor:
+        """Add the position embedding to what `stem` returned."""
+
+    def prefix(self, images: Tensor, split: int) -> Tensor:
+        """Compute all that precedes block ``split``."""
+
+    def suffix_steps(self, split: int) -> list[nn.Module]:
+        """Blocks ``split`` and later, with what lies between them."""
+
+    def run_step(self, step: nn.Module, x: Tensor) -> Tensor:
+        """Compute one of the layout's steps."""
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Take the last block's map through the neck."""
+
+    def narrow_block(self, index: int, reduction: int) -> nn.Module:
+        """Return a new, random block like block ``index``, but narrower."""
+
+    def add_prompts(self, index: int, prompts: nn.Parameter) -> None:
+        """Let the tokens of block ``index`` attend to these, too."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +65,7 @@ class Method:
     title
         Shown to people.
     inject
-        Called with an encoder (`backbones.Encoder`), the first block to adapt and the settings.
+        Called with the encoder, the first block to adapt and the settings.
         Returns the adapted encoder: the same one, changed in place, or a module around it that
         has its ``forward(images)`` and, unless the stem is ``read``, ``prefix`` and ``suffix``.
     adapts_encoder
@@ -37,7 +79,7 @@ class Method:
     """
 
     title: str
-    inject: Callable[[Any, int, MethodConfig], Any]
+    inject: Callable[[AdaptableEncoder, int, MethodConfig], Any]
     adapts_encoder: bool = True
     stem: Literal["frozen", "adapted", "read"] = "frozen"
     merge: Callable[[nn.Module], None] | None = None
@@ -66,7 +108,9 @@ def find_method(name: str) -> Method:
     return METHODS[name]
 
 
-def adapt_encoder(name: str, encoder: Any, first_block: int, config: MethodConfig) -> Any:
+def adapt_encoder(
+    name: str, encoder: AdaptableEncoder, first_block: int, config: MethodConfig
+) -> Any:
     """Put the method called `name` on `encoder`, in place.
 
     Parameters

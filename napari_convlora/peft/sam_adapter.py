@@ -9,14 +9,13 @@ encoder (the published one starts at random).
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from napari_convlora.config import MethodConfig
-from napari_convlora.peft.registry import METHODS, Method, pool_tokens, width
+from napari_convlora.peft.registry import METHODS, AdaptableEncoder, Method, pool_tokens, width
 
 _REDUCTION = 32
 """How many times narrower than the encoder hints are."""
@@ -60,7 +59,7 @@ class SAMAdapter(nn.Module):
         First block that gets a hint.
     """
 
-    def __init__(self, encoder: Any, first_block: int) -> None:
+    def __init__(self, encoder: AdaptableEncoder, first_block: int) -> None:
         super().__init__()
         self.encoder, self.first_block = encoder, first_block
         dims = [width(block) for block in encoder.blocks]
@@ -92,7 +91,7 @@ class SAMAdapter(nn.Module):
         return embedding
 
 
-def _inject(encoder: Any, first_block: int, config: MethodConfig) -> SAMAdapter:
+def _inject(encoder: AdaptableEncoder, first_block: int, config: MethodConfig) -> SAMAdapter:
     """Give hints to the blocks from `first_block` on."""
     return SAMAdapter(encoder, first_block)
 

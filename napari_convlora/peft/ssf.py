@@ -13,7 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from napari_convlora.config import MethodConfig
-from napari_convlora.peft.registry import METHODS, Method, adapted_modules, replace
+from napari_convlora.peft.registry import (
+    METHODS,
+    AdaptableEncoder,
+    Method,
+    adapted_modules,
+    replace,
+)
 
 _SPREAD = 0.02
 """Deviation of the initial factors from one, and of the initial shifts from zero."""
@@ -68,7 +74,7 @@ def _is_operation(module: nn.Module) -> bool:
     return isinstance(module, kinds) or isinstance(_weights(module), nn.BatchNorm2d)
 
 
-def _inject(encoder: Any, first_block: int, config: MethodConfig) -> Any:
+def _inject(encoder: AdaptableEncoder, first_block: int, config: MethodConfig) -> Any:
     """Put a `ScaledShifted` around every operation from `first_block` to the neck."""
     for part in adapted_modules(encoder, first_block):
         replace(part, _is_operation, ScaledShifted)

@@ -13,13 +13,13 @@ from typing import Any
 from torch import nn
 
 from napari_convlora.config import MethodConfig
-from napari_convlora.peft.registry import METHODS, Method, width
+from napari_convlora.peft.registry import METHODS, AdaptableEncoder, Method, width
 
 _PATCH_VALUES = 3 * 16**2
 """Values in a patch, which the published initialisation depends on."""
 
 
-def _inject(encoder: Any, first_block: int, config: MethodConfig) -> Any:
+def _inject(encoder: AdaptableEncoder, first_block: int, config: MethodConfig) -> Any:
     """Give every block's attention ``config.prompts`` tokens of its own."""
     blocks = encoder.blocks
     for i in range(first_block, len(blocks)):

@@ -119,7 +119,11 @@ class Prompter:
         return height, width
 
     def _decode(
-        self, embedding: Tensor, points: Any = None, boxes: Tensor | None = None, several=False
+        self,
+        embedding: Tensor,
+        points: Any = None,
+        boxes: Tensor | None = None,
+        several: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Return mask logits (N, M, h, w) and the quality (N, M) that SAM expects of them."""
         model: Any = self.backbone

@@ -1,4 +1,4 @@
-"""Projects: a folder of annotations, rounds, settings and references to images."""
+"""Work on disk: annotations, rounds, settings, references to images; no window, no training."""
 
 from __future__ import annotations
 

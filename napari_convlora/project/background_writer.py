@@ -21,11 +21,14 @@ class Writer:
         What went wrong since somebody last looked, a sentence each; take them with ``popleft``.
     waiting
         Jobs that must not be lost and found no room on the disk; see `put`.
+    last_try
+        Set once what cannot be written now never will be.
     """
 
     def __init__(self) -> None:
         self.failures: deque[str] = deque()
         self.waiting: deque[Callable[[], object]] = deque()
+        self.last_try = threading.Event()
         self._jobs: deque[tuple[Callable[[], object], bool]] = deque()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -50,8 +53,9 @@ class Writer:
             self.put(self.waiting.popleft(), keep=True)
 
     def flush(self) -> None:
-        """Wait until everything is written and the thread is gone."""
-        thread = self._thread
+        """Wait until everything is written and the thread is gone; any thread may."""
+        with self._lock:  # a thread that was made just now is started, too
+            thread = self._thread
         if thread is not None:
             thread.join()
 

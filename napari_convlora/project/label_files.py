@@ -17,7 +17,7 @@ import tifffile
 from napari_convlora.config import MAX_LABEL
 from napari_convlora.errors import InputError
 from napari_convlora.files.atomic import atomic_write, make_folder
-from napari_convlora.files.checked_json import build, read_json, write_json
+from napari_convlora.files.checked_json import build, read_json, write_checked_json
 from napari_convlora.labels.reviewed import Outlines
 from napari_convlora.project.layout import inside
 
@@ -78,7 +78,7 @@ def write_regions(path: Path, outlines: Outlines) -> None:
         The file cannot be written.
     """
     regions = [{"plane": int(plane), "outline": v.tolist()} for plane, v in outlines]
-    write_json(path, {"format": FORMAT, "reviewed": regions})
+    write_checked_json(path, {"format": FORMAT, "reviewed": regions})
 
 
 def read_regions(path: Path, n_planes: int) -> Outlines:

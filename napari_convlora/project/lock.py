@@ -18,7 +18,7 @@ import psutil
 from filelock import BaseFileLock, FileLock, Timeout
 
 from napari_convlora.errors import InputError
-from napari_convlora.files.checked_json import build, read_json, write_json
+from napari_convlora.files.checked_json import build, read_json, write_checked_json
 from napari_convlora.project.layout import inside
 
 _FILE, _LOCK = "open.json", "open.lock"
@@ -71,7 +71,7 @@ def claim(folder: Path, *, anyway: bool = False) -> BaseFileLock:
         )
     this = _Holder(pid, psutil.Process(pid).create_time(), platform.node())
     try:
-        write_json(inside(folder, _FILE), {"format": _FORMAT, **asdict(this)})
+        write_checked_json(inside(folder, _FILE), {"format": _FORMAT, **asdict(this)})
     except InputError:
         if fresh:
             withdraw(folder, lock)

@@ -9,7 +9,7 @@ from pathlib import Path
 from napari_convlora import __version__
 from napari_convlora.config import ClassInfo, ModelConfig, TrainConfig, listed
 from napari_convlora.errors import InputError
-from napari_convlora.files.checked_json import build, read_json, write_json
+from napari_convlora.files.checked_json import build, read_json, write_checked_json
 from napari_convlora.labels.classes import parse_classes
 from napari_convlora.project.image_entry import ImageEntry, check_entries
 
@@ -69,7 +69,7 @@ class Manifest:
 
     def write(self, path: Path) -> None:
         """Write the manifest, atomically."""
-        write_json(path, {"format": FORMAT, "package": __version__, **asdict(self)})
+        write_checked_json(path, {"format": FORMAT, "package": __version__, **asdict(self)})
 
     @classmethod
     def read(cls, path: Path) -> Manifest:

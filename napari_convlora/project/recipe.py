@@ -14,16 +14,16 @@ import numpy as np
 from napari_convlora.config import ClassInfo
 from napari_convlora.errors import InputError
 from napari_convlora.files.atomic import make_folder
-from napari_convlora.files.checked_json import build, read_json, write_json
+from napari_convlora.files.checked_json import build, read_json, write_checked_json
 from napari_convlora.formats.opening import read_labels
 from napari_convlora.labels.annotations import LabelledImage
 from napari_convlora.labels.around_labels import labelled_parts
 from napari_convlora.labels.classes import find_background, parse_classes
 from napari_convlora.labels.reviewed import Outlines, fill_outlines
-from napari_convlora.project.image_entry import ImageEntry
+from napari_convlora.project.image_entry import ImageEntry, check_entries
 from napari_convlora.project.label_files import read_regions, write_label_file, write_regions
 from napari_convlora.project.layout import inside
-from napari_convlora.project.manifest import Settings, check_entries
+from napari_convlora.project.manifest import Settings
 
 FORMAT = 1
 _PACKAGES = ("napari-convlora", "torch", "numpy", "scikit-image", "scikit-learn")
@@ -74,7 +74,7 @@ class Recipe:
             "versions": package_versions(),
             "command": f"napari-convlora adapt --recipe {path.name} --out adapter.safetensors",
         }
-        write_json(path, {"format": FORMAT, **asdict(self), **own})
+        write_checked_json(path, {"format": FORMAT, **asdict(self), **own})
 
     @classmethod
     def read(cls, path: Path) -> Recipe:

@@ -16,7 +16,7 @@ from napari_convlora.errors import InputError
 from napari_convlora.evaluation.gate import Correction, correction, decide
 from napari_convlora.exports.history_csv import write_history
 from napari_convlora.files.atomic import atomic_write, check_no_device, make_folder
-from napari_convlora.files.checked_json import build, read_json, write_json
+from napari_convlora.files.checked_json import build, read_json, write_checked_json
 from napari_convlora.formats.opening import read_labels
 from napari_convlora.labels.annotations import known_only
 from napari_convlora.labels.reviewed import Outlines
@@ -89,7 +89,7 @@ class RoundRecord:
 
 def write_record(folder: Path, record: RoundRecord) -> None:
     """Write the record of a round into its folder."""
-    write_json(folder / RECORD, {"format": FORMAT, **asdict(record)})
+    write_checked_json(folder / RECORD, {"format": FORMAT, **asdict(record)})
 
 
 def read_record(folder: Path) -> RoundRecord:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ from napari_convlora.control import Controls
 from napari_convlora.errors import ConvLoRAError
 from napari_convlora.events import Event, Finished, Preview, Tiles
 from napari_convlora.images.regions import Block, is_large, overlap, plan_blocks
-from napari_convlora.session.process import Job
+from napari_convlora.session.process import Job, SessionGetter
 from napari_convlora.session.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
 SECONDS_BETWEEN_PARTS = 2.0
 """napari takes a while to show a large layer anew; what is on screen is not kept waiting."""
-
-SessionGetter = Callable[[], "Session"]
-"""Returns the session of the process that runs the job."""
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,10 @@ if TYPE_CHECKING:
     from napari_convlora.session.session import Session
     from napari_convlora.training.versus_installed import Learnt
 
-Job = Callable[[Callable[[], "Session"], Controls], Iterator[Any]]
+SessionGetter = Callable[[], "Session"]
+"""Returns the session of the process that runs the job."""
+
+Job = Callable[[SessionGetter, Controls], Iterator[Any]]
 """Takes what returns the process's session, and controls; yields messages that can be pickled."""
 
 SECONDS_BETWEEN_SNAPSHOTS = 10.0

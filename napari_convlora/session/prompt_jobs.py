@@ -13,8 +13,8 @@ from napari_convlora.control import Controls
 from napari_convlora.errors import ConvLoRAError
 from napari_convlora.images.planes import lazy_planes
 from napari_convlora.prediction.prompts import Prompt, Window, choose_window
-from napari_convlora.session.jobs import RoundSettings, SessionGetter, prepare_session
-from napari_convlora.session.process import Job
+from napari_convlora.session.jobs import RoundSettings, prepare_session
+from napari_convlora.session.process import Job, SessionGetter
 from napari_convlora.session.snapshot import portable
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Training: one round as a generator of events, its state, and one step of it."""
+"""One round as a generator of events: data, steps, early stopping; no files, no window."""
 
 from napari_convlora.training.loop import adapt
 

@@ -107,10 +107,9 @@ def adapt(
 
 
 def _adapt(run: RoundState, rival: Rival | None) -> Iterator[Event]:
-    config, control = run.config, run.control
     n_bytes = sum(tensor.nbytes for tensor in run.model.adapter_state().values())
     yield Started(
-        config.max_steps, run.pixels, run.data.holds_out, str(run.device), n_bytes + MAX_HEADER
+        run.config.max_steps, run.pixels, run.data.holds_out, str(run.device), n_bytes + MAX_HEADER
     )
     if run.model.detail is not None:
         yield from fit_detail(run, run.model.detail)
@@ -118,92 +117,151 @@ def _adapt(run: RoundState, rival: Rival | None) -> Iterator[Event]:
     if not run.warm:
         begin_head(run)
     run.team.align(run.model.trained().values())
-    parameters = [p for n, p in run.model.trained().items() if not n.startswith("detail.")]
-    adapter = {p for n, p in run.model.backbone.named_parameters() if p.requires_grad}
-    optimiser = torch.optim.AdamW(
-        [
-            {"params": [p for p in parameters if p in adapter], "lr": config.adapter_lr},
-            {"params": [p for p in parameters if p not in adapter], "lr": config.decoder_lr},
-        ],
-        weight_decay=1e-4,
-    )
-    average = WeightAverage(parameters)
-    peak = [group["lr"] for group in optimiser.param_groups]
-    rng = np.random.default_rng(config.seed)
-    reason, step, score = "steps", 0, None
-    begun, alone = 0, config.decoder_share if adapter else 0.0
-    best, best_step = 0.0, 0
-    unstable = 0
-    end = config.max_steps
-    next_preview = run.next_preview(time.monotonic())
-    kept = -math.inf
-    broken_off = {} if rival is None else {"why": "it was broken off"}
-    decoder_steps = math.ceil(alone * end) if adapter else end
-    careful = CarefulSteps(run, optimiser, parameters, decoder_steps, most_tiles(run, rival))
-    yield from careful.try_encoder()
-    while step < end:
-        if control.keep_every is not None and time.monotonic() - kept >= control.keep_every:
-            with average.shown():
-                snapshot = run.adapter(step, "failure", score, broken_off)
-            yield Interim(step, snapshot)
-            kept = time.monotonic()
+    loop = _Loop(run, rival)
+    yield from loop.steps()
+    loop.average.install()
+    if rival is not None and run.control.keep_every is not None:  # comparing may be cut short
+        yield loop.interim(loop.reason)
+    compared = compare(run, rival)
+    yield Finished(run.adapter(loop.step, loop.reason, loop.score, compared), loop.reason)
+
+
+class _Loop:
+    """Steps of a round whose head and detail branch have begun, until something ends them.
+
+    Attributes
+    ----------
+    step
+        Steps taken.
+    reason
+        Why they ended; see `Finished`.
+    score
+        The last one; None before the first.
+    average
+        Of the weights.
+    """
+
+    def __init__(self, run: RoundState, rival: Rival | None) -> None:
+        config = run.config
+        parameters = [p for n, p in run.model.trained().items() if not n.startswith("detail.")]
+        adapter = {p for n, p in run.model.backbone.named_parameters() if p.requires_grad}
+        self._run, self._adapts = run, bool(adapter)
+        self._optimiser = torch.optim.AdamW(
+            [
+                {"params": [p for p in parameters if p in adapter], "lr": config.adapter_lr},
+                {"params": [p for p in parameters if p not in adapter], "lr": config.decoder_lr},
+            ],
+            weight_decay=1e-4,
+        )
+        self._peak = [group["lr"] for group in self._optimiser.param_groups]
+        self.average = WeightAverage(parameters)
+        self.reason, self.step = "steps", 0
+        self.score: float | None = None
+        self._begun, self._alone = 0, config.decoder_share if adapter else 0.0
+        self._best, self._best_step, self._unstable = 0.0, 0, 0
+        self._end = config.max_steps
+        self._rng = np.random.default_rng(config.seed)
+        self._kept = -math.inf
+        self._broken_off = {} if rival is None else {"why": "it was broken off"}
+        decoder_steps = math.ceil(self._alone * self._end) if adapter else self._end
+        tiles = most_tiles(run, rival)
+        self._guarded = CarefulSteps(run, self._optimiser, parameters, decoder_steps, tiles)
+
+    def steps(self) -> Iterator[Event]:
+        """Take steps, with scores and previews between them."""
+        run, control = self._run, self._run.control
+        next_preview = run.next_preview(time.monotonic())
+        yield from self._guarded.try_encoder()
+        while self.step < self._end:
+            yield from self._interludes()
+            now = torch.tensor([control.stopping, run.elapsed()], dtype=torch.float64)
+            stopping, elapsed = run.team.lead(now).tolist()
+            if stopping:
+                self.reason = "stopped"
+                break
+            if run.config.max_minutes is not None and elapsed > 60 * run.config.max_minutes:
+                self.reason = "time"
+                break
+            images = control.take_annotations()
+            if images is not None:
+                yield from _take_over(run, images)
+            yield from self._take(elapsed)
+            if time.monotonic() > next_preview:
+                began = time.monotonic()
+                with self.average.shown():
+                    previews = list(preview(run, "adapted"))
+                yield from previews
+                next_preview = run.next_preview(began)
+
+    def interim(self, reason: str = "failure") -> Interim:
+        """Return what is learnt by now."""
+        adapter = self._run.adapter(self.step, reason, self.score, self._broken_off)
+        return Interim(self.step, adapter)
+
+    def _interludes(self) -> Iterator[Event]:
+        """Yield what is learnt by now, if it is time for that, and wait while paused."""
+        run, control = self._run, self._run.control
+        if control.keep_every is not None and time.monotonic() - self._kept >= control.keep_every:
+            with self.average.shown():
+                snapshot = self.interim()
+            yield snapshot
+            self._kept = time.monotonic()
         if control.paused and not control.stopping:
-            yield Paused(step)
+            yield Paused(self.step)
             began = time.monotonic()
             control.wait()
             run.start += time.monotonic() - began  # a pause uses up no time limit
-        now = torch.tensor([control.stopping, run.elapsed()], dtype=torch.float64)
-        stopping, elapsed = run.team.lead(now).tolist()
-        if stopping:
-            reason = "stopped"
-            break
-        if config.max_minutes is not None and elapsed > 60 * config.max_minutes:
-            reason = "time"
-            break
-        images = control.take_annotations()
-        if images is not None:
-            yield from _take_over(run, images)
-        share = run.share(step, elapsed)
-        decoder_only = not adapter or share < config.decoder_share
+
+    def _take(self, elapsed: float) -> Iterator[Event]:
+        """Take one step, and score it if it is due."""
+        run, config = self._run, self._run.config
+        share = run.share(self.step, elapsed)
+        decoder_only = not self._adapts or share < config.decoder_share
         if decoder_only:
-            begun = step + 1  # the encoder's first step, as far as known
-        factor = 0.5 * (1 + math.cos(math.pi * max(0.0, share - alone) / max(1e-9, 1 - alone)))
-        factor *= min(1.0, (end - step) / _COOL_DOWN)
-        for group, lr, since in zip(optimiser.param_groups, peak, (begun, 0), strict=True):
-            group["lr"] = lr * factor * min(1.0, (step - since + 1) / max(1, config.warmup))
-        drawn = rng.choice(len(run.views), run.plan.views(decoder_only))
+            self._begun = self.step + 1  # the encoder's first step, as far as known
+        self._set_rates(share)
+        drawn = self._rng.choice(len(run.views), run.plan.views(decoder_only))
         views = [run.views[i] for i in drawn]
-        loss = yield from careful.take(views, config.seed + step, decoder_only)
-        unstable = 0 if math.isfinite(loss) else unstable + 1
-        if unstable == _UNSTABLE:
+        loss = yield from self._guarded.take(views, config.seed + self.step, decoder_only)
+        self._unstable = 0 if math.isfinite(loss) else self._unstable + 1
+        if self._unstable == _UNSTABLE:
             raise ConvLoRAError(
-                f"Training became unstable after step {step}; lower the learning rates or the rank."
+                f"Training became unstable after step {self.step}; lower the learning rates or "
+                "the rank."
             )
-        if adapter and decoder_only:
-            average.restart()  # what comes before the encoder learns is not worth keeping
+        if self._adapts and decoder_only:
+            self.average.restart()  # what comes before the encoder learns is not worth keeping
         else:
-            average.update()
-        step += 1
-        yield Step(step, config.max_steps, loss, run.elapsed(), careful.seconds_left())
-        if step % config.score_every == 0 and run.confusion.any():
-            score = take_score(run)
-            yield Scored(step, score, run.data.holds_out)
-            if score > best + _PROGRESS or (adapter and decoder_only):
-                best, best_step = max(best, score), step  # the encoder gets its chance
-            elif step - best_step >= config.patience and end > step + _COOL_DOWN:
-                # Learning rates run out over a few more steps: stopping at full rate is noisy.
-                reason, end = "plateau", step + _COOL_DOWN
-                careful.end = end
-        if time.monotonic() > next_preview:
-            began = time.monotonic()
-            with average.shown():
-                found = list(preview(run, "adapted"))
-            yield from found
-            next_preview = run.next_preview(began)
-    average.install()
-    if rival is not None and control.keep_every is not None:  # comparing may be cut short
-        yield Interim(step, run.adapter(step, reason, score, broken_off))
-    yield Finished(run.adapter(step, reason, score, compare(run, rival)), reason)
+            self.average.update()
+        self.step += 1
+        left = self._guarded.seconds_left()
+        yield Step(self.step, config.max_steps, loss, run.elapsed(), left)
+        if self.step % config.score_every == 0 and run.confusion.any():
+            self.score = take_score(run)
+            yield Scored(self.step, self.score, run.data.holds_out)
+            self._judge(self.score, self._adapts and decoder_only)
+
+    def _set_rates(self, share: float) -> None:
+        """Set learning rates for where the round is, `share` of its way."""
+        alone, step = self._alone, self.step
+        factor = 0.5 * (1 + math.cos(math.pi * max(0.0, share - alone) / max(1e-9, 1 - alone)))
+        factor *= min(1.0, (self._end - step) / _COOL_DOWN)
+        groups = zip(self._optimiser.param_groups, self._peak, (self._begun, 0), strict=True)
+        for group, lr, since in groups:
+            warm = min(1.0, (step - since + 1) / max(1, self._run.config.warmup))
+            group["lr"] = lr * factor * warm
+
+    def _judge(self, score: float, encoder_waits: bool) -> None:
+        """Bring the end nearer if scores rise no more."""
+        if score > self._best + _PROGRESS or encoder_waits:  # the encoder gets its chance
+            self._best, self._best_step = max(self._best, score), self.step
+        elif (
+            self.step - self._best_step >= self._run.config.patience
+            and self._end > self.step + _COOL_DOWN
+        ):
+            # Learning rates run out over a few more steps: stopping at full rate is noisy.
+            self.reason, self._end = "plateau", self.step + _COOL_DOWN
+            self._guarded.end = self._end
 
 
 def _take_over(run: RoundState, images: Sequence[LabelledImage]) -> Iterator[Event]:

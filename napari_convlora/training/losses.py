@@ -134,7 +134,9 @@ def taught_loss(logits: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
     return -(each * free).sum() / free.sum().clamp_min(1)
 
 
-def match_queries(masks: Tensor, queries: Tensor, truth: Tensor, classes: Tensor, labelled: Tensor):
+def match_queries(
+    masks: Tensor, queries: Tensor, truth: Tensor, classes: Tensor, labelled: Tensor
+) -> tuple[np.ndarray, np.ndarray]:
     """Assign queries to the classes present in one image (Hungarian matching).
 
     Costs are those of Mask2Former, ``-p(class) + 5 BCE + 5 Dice``, over labelled pixels only.

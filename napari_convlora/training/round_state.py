@@ -50,6 +50,23 @@ def _mirrored(index: int) -> float:
     return int(f"{index:032b}"[::-1], 2) / 2**32
 
 
+def _spread(n_places: int, n_planes: int) -> deque[tuple[int, int]]:
+    """Return image and plane of what is seen edge-on, so ordered that any few are spread evenly."""
+    # Of a large image, every part is a plane.
+    planes = [(i, 0) for i in range(n_places)] or [(0, p) for p in range(n_planes)]
+    return deque(planes[i] for i in sorted(range(len(planes)), key=_mirrored))
+
+
+def _scales(
+    images: Sequence[LabelledImage], start: Adapter | None, tile: int
+) -> tuple[Normalizer, float]:
+    """Return how values and sizes of images are brought to the model's."""
+    if start is not None:
+        return start.normalizer, start.pixel_scale
+    shapes = [image.image.shape[1:3] for image in images]
+    return Normalizer.fit([image.image for image in images]), auto_pixel_scale(shapes, tile)
+
+
 class RoundState:
     """State of one round: data, model, optimiser and running scores."""
 
@@ -75,29 +92,13 @@ class RoundState:
         self.ids = np.array([c.id for c in self.classes], np.uint8)
         self.device = choose_device(config.device)
         self.tile = backbone.spec.image_size
-        if start is None:
-            self.normalizer = Normalizer.fit([image.image for image in images])
-            self.pixel_scale = auto_pixel_scale([i.image.shape[1:3] for i in images], self.tile)
-        else:
-            self.normalizer, self.pixel_scale = start.normalizer, start.pixel_scale
+        self.normalizer, self.pixel_scale = _scales(images, start, self.tile)
         self.side = max(1, round(self.tile / self.pixel_scale))
         self.set_annotations(images)
-        first = model_config.first_block
-        if first is None:
-            first = 0 if config.preset == "full" else backbone.spec.fast_first_block
-        model_config = replace(model_config, first_block=first)
         self.warm = start is not None
-        if start is not None:
-            _check_start(start, model_config, self.classes, images[0].image.shape[3])
-            # Its encoder is no longer the one whose embeddings are cached.
-            self.config = config = replace(config, decoder_share=0.0)
-            self.model = start.build(backbone, self.device)
-        else:
-            with torch.random.fork_rng():
-                torch.manual_seed(config.seed)
-                self.model = SemanticSAM(
-                    backbone, model_config, len(self.classes), len(self.normalizer.low)
-                ).to(self.device)
+        if self.warm:  # its encoder is no longer the one whose embeddings are cached
+            self.config = replace(config, decoder_share=0.0)
+        self.model = self._build(model_config, start)
         self.before = None if before is None else self._detail_of(before)
         self.views = view_pool(self.data, self.side, config.views, config.seed)
         self.details, self.blind = FeatureCache(_DETAIL_BYTES), list[DetailBranch]()
@@ -105,11 +106,22 @@ class RoundState:
         self.peak_memory = 0
         self.tiles_per_plane, self.seconds_per_tile = 0, 0.0  # of the last preview
         self.start = time.monotonic()
-        # Of a large image, every part is a plane; so ordered, any few of them are spread evenly.
-        planes = [(i, 0) for i in range(len(control.places))] or [
-            (0, p) for p in range(len(images[0].image))
-        ]
-        self._in_turn = deque(planes[i] for i in sorted(range(len(planes)), key=_mirrored))
+        self._in_turn = _spread(len(control.places), len(images[0].image))
+
+    def _build(self, model_config: ModelConfig, start: Adapter | None) -> SemanticSAM:
+        """Return a new model, or the one to go on from."""
+        spec, n_channels = self.backbone.spec, len(self.normalizer.low)
+        first = model_config.first_block
+        if first is None:
+            first = 0 if self.config.preset == "full" else spec.fast_first_block
+        model_config = replace(model_config, first_block=first)
+        if start is not None:
+            _check_start(start, model_config, self.classes, self.data.images[0].image.shape[3])
+            return start.build(self.backbone, self.device)
+        with torch.random.fork_rng():
+            torch.manual_seed(self.config.seed)
+            model = SemanticSAM(self.backbone, model_config, len(self.classes), n_channels)
+            return model.to(self.device)
 
     def _detail_of(self, adapter: Adapter) -> DetailBranch | None:
         """Return an adapter's detail branch; None if it was fitted to something else."""

@@ -1,4 +1,4 @@
-"""The napari side: the dock widget, the labels writer and the sample data."""
+"""The napari side and all there is of Qt: panel, layers, tools; nothing is trained here."""
 
 from __future__ import annotations
 

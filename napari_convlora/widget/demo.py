@@ -9,10 +9,17 @@ import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from napari_convlora.errors import ConvLoRAError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from napari.layers import Labels
+
+    from napari_convlora.widget.panel import ConvLoRAWidget
 
 _SAMPLE = "sandstone"
 _PATIENCE = 20 * 60  # seconds until a round counts as stuck
@@ -67,52 +74,24 @@ def _on_virtual_screen(out: Path) -> int:
 
 def _run(out: Path, headless: bool) -> int:
     import napari
-    import numpy as np
-    from qtpy.QtWidgets import QApplication
-    from skimage.io import imread
 
-    from napari_convlora.evaluation.metrics import confusion, scores
     from napari_convlora.exports.history_csv import write_history
     from napari_convlora.files.atomic import make_folder
-    from napari_convlora.widget.manifest import SAMPLES, sample_classes
 
     console = Console(soft_wrap=True, highlight=False, markup=False)
     make_folder(out)
-    truth = imread(SAMPLES / f"{_SAMPLE}_truth.png")
-    classes = sample_classes(_SAMPLE)
-
     viewer = napari.Viewer(show=True)
     viewer.window.resize(1500, 950)
     viewer.open_sample("napari-convlora", _SAMPLE)
     _, widget = viewer.window.add_plugin_dock_widget("napari-convlora", "Conv-LoRA")
     widget.settings.max_minutes.value = _MINUTES
-    history: list = []
+    history: list[Any] = []
     failures: list[str] = []
     flow = widget.workflow
     flow.stepped.connect(history.extend)
     flow.scored.connect(history.append)
     flow.said.connect(lambda sentence: console.print(f"  {sentence}") if sentence else None)
     flow.failed.connect(lambda sentence, _: failures.append(sentence))
-
-    def wait() -> None:
-        limit = time.monotonic() + _PATIENCE
-        while widget.running and time.monotonic() < limit:
-            QApplication.processEvents()
-            time.sleep(0.01)
-        QApplication.processEvents()
-        if widget.running:
-            widget.stop()
-            failures.append("The round took too long and was stopped.")
-        if failures:
-            raise ConvLoRAError(failures[0])
-
-    def look(name: str) -> None:
-        for _ in range(20):
-            QApplication.processEvents()
-            time.sleep(0.02)
-        path = out / name
-        viewer.screenshot(str(path), canvas_only=False, flash=False)
-
     annotations = viewer.layers["annotations"]
     console.print(f"Opened the {_SAMPLE} sample with strokes on {_share(annotations.data)}.")
     for number in (1, 2):
@@ -120,21 +99,18 @@ def _run(out: Path, headless: bool) -> int:
         history.clear()
         start = time.monotonic()
         widget.adapt()
-        wait()
-        prediction = viewer.layers["prediction"]
-        labels = np.asarray(prediction.data).reshape(truth.shape)
-        score = scores(confusion(labels, truth, len(classes)), classes).mean_iou
-        console.print(
-            f"  mean IoU {score:.3f} against the ground truth, {time.monotonic() - start:.0f} s"
-        )
+        _wait(widget, failures)
+        score, took = _score(viewer.layers["prediction"]), time.monotonic() - start
+        console.print(f"  mean IoU {score:.3f} against the ground truth, {took:.0f} s")
         if number == 1:
             console.print(f"Correcting with {_STROKES} strokes where the prediction is wrong.")
-            _correct(prediction, truth)
+            _correct(viewer.layers["prediction"], _truth())
     write_history(out / "history.csv", history)
     widget.export_masks(out / "masks.tif")
     widget.export_masks(out / "masks.png")
     widget.export_adapter(out / "adapter.safetensors")
-    look("window.png")
+    _process_events(0.4)  # until everything is drawn
+    viewer.screenshot(str(out / "window.png"), canvas_only=False, flash=False)
     console.print(f"Masks, adapter, history and a screenshot are in {out}.")
     if headless:
         viewer.close()
@@ -143,11 +119,54 @@ def _run(out: Path, headless: bool) -> int:
     return 0
 
 
-def _share(labels) -> str:
+def _wait(widget: ConvLoRAWidget, failures: list[str]) -> None:
+    """Wait for the end of a round, which fails if it takes too long."""
+    limit = time.monotonic() + _PATIENCE
+    while widget.running and time.monotonic() < limit:
+        _process_events(0.01)
+    _process_events(0)
+    if widget.running:
+        widget.stop()
+        failures.append("The round took too long and was stopped.")
+    if failures:
+        raise ConvLoRAError(failures[0])
+
+
+def _process_events(seconds: float) -> None:
+    from qtpy.QtWidgets import QApplication
+
+    end = time.monotonic() + seconds
+    QApplication.processEvents()
+    while time.monotonic() < end:
+        time.sleep(0.01)
+        QApplication.processEvents()
+
+
+def _truth() -> np.ndarray:
+    from skimage.io import imread
+
+    from napari_convlora.widget.manifest import SAMPLES
+
+    return imread(SAMPLES / f"{_SAMPLE}_truth.png")
+
+
+def _score(prediction: Labels) -> float:
+    """Return the mean IoU of a prediction against the ground truth."""
+    import numpy as np
+
+    from napari_convlora.evaluation.metrics import confusion, scores
+    from napari_convlora.widget.manifest import sample_classes
+
+    truth, classes = _truth(), sample_classes(_SAMPLE)
+    labels = np.asarray(prediction.data).reshape(truth.shape)
+    return float(scores(confusion(labels, truth, len(classes)), classes).mean_iou)
+
+
+def _share(labels: np.ndarray) -> str:
     return f"{(labels != 0).mean():.1%} of the pixels"
 
 
-def _correct(prediction, truth) -> None:
+def _correct(prediction: Labels, truth: np.ndarray) -> None:
     """Paint dabs of the true class into the largest wrong regions, as a person would."""
     import numpy as np
     from scipy import ndimage

@@ -281,7 +281,7 @@ def test_on_a_full_disk_unsaved_work_can_be_discarded(
 def test_a_folder_that_was_too_full_for_a_project_can_be_used_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
 ) -> None:
-    real = lock.write_json
+    real = lock.write_checked_json
     with monkeypatch.context() as patched:
         if written:  # what says who has it open finds room, and the manifest does not
 
@@ -289,7 +289,7 @@ def test_a_folder_that_was_too_full_for_a_project_can_be_used_later(
                 real(path, data)
                 fill_disk(patched)
 
-            patched.setattr(lock, "write_json", write)
+            patched.setattr(lock, "write_checked_json", write)
         else:
             fill_disk(patched)
         with pytest.raises(InputError, match="full"):

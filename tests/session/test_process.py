@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import dask.array as da
+import joblib
 import numpy as np
 import psutil
 import pytest
@@ -104,7 +105,7 @@ def test_it_knows_neither_qt_nor_napari_and_leaves_room_for_the_window(child: Ch
     assert "torch" in packages
     assert not packages & {"napari", "qtpy", "superqt", "magicgui", "PyQt6", "PySide6", "vispy"}
     assert niceness > os.nice(0)
-    assert threads == max(1, (os.cpu_count() or 2) - 1)
+    assert threads == max(1, joblib.cpu_count() - 1)
 
 
 def heavy(session: Get, controls: Controls) -> Iterator[Any]:

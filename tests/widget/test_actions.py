@@ -38,7 +38,7 @@ class QuickSession(Session):
 
     def __init__(self, adapter) -> None:
         super().__init__()
-        self._adapter = adapter
+        self._taught = adapter
 
     def backbone(self):
         return None
@@ -52,8 +52,8 @@ class QuickSession(Session):
             yield events.Preview(0, 0, noise, "adapted")
             if control.stopping:
                 break
-        self.install(self._adapter)
-        yield events.Finished(self._adapter, "stopped" if control.stopping else "steps")
+        self.install(self._taught)
+        yield events.Finished(self._taught, "stopped" if control.stopping else "steps")
 
     def predict(self, image, control=None, *, probabilities=False):
         from napari_convlora.events import Progress

@@ -147,7 +147,7 @@ def test_rounds_are_paused_when_one_gains_nothing_until_the_next_adapt(
     assert "Round 2 is done" in widget.status
     assert widget.status.endswith(paused)
     paint(layer, 2, 50)
-    widget._say("something else")
+    widget.run_bar.status.say("something else")
     qtbot.waitUntil(lambda: widget.status == f"something else {paused}")
     widget.run_bar.main_button.click()
     wait(widget)

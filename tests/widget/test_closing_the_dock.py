@@ -94,7 +94,7 @@ def test_nothing_begins_while_the_panel_is_closed_but_strokes_are_saved(
     assert keys >= {"A", "R", "N", "H"}
     close_dock(viewer, widget, qtbot)
     assert not {"A", "R", "N", "H"} & {str(key) for key in viewer.keymap}
-    widget.keeper._soon.setInterval(1)
+    widget.keeper.autosave._soon.setInterval(1)
     widget.automatic._soon.setInterval(1)
     widget.automatic.setChecked(True)
     layer = viewer.layers["annotations"]

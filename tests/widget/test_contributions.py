@@ -43,7 +43,7 @@ def test_the_manifest_is_valid_and_at_the_top_level_too():
 
 def test_importing_the_widget_module_does_not_import_torch():
     code = (
-        "import sys, napari_convlora.widget.panel, napari_convlora.widget.contributions; "
+        "import sys, napari_convlora.widget.panel, napari_convlora.widget.manifest; "
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=False).returncode == 0

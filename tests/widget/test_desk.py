@@ -106,7 +106,7 @@ def test_a_corrected_second_round_takes_few_actions(desk, wait, qtbot):
     user.act("click Conv-LoRA")
     panel = dock()
     assert panel.status == learnable.next_step(panel.images)
-    user.click(panel._annotate)
+    user.click(panel._parts.annotate)
     user.stroke((10, 10), (60, 12))  # the first class is chosen already
     user.key(Qt.Key.Key_2)
     user.stroke((10, 70), (60, 72))

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,13 @@ from napari_convlora.labels.reviewed import inside_outlines
 from napari_convlora.model.adapter import Adapter
 from napari_convlora.project import Project, label_files
 from napari_convlora.widget import dialogs
+from napari_convlora.widget.autosave.image_list import ImageList
+from napari_convlora.widget.autosave.image_work import ImageWork
+from napari_convlora.widget.autosave.project_keeper import ProjectKeeper
+from napari_convlora.widget.autosave.round_history import RoundHistory
+from napari_convlora.widget.autosave.saving import Autosave
 from napari_convlora.widget.layers import showing
+from napari_convlora.widget.layers.image_layers import ImageLayers
 
 _YES = QMessageBox.StandardButton.Yes
 
@@ -171,7 +178,7 @@ _CRASHES = """
 import os, sys
 import numpy as np, napari
 from napari_convlora.widget import ConvLoRAWidget
-from napari_convlora.session import Session
+from napari_convlora.session.session import Session
 from napari_convlora.backbones.testing import random_backbone
 viewer = napari.Viewer(show=False)
 viewer.add_image(np.random.default_rng(0).random((80, 90)), name="unsaved")
@@ -562,7 +569,7 @@ def test_a_round_goes_on_without_an_image_that_is_missing(
 ):
     _, widget = started()
     said = []
-    widget.keeper.failed.connect(said.append)
+    widget.workflow.failed.connect(lambda sentence, ours: said.append(sentence))
     paint(widget.start_annotating(), 1, 10)
     widget.keeper.step(1)
     layer = widget.start_annotating()
@@ -580,7 +587,7 @@ def test_a_round_goes_on_without_an_image_that_is_missing(
 
 
 @pytest.fixture
-def lost(started, paint, saved, tmp_path):
+def lost(started, paint, saved, qtbot, tmp_path):
     """A window whose project has strokes on two images; the first one's file is gone."""
 
     def make(older=False):
@@ -594,6 +601,7 @@ def lost(started, paint, saved, tmp_path):
         paint(layer, 1, 10)
         paint(layer, 2, 70)
         saved(widget)
+        qtbot.waitUntil(lambda: len(widget.images.counts.pixels) == 2)
         (tmp_path / "p" / "annotations" / "picture0.tif").unlink()
         return viewer, widget
 
@@ -610,12 +618,61 @@ def asked(monkeypatch):
     return questions, answers
 
 
+def test_annotations_of_closed_images_are_read_while_the_window_answers(
+    lost, asked, wait, monkeypatch, qtbot
+):
+    viewer, widget = lost(older=True)
+    threads, go_on = [], threading.Event()
+    read = Project.annotated
+
+    def slowly(project, stem):
+        threads.append(threading.current_thread())
+        assert go_on.wait(20)
+        return read(project, stem)
+
+    monkeypatch.setattr(Project, "annotated", slowly)
+    widget.adapt()  # would hang here
+    assert widget.running
+    assert widget.run_bar.main_button.text() == "Stop"
+    qtbot.waitUntil(lambda: bool(threads))
+    assert threading.main_thread() not in threads
+    widget.stop()
+    go_on.set()
+    wait(widget)
+    assert widget.status == "Stopped; nothing has changed."
+    assert not widget.history.records
+    assert asked[0] == []
+    assert "prediction" not in viewer.layers
+
+
+def test_a_round_goes_on_when_its_image_is_left_while_others_are_read(
+    started, paint, saved, wait, monkeypatch, qtbot
+):
+    _, widget = started()
+    paint(widget.start_annotating(), 1, 10)
+    widget.keeper.step(1)
+    layer = widget.start_annotating()
+    paint(layer, 1, 10)
+    paint(layer, 2, 70)
+    saved(widget)
+    go_on, read = threading.Event(), Project.annotated
+    monkeypatch.setattr(Project, "annotated", lambda *a: go_on.wait(20) and read(*a))
+    widget.adapt()
+    widget.keeper.step(1)
+    assert widget.keeper.current == "picture2"
+    go_on.set()
+    wait(widget)
+    saved(widget)
+    assert set(widget.history.records[0].images) == {"picture0", "picture1"}
+    assert widget.status.endswith("Press Predict to see what it makes of this image.")
+
+
 def test_a_round_waits_for_an_answer_where_labels_are_lost(lost, asked, wait, saved):
     _, widget = lost()
     questions, answers = asked
     answers.extend([QMessageBox.StandardButton.No, _YES])
     widget.run_bar.adapt_pressed.emit()
-    assert not widget.running
+    wait(widget)
     assert "'picture0' (annotations/picture0.tif) are gone" in questions[0]
     assert "'picture0' (annotations/picture0.tif) are gone" in widget.status
     widget.run_bar.adapt_pressed.emit()
@@ -638,7 +695,7 @@ def test_an_automatic_round_does_not_ask_about_lost_labels(lost, asked, paint, q
 
 
 def test_lost_labels_are_not_forgotten_when_their_image_is_opened(
-    lost, asked, saved, paint, tmp_path
+    lost, asked, saved, wait, paint, tmp_path
 ):
     _, widget = lost()
     path = tmp_path / "p" / "annotations" / "picture0.tif"
@@ -649,7 +706,7 @@ def test_lost_labels_are_not_forgotten_when_their_image_is_opened(
     assert not path.exists()
     asked[1].append(QMessageBox.StandardButton.No)
     widget.adapt()
-    assert not widget.running
+    wait(widget)
     widget.keeper.step(1)
     saved(widget)
     assert widget.keeper.project.entry("picture0").counts == {1: 150}
@@ -684,6 +741,7 @@ def test_an_older_version_takes_the_place_of_what_is_lost_once_it_is_looked_at(
     viewer, widget = lost(older=True)
     asked[1].append(QMessageBox.StandardButton.No)
     widget.adapt()
+    wait(widget)
     assert "annotations/versions" in asked[0][0]
     widget.keeper.step(-1)
     assert "an older version" in widget.status
@@ -950,3 +1008,48 @@ def test_a_round_that_never_found_room_is_rescued_when_the_window_closes(
     (place,) = (recovery_folder.parent / "rescued").iterdir()
     assert Adapter.load(place).summary["steps"] == 3
     assert any(f"is in {place} instead" in record.getMessage() for record in caplog.records)
+
+
+def test_what_is_written_is_what_there_was_when_it_was_to_be_saved(
+    make_napari_viewer_proxy, make_widget, halves, paint
+):
+    viewer = make_napari_viewer_proxy()
+    layers = [viewer.add_image(halves + i, name=name) for i, name in enumerate("ab")]
+    widget = make_widget(viewer)
+    stems = {}
+    for layer in layers[::-1]:
+        widget.source.choose(layer, None)
+        paint(widget.start_annotating(), 1, 10)
+        widget.keeper.save()
+        widget.keeper.writer.flush()
+        stems[layer.name] = widget.keeper.current
+    go_on = threading.Event()
+    widget.keeper.writer.put(lambda: go_on.wait(20))
+    widget.keeper.save()
+    widget.source.choose(layers[1], None)
+    go_on.set()
+    widget.keeper.writer.flush()
+    assert widget.keeper.current == stems["b"]
+    assert widget.keeper.project.manifest.current == stems["a"]
+
+
+def test_the_writer_touches_nothing_of_the_window(ready, wait, saved, paint, qtbot, monkeypatch):
+    viewer, widget = ready()
+    touched = set()
+    for kind in (ImageWork, ImageLayers, Autosave, ImageList, ProjectKeeper, RoundHistory):
+
+        def get(self, name, kind=kind, get=kind.__getattribute__):
+            if threading.current_thread().name == "convlora-writer":
+                touched.add((kind.__name__, name))
+            return get(self, name)
+
+        monkeypatch.setattr(kind, "__getattribute__", get)
+    saved(widget)
+    widget.adapt()
+    wait(widget)
+    paint(viewer.layers["annotations"], 1, 30)
+    saved(widget)
+    qtbot.waitUntil(lambda: list(widget.history.curve) == [1])
+    assert [record.number for record in widget.history.records] == [1]
+    assert widget.keeper.project.prediction(widget.keeper.current) is not None
+    assert not touched

@@ -25,7 +25,7 @@ def test_a_complete_plane_makes_the_rest_background(one_class, wait, qtbot):
     viewer, widget = one_class
     widget.reviewed.whole.click()
     assert viewer.layers.selection.active == viewer.layers["annotations"]
-    title = widget._reviewed.text
+    title = widget._parts.reviewed_title.text
     qtbot.waitUntil(lambda: title().startswith("1 reviewed region, 7,050 px as background"))
     assert widget.status == "Press Adapt to learn from 7,200 annotated pixels."
     widget.adapt()
@@ -63,12 +63,12 @@ def test_without_a_background_class_the_remedy_is_named(one_class, wait, qtbot):
     _, widget = one_class
     widget.table.rename(1, "air")
     widget.reviewed.complete_plane()
-    qtbot.waitUntil(lambda: "mark a background class" in widget._reviewed.text())
+    qtbot.waitUntil(lambda: "mark a background class" in widget._parts.reviewed_title.text())
     widget.adapt()
     wait(widget)
     assert "mark one in the class table" in widget.status
     widget.table.mark_background(1)
-    qtbot.waitUntil(lambda: "7,050 px" in widget._reviewed.text())
+    qtbot.waitUntil(lambda: "7,050 px" in widget._parts.reviewed_title.text())
     widget.adapt()
     wait(widget)
     assert widget.status.startswith("Round 1 is done")

@@ -372,7 +372,7 @@ def test_an_image_whose_annotations_were_removed_is_not_counted(two, paint, save
     learn = "Press Adapt to learn from"
     qtbot.waitUntil(lambda: widget.status == f"{learn} 450 annotated pixels of 'b', 'a'.")
     viewer.layers.remove("annotations")
-    widget._suggest()
+    widget._reactions.suggest()
     assert widget.status == f"{learn} 300 annotated pixels."
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,29 @@ from qtpy.QtCore import QTimer
 
 from napari_convlora.errors import ConvLoRAError, InputError
 from napari_convlora.labels.reviewed import Outlines
-from napari_convlora.project import ImageEntry, LostLabelsError, Project, split_missing
-from napari_convlora.project.lost_labels import Lost
-from napari_convlora.session.snapshot import OnDisk, Snapshot
+from napari_convlora.project import ImageEntry, Project
 from napari_convlora.widget.layers import copies
 from napari_convlora.widget.layers.camera import view_of
 from napari_convlora.widget.layers.image_layers import ImageLayers
+
+
+@dataclass(eq=False)
+class Home:
+    """Where an image's work is kept; from the first job that names it on, the writer's alone.
+
+    Attributes
+    ----------
+    stem
+        What the project calls the image; None until it is on its list.
+    digest
+        Of what is on disk, so that only changes are written.
+    failed
+        Whether something could not be written, and is to be tried again.
+    """
+
+    stem: str | None = None
+    digest: bytes = b""
+    failed: bool = False
 
 
 class ImageWork:
@@ -34,13 +52,22 @@ class ImageWork:
 
     def __init__(self, record: ImageLayers, touched: Callable[[], None]) -> None:
         self.record, self._touched = record, touched
-        self.stem: str | None = None
-        self.dirty = False
-        self._written, self._begun = b"", False
+        self.home = Home()
+        self._unsaved = self._begun = False
         self._annotations: Labels | None = None
         self._reviewed: Shapes | None = None
         self._regions: Outlines = ()
         self.follow()
+
+    @property
+    def stem(self) -> str | None:
+        """What the project calls the image; None until it is on its list."""
+        return self.home.stem
+
+    @property
+    def dirty(self) -> bool:
+        """Whether something may not be on disk, nor on its way there."""
+        return self._unsaved or self.home.failed
 
     def follow(self) -> None:
         """Listen to the layers there are; connecting twice is connecting once."""
@@ -74,7 +101,7 @@ class ImageWork:
 
     def touch(self, event: Any = None) -> None:
         """Take note that something may have been painted."""
-        self.dirty = True
+        self._unsaved = True
         self._touched()
 
     def _on_regions(self, event: Any = None) -> None:
@@ -105,26 +132,27 @@ class ImageWork:
         if blank and self.record.annotations is None and painted is None:
             painted = np.zeros(self.record.planes_shape, np.uint8)
         if painted is None or not (blank or self.stem is not None or painted.any()):
-            self.dirty = False
+            self._unsaved = self.home.failed = False
             return None
         self._begun = True
-        home, entry = project(), entry_of(self.record)
+        home, folder, entry = self.home, project(), entry_of(self.record)
         snapshot = copies.snapshot_of(self.record, painted)
-        self.dirty = False
+        self._unsaved = home.failed = False
 
         def write() -> None:
-            if _digest(painted, regions) == self._written:
+            digest = _digest(painted, regions)
+            if digest == home.digest:
                 return
             homeless = ""
             try:
-                if self.stem is None:
-                    own = home.add(entry, snapshot.planes())
-                    self.stem, homeless = own.stem, own.homeless
-                home.keep_annotations(self.stem, painted, regions)
+                if home.stem is None:
+                    own = folder.add(entry, snapshot.planes())
+                    home.stem, homeless = own.stem, own.homeless
+                folder.keep_annotations(home.stem, painted, regions)
             except BaseException:
-                self.dirty = True
+                home.failed = True
                 raise
-            self.wrote(painted, regions)
+            home.digest = digest
             if homeless:  # what is painted is safe now, but its image is not
                 raise InputError(homeless)
 
@@ -136,70 +164,37 @@ class ImageWork:
         painted = copies.work(self.record)
         return not self._regions and (painted is None or not painted.any())
 
+    def move_to(self, stem: str) -> None:
+        """Be kept under `stem` from now on; what is on its way goes where it was to go."""
+        self.home = replace(self.home, stem=stem)
+
     def wrote(self, painted: np.ndarray, regions: Outlines) -> None:
         """Take note of what is on disk, so that only changes are written."""
-        self._written, self._begun = _digest(painted, regions), True
+        self.home = replace(self.home, digest=_digest(painted, regions))
+        self._begun = True
 
 
 def view_job(kept: ImageWork | None, project: Project) -> Callable[[], None]:
     """Return what writes how an image is looked at now."""
-    view = None if kept is None else view_of(kept.record)
+    home, view = (None, None) if kept is None else (kept.home, view_of(kept.record))
 
     def write() -> None:
-        if kept is not None and kept.stem is not None and view is not None:
-            project.keep_view(kept.stem, view)
+        if home is not None and home.stem is not None and view is not None:
+            project.keep_view(home.stem, view)
 
     return write
 
 
 def place_job(kept: ImageWork, project: Project) -> Callable[[], None]:
     """Return what writes where an image lies now."""
-    image = kept.record.image
+    home, image = kept.home, kept.record.image
     place = tuple(map(float, image.scale)), tuple(map(float, image.translate))
 
     def write() -> None:
-        if kept.stem is not None:
-            project.keep_place(kept.stem, *place)
+        if home.stem is not None:
+            project.keep_place(home.stem, *place)
 
     return write
-
-
-def _stored_snapshot(project: Project, entry: ImageEntry, background_id: int | None) -> Snapshot:
-    """Return an image of a project that is not open, to learn from."""
-    painted, regions = project.annotated(entry.stem)
-    how = OnDisk(entry, project.folder), entry.rgb, entry.channel_axis
-    return Snapshot(entry.name, *how, painted, None, regions, background_id, entry.stem)
-
-
-def stored_snapshots(
-    project: Project, entries: Sequence[ImageEntry], n_channels: int, background_id: int | None
-) -> tuple[list[Snapshot], str, list[Lost]]:
-    """Return annotated images to learn from that are not open.
-
-    Besides, a sentence on images that are missing, and what labels are lost.
-    """
-    stored = [e for e in entries if e.annotated and e.shape[3] == n_channels]
-    found, remark = split_missing(stored, project.folder)
-    snapshots: list[Snapshot] = []
-    lost: list[Lost] = []
-    for entry in found:
-        try:
-            snapshots.append(_stored_snapshot(project, entry, background_id))
-        except LostLabelsError as error:
-            lost.extend(error.lost)
-    return snapshots, remark, lost
-
-
-def lost_here(project: Project, known: Sequence[ImageWork], n_channels: int) -> list[Lost]:
-    """Return what labels of open images are lost: neither in their file nor painted anew."""
-    lost: list[Lost] = []
-    for kept in known:
-        if kept.stem is not None and kept.bare and kept.record.n_channels == n_channels:
-            try:
-                project.annotated(kept.stem)
-            except LostLabelsError as error:
-                lost.extend(error.lost)
-    return lost
 
 
 def follow(
@@ -233,7 +228,7 @@ def take_up(
         # Its image was removed from the viewer; its strokes were not.
         record.annotations = record.annotations or before.record.annotations
         known.remove(before)
-    kept.stem = stem
+    kept.move_to(stem)
     return kept
 
 

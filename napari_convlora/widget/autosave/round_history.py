@@ -13,12 +13,12 @@ from napari_convlora.config import listed
 from napari_convlora.errors import ConvLoRAError, InputError
 from napari_convlora.evaluation.gate import Correction, decide
 from napari_convlora.files.atomic import check_space, data_folder, rescued
-from napari_convlora.project import RoundRecord, Settings
+from napari_convlora.project import Project, RoundRecord, Settings
 from napari_convlora.project.layout import ADAPTER
 from napari_convlora.project.round_store import NotInstalledError
 from napari_convlora.session.jobs import RoundSettings
 from napari_convlora.session.snapshot import Snapshot
-from napari_convlora.widget.autosave.image_work import ImageWork
+from napari_convlora.widget.autosave.image_work import Home, ImageWork
 from napari_convlora.widget.autosave.project_keeper import ProjectKeeper
 from napari_convlora.widget.engine.workflow import Workflow
 from napari_convlora.widget.layers.image_layers import ImageLayers
@@ -53,6 +53,7 @@ class RoundHistory(QObject):
 
     changed = Signal()
     said = Signal(str)
+    _counted = Signal(object, object)  # from the writer's thread
 
     def __init__(
         self,
@@ -69,8 +70,10 @@ class RoundHistory(QObject):
         self._start: tuple[int | None, Adapter | None] = None, None  # of the round that runs
         self._events: list[Any] = []
         self._layers: Mapping[tuple[str, int | None], ImageWork] = {}  # as the round began
+        self._counted.connect(self._on_counted)
         keeper.wrote.connect(self._on_wrote)
         keeper.switched.connect(self._on_switched)
+        workflow.begun.connect(self._on_begun)
         workflow.started.connect(self._on_started)
         workflow.stepped.connect(self._events.extend)
         workflow.scored.connect(self._events.append)
@@ -110,6 +113,9 @@ class RoundHistory(QObject):
             "--out adapter.safetensors"
         )
 
+    def _on_begun(self) -> None:
+        self._layers = self._keeper.autosave.layers
+
     def _on_started(self, total_steps: int, held_out: bool, nbytes: int) -> None:
         self._events.clear()
         project = self._keeper.project
@@ -117,7 +123,6 @@ class RoundHistory(QObject):
             check_space(data_folder() if project is None else project.folder, nbytes)
         except InputError as error:
             self._keeper.failed.emit(f"{str(error)[:-1]}: until then the round is in memory only.")
-        self._layers = self._keeper.layers
         session = self._workflow.runner.session
         self._start = self.installed, None if session is None else session.installed
 
@@ -125,13 +130,13 @@ class RoundHistory(QObject):
         self, message: Finished | Failed, snapshots: list[Snapshot], used: RoundSettings
     ) -> None:
         layers, self._layers = self._layers, {}
-
-        def layer_of(snapshot: Snapshot) -> ImageWork | None:
-            return layers.get((snapshot.name, snapshot.channel_axis))
-
+        homes: list[Home] = []
         for snapshot in snapshots:
+            kept = None
             if not snapshot.stem:
-                self._keeper.enlist(layer_of(snapshot))
+                kept = layers.get((snapshot.name, snapshot.channel_axis))
+                self._keeper.autosave.enlist(kept)
+            homes.append(Home(snapshot.stem or None) if kept is None else kept.home)
         self._keeper.save()
         try:
             project = self._keeper.need_project()
@@ -142,53 +147,57 @@ class RoundHistory(QObject):
             return
         settings = Settings(used.backbone, used.model, used.train)
         history, adapter, start = list(self._events), message.adapter, self._start
+        writer = self._keeper.writer
         assert adapter is not None
         if decide(adapter.summary).better:
             self._foreign = False
 
         def write() -> None:
             annotations = {}
-            for snapshot in snapshots:
-                kept = None if snapshot.stem else layer_of(snapshot)
-                stem = snapshot.stem if kept is None else kept.stem
-                if stem:
-                    annotations[stem] = snapshot.annotations, snapshot.reviewed
+            for snapshot, home in zip(snapshots, homes, strict=True):
+                if home.stem is not None:
+                    annotations[home.stem] = snapshot.annotations, snapshot.reviewed
             try:
                 project.rounds.add(adapter, annotations, settings, history, start)
             except NotInstalledError:  # it is where it belongs
                 raise
             except (ConvLoRAError, OSError) as error:
-                if self._keeper.closing:  # there is no later try
+                if writer.last_try.is_set():  # there is no later try
                     raise rescued(error, Path(ADAPTER), adapter.save) from error
                 raise
 
-        self._keeper.writer.put(write, keep=True)
+        writer.put(write, keep=True)
         self._count_corrections()
 
     def _on_predicted(self, record: ImageLayers, labels: np.ndarray) -> None:
-        kept, project = self._keeper.find(record), self._keeper.project
+        kept, project = self._keeper.autosave.find(record), self._keeper.project
         if kept is None or project is None or self._foreign:
             return
+        home, writer = kept.home, self._keeper.writer
 
         def write() -> None:
             number = project.manifest.installed  # a round that has just ended is written by now
-            late = self._keeper.writer.waiting  # or it waits for room, and this is not its number
-            if kept.stem is not None and number is not None and not late:
-                project.rounds.keep_prediction(number, kept.stem, labels)
+            late = writer.waiting  # or it waits for room, and this is not its number
+            if home.stem is not None and number is not None and not late:
+                project.rounds.keep_prediction(number, home.stem, labels)
 
-        self._keeper.writer.put(write)
-        self._keeper.writer.put(self._keeper.wrote.emit)
+        writer.put(write)
+        writer.put(self._keeper.autosave.wrote.emit)
 
     def _count_corrections(self) -> None:
-        project = self._keeper.need_project()
+        project, tell = self._keeper.need_project(), self._counted.emit
 
         def count() -> None:
-            self.curve = {
-                r.number: project.rounds.corrections(r.number) for r in project.rounds.records()
-            }
+            numbers = [record.number for record in project.rounds.records()]
+            tell(project, {n: project.rounds.corrections(n) for n in numbers})
 
         self._keeper.writer.put(count)
-        self._keeper.writer.put(self._keeper.wrote.emit)
+        self._keeper.writer.put(self._keeper.autosave.wrote.emit)
+
+    def _on_counted(self, project: Project, curve: dict[int, Correction]) -> None:
+        if project is self._keeper.project:
+            self.curve = curve
+            self.changed.emit()
 
     def _install_adapter(self, number: int, *, show: bool) -> None:
         project = self._keeper.need_project()

@@ -15,15 +15,13 @@ from napari_convlora.errors import ConvLoRAError
 from napari_convlora.events import batched
 from napari_convlora.session.jobs import Loaded
 from napari_convlora.session.process import Child, Job
+from napari_convlora.widget.threads import JobError
 
 if TYPE_CHECKING:
     from napari_convlora.session.session import Session
 
 logger = logging.getLogger(__name__)
-
-
-class JobError(ConvLoRAError):
-    """A `RuntimeError` of a job, renamed so that the worker reports it."""
+BUSY = "Something is running already; wait for it or press Stop."
 
 
 class Runner:
@@ -78,11 +76,11 @@ class Runner:
         """Whether a job runs or waits, or has ended without the main thread knowing yet."""
         return self._job is not None
 
-    def start(self, job: Job) -> None:
+    def start(self, job: Job, controls: Controls | None = None) -> None:
         """Run `job` in the thread, after the warm-up if that is still going on."""
         if self.busy or self._closed:
-            raise ConvLoRAError("Something is running already; wait for it or press Stop.")
-        self._job, self.controls, self._resting = job, Controls(), False
+            raise ConvLoRAError(BUSY)
+        self._job, self.controls, self._resting = job, controls or Controls(), False
         self._idle.clear()
         if self._worker is None:
             self._launch(job, self.controls)
@@ -158,8 +156,6 @@ class Runner:
                 else self._in_child(job, controls)
             )
         except RuntimeError as error:
-            # superqt takes a RuntimeError for a deleted worker and says nothing at all, and
-            # torch's are RuntimeErrors.
             raise JobError(str(error)) from error
         finally:
             if self._closed:

@@ -3,118 +3,78 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from qtpy.QtCore import QObject, Signal
+from qtpy.QtCore import QObject
 
 from napari_convlora import events
-from napari_convlora.config import listed
 from napari_convlora.errors import ConvLoRAError, InputError
-from napari_convlora.evaluation.gate import decide
-from napari_convlora.session import jobs, snapshot
-from napari_convlora.widget.engine.runner import Runner
+from napari_convlora.session import jobs
+from napari_convlora.session.process import Job
+from napari_convlora.session.snapshot import Snapshot
+from napari_convlora.widget.engine import messages, sentences
+from napari_convlora.widget.engine.runner import BUSY, Runner
+from napari_convlora.widget.engine.running_job import Phase, RunningJob
+from napari_convlora.widget.engine.signals import JobSignals
 from napari_convlora.widget.layers import copies, learnable, showing
 from napari_convlora.widget.layers.image_layers import ImageLayers
 from napari_convlora.widget.layers.open_images import OpenImages
+from napari_convlora.widget.threads import in_thread
 
 if TYPE_CHECKING:
     from napari.viewer import Viewer
 
     from napari_convlora.session.session import Session
 
-_HOW = {
-    "stopped": "was stopped",
-    "time": "used up its time",
-    "plateau": "had no more to gain and is done",
-    "terminated": "was stopped in the middle of a step",
-}
-_LOADED = "The adapter is loaded; press Predict to use it on an image."
-_NEXT = "Paint over mistakes, then press Adapt again; or press Export masks."
-_PREDICT_HERE = "Press Predict to see what it makes of this image."
-_KEPT = "What is painted is kept; try it again."
-_STOPPED = (
-    "The prediction was stopped: what was done by then is shown, the rest is as before; press "
-    "Predict for all of it."
-)
-_PREDICTED = (
-    "The prediction is ready. Paint over its mistakes, then press Adapt; or press Export masks."
-)
-Phase = Literal["idle", "starting", "training", "predicting"]
+
+@dataclass(frozen=True)
+class ClosedImages:
+    """What is read of images that are not open.
+
+    Attributes
+    ----------
+    snapshots
+        Those to learn from.
+    remark
+        A sentence on those that are missing; "" if none is.
+    lost
+        What to say and to ask if labels are lost; None if none are.
+    """
+
+    snapshots: Sequence[Snapshot] = ()
+    remark: str = ""
+    lost: ConvLoRAError | None = None
 
 
-class Workflow(QObject):
+class Workflow(JobSignals):
     """Images, and the one job that may run on them.
 
     Attributes
     ----------
     elsewhere
-        Returns annotated images that are not in the viewer, to learn from as well.
+        Returns what reads annotated images that are not in the viewer, to learn from as well; it
+        is called in a thread. None if there are none to be read.
+    go_on_without
+        Asks whether a round may begin without images whose labels are lost, as a sentence says.
     earlier
         Rounds of an earlier session, which count too.
     resting
         Whether the panel is put away, so that nothing begins by itself.
-
-    Signals
-    -------
-    changed
-        Anything the panel shows may have changed: phase, layers, installed adapter.
-    said
-        What has just happened, or what went well, in one sentence.
-    failed
-        What went wrong, in one sentence, and whether it is our fault rather than the input's.
-    found
-        Classes that a layer or an adapter brings along.
-    started, planned, stepped, scored, tiled
-        Progress: (total steps, held out, bytes of the adapter), `Planned`, list of `Step`,
-        `Scored`, `Tiles`.
-    kept
-        What the process keeps for the next round: `Kept`.
-    learnt
-        A round has ended: `Finished`, or `Failed` with the adapter of its last snapshot, then the
-        snapshots of images that it learnt from, and its `Recipe`.
-    predicted
-        The image that was predicted, and what the model said (P, H, W).
-    loaded
-        An adapter was loaded; whether it is of a round of ours.
-    interrupted
-        The user took away what a job works on, which ends it.
-    ready
-        Titles of the backbones on this computer, by name.
     """
-
-    changed = Signal()
-    said = Signal(str)
-    failed = Signal(str, bool)
-    found = Signal(object)
-    started = Signal(int, bool, object)
-    planned = Signal(object)
-    stepped = Signal(list)
-    scored = Signal(object)
-    tiled = Signal(object)
-    kept = Signal(object)
-    learnt = Signal(object, list, object)
-    predicted = Signal(object, object)
-    loaded = Signal(bool)
-    interrupted = Signal()
-    ready = Signal(dict)
 
     def __init__(
         self, viewer: Viewer, session: Session | None = None, parent: QObject | None = None
     ) -> None:
         super().__init__(parent)
         self.images = OpenImages(viewer, self)
-        self.phase: Phase = "idle"
         self.earlier = 0
         self.resting = False
-        self.elsewhere: Callable[[], list[snapshot.Snapshot]] = list
-        self._target: ImageLayers | None = None
-        self._learning: tuple[list[snapshot.Snapshot], jobs.RoundSettings | None] = [], None
-        self._outcome = ""
-        self._score = ""
-        self._keep_labels = self._ours = False
+        self.elsewhere: Callable[[], Callable[[], ClosedImages] | None] = lambda: None
+        self.go_on_without: Callable[[str], bool] = lambda sentence: False
+        self._job: RunningJob | None = None
         self.runner = Runner(session)
         self.runner.on_messages = self._on_messages
         self.runner.on_error = self._on_error
@@ -130,18 +90,17 @@ class Workflow(QObject):
     @property
     def running(self) -> bool:
         """Whether a job runs."""
-        return self.runner.busy
+        return self.runner.busy or (self._job is not None and self._job.reading)
 
     @property
-    def _stopping(self) -> bool:
-        controls = self.runner.controls
-        return controls is not None and controls.training.stopping
+    def phase(self) -> Phase:
+        """How far the job is."""
+        return "idle" if self._job is None else self._job.phase
 
     @property
     def paused(self) -> bool:
         """Whether the round is asked to wait."""
-        controls = self.runner.controls
-        return self.running and controls is not None and controls.training.paused
+        return self.running and self._job is not None and self._job.controls.training.paused
 
     @property
     def has_adapter(self) -> bool:
@@ -152,11 +111,15 @@ class Workflow(QObject):
         """Stop what runs and wait a bounded time for it; False if it goes on a little longer."""
         self._dims.events.current_step.disconnect(self._on_plane)
         self.images.close()
+        if self._job is not None:
+            self._job.controls.stop()  # what is still to be read begins no round
         return self.runner.close()
 
     def rest(self) -> None:
         """End what runs, with what it has learnt, and the process; images stay as they are."""
         self.resting = True
+        if self._job is not None:
+            self._job.controls.stop()
         self.runner.rest()
 
     def wake(self) -> None:
@@ -168,37 +131,35 @@ class Workflow(QObject):
         self.changed.emit()
 
     def adapt(self, recipe: jobs.RoundSettings) -> None:
-        """Start a round on everything painted so far."""
+        """Start a round on everything painted so far; what is not open is read in a thread."""
+        if self.running:
+            raise ConvLoRAError(BUSY)
         record = self.images.need()
-        first, *others = (
-            copies.snapshot(other) for other in learnable.learnable_images(self.images)
-        )
-        others += self.elsewhere()
-        snapshots = [
-            first,
-            *(other for other in others if other.annotations.any() or other.reviewed),
-        ]
-        showing.keep_previous(record)
-        if len(learnable.learnable_pixels(self.images)) > 1:
-            showing.prepare_prediction(record)
-        job = jobs.adapt_job(snapshots, self.images.classes, recipe)
-        self._start(job, record, "Loading the backbone…")
-        self._learning = snapshots, recipe
+        snapshots = [copies.snapshot(other) for other in learnable.learnable_images(self.images)]
+        self.begun.emit()
+        job, read = RunningJob(record, snapshots, recipe), self.elsewhere()
+        if read is None:
+            self._adapt(job, ClosedImages())
+            return
+        job.reading, self._job = True, job
+        self.said.emit(sentences.READING)
+        self.changed.emit()
+        in_thread(read, then=self._on_read, failed=self._on_unread)
 
-    def predict(self, recipe: jobs.RoundSettings) -> None:
-        """Predict the current image with the installed adapter."""
+    def predict(self, recipe: jobs.RoundSettings, *, keep_labels: bool = False) -> None:
+        """Predict the current image with the installed adapter, or its uncertainty alone."""
         record = self.images.need()
         if not self.has_adapter:
             raise InputError("There is no adapter yet; press Adapt or load an adapter first.")
-        self._start(jobs.predict_job(copies.snapshot(record), recipe), record, "Predicting…")
+        job = RunningJob(record, keep_labels=keep_labels)
+        self._start(jobs.predict_job(copies.snapshot(record), recipe), job, "Predicting…")
 
     def find_uncertainty(self, recipe: jobs.RoundSettings) -> None:
         """Predict again for the uncertainty; a prediction of the same adapter stays as it is."""
         record = self.images.need()
         session = self.runner.session
         keep = record.predicted and session is not None and record.adapter is session.installed
-        self.predict(replace(recipe, uncertainty=True))
-        self._keep_labels = keep
+        self.predict(replace(recipe, uncertainty=True), keep_labels=keep)
 
     def load_adapter(
         self,
@@ -228,218 +189,126 @@ class Workflow(QObject):
         snapshot = None if record is None else copies.snapshot(record)
         if record is not None:
             showing.keep_previous(record)
-        self._start(jobs.load_job(path, snapshot, recipe, labels), record, f"Loading {path.name}…")
-        self._ours = ours
+        load = jobs.load_job(path, snapshot, recipe, labels)
+        self._start(load, RunningJob(record, ours=ours), f"Loading {path.name}…")
 
     def empty_cache(self) -> None:
         """Let the process forget the frozen features that it keeps."""
-        self._start(jobs.empty_cache(), None, "Emptying the cache…")
-        self._outcome = "The cache is empty; the next round computes the features again."
+        self._start(jobs.empty_cache(), RunningJob(emptied=True), "Emptying the cache…")
 
     def stop(self) -> None:
         """End training and keep what was learnt, or cancel a prediction."""
-        controls = self.runner.controls
-        if self.running and controls is not None:
-            again = self.phase == "predicting" or controls.training.stopping
-            controls.stop() if again else controls.training.stop()
+        job = self._job
+        if self.running and job is not None:
+            again = job.phase == "predicting" or job.stopping
+            job.controls.stop() if again else job.controls.training.stop()
             self.said.emit("Stopping after this step…")
             self.changed.emit()
 
     def pause(self, paused: bool) -> None:
         """Let the round wait after its current step, or go on."""
-        controls = self.runner.controls
-        if self.phase in ("starting", "training") and controls is not None:
-            control = controls.training
+        if self._job is not None and self._job.phase in ("starting", "training"):
+            control = self._job.controls.training
             control.pause() if paused else control.resume()
             self.said.emit("Pausing after this step…" if paused else "Training goes on.")
             self.changed.emit()
 
-    def export_masks(self, path: Path) -> None:
-        """Write the prediction, annotations on top, and the class table beside it."""
-        from napari_convlora.config import CLASSES_FILE
-        from napari_convlora.exports.masks import save_masks
+    def release(self, record: ImageLayers) -> None:
+        """Show nothing more on `record`, as its layers are put away; a round on it goes on."""
+        job = self._job
+        if self.running and job is not None and record is job.target:
+            job.controls.predicting.stop()
+            job.target = None
 
-        table = save_masks(self.images.need().predicted_labels(), path, self.images.classes)
-        why = f", which counts before the {CLASSES_FILE} of other masks there"
-        self.said.emit(
-            f"Masks written to {path.name}, class names to {table.name} beside it"
-            f"{why * (table.name != CLASSES_FILE)}."
-        )
-
-    def export_adapter(self, path: Path) -> None:
-        """Write the installed adapter."""
-        session = self.runner.session
-        if session is None or session.installed is None:
-            raise InputError("There is no adapter yet; press Adapt first.")
-        session.installed.save(path)
-        self.said.emit(f"Adapter written to {path.name}; it predicts other images too.")
-
-    def _start(self, job: jobs.Job, target: ImageLayers | None, what: str) -> None:
-        self.runner.start(job)
-        self._target, self._outcome, self._score = target, "", ""
-        self._keep_labels = False
-        self.phase = "starting"
+    def _start(self, work: Job, job: RunningJob, what: str) -> None:
+        if self.running and self._job is not job:
+            raise ConvLoRAError(BUSY)
+        self.runner.start(work, job.controls)
+        job.reading, self._job = False, job
         self._on_plane()
         self.said.emit(what)
         self.changed.emit()
 
-    def release(self, record: ImageLayers) -> None:
-        """Show nothing more on `record`, as its layers are put away; a round on it goes on."""
-        controls = self.runner.controls
-        if self.running and record is self._target and controls is not None:
-            controls.predicting.stop()
-            self._target = None
+    def _adapt(self, job: RunningJob, closed: ClosedImages) -> None:
+        """Begin a round, as all that it learns from is known."""
+        assert job.settings is not None
+        first, *others = *job.snapshots, *closed.snapshots
+        taught = [other for other in others if other.annotations.any() or other.reviewed]
+        job.snapshots = [first, *taught]
+        if job.target is not None:
+            showing.keep_previous(job.target)
+            if len(learnable.learnable_pixels(self.images)) > 1:
+                showing.prepare_prediction(job.target)
+        work = jobs.adapt_job(job.snapshots, self.images.classes, job.settings)
+        self._start(work, job, sentences.LOADING)
+
+    def _on_read(self, closed: ClosedImages) -> None:
+        job = self._job
+        if job is None or not job.reading:
+            return
+        lost = closed.lost
+        if lost is not None and not job.stopping and not self.go_on_without(str(lost)):
+            self._on_unread(lost)
+            return
+        if job.stopping or self.runner.closed:
+            self._on_end()
+            return
+        if closed.remark:
+            self.failed.emit(closed.remark, False)
+        try:
+            self._adapt(job, closed)
+        except ConvLoRAError as error:
+            self._on_unread(error)
+
+    def _on_unread(self, error: Exception) -> None:
+        self._on_error(error)
+        self._on_end()
 
     def _on_leaving(self, record: ImageLayers | None, why: str) -> None:
-        if why and self.running and record is not None and record is self._target:
-            self.runner.stop()
-            self._target = None
-            self._outcome = f"Stopped because {why}; what was learnt and painted is kept."
-            self.said.emit(self._outcome)
+        job = self._job
+        if not why or not self.running or job is None or record is None:
+            return
+        if record is job.target:
+            job.controls.stop()
+            job.target, job.interrupted = None, why
+            self.said.emit(sentences.at_the_end(job, here=False))
             self.interrupted.emit()
 
     def _on_plane(self, event: Any = None) -> None:
-        controls = self.runner.controls
-        if self.running and self._target is not None and controls is not None:
-            record, training = self._target, controls.training
+        job = self._job
+        if self.running and job is not None and job.target is not None:
+            record, training = job.target, job.controls.training
             training.visible = (0, record.plane() if record.in_view else None)
             training.seen = record.seen(record.prediction, record.annotations)
-            controls.predicting.seen = training.seen
+            job.controls.predicting.seen = training.seen
 
-    def _on_messages(self, messages: list[Any]) -> None:
+    def _on_messages(self, news: list[Any]) -> None:
         self._on_plane()  # where the camera is only shows once napari has drawn
-        for message in messages:
+        job = self._job or RunningJob()  # nobody's, while the process is prepared
+        session = self.runner.session
+        for message in news:
             try:
-                self._handle(message)
+                messages.on_round(message, job, self, self.images.classes)
+                adapter = None if session is None else session.installed
+                messages.on_prediction(message, job, self, adapter)
             except ConvLoRAError as error:
                 self.failed.emit(str(error), False)
-        steps = [m for m in messages if isinstance(m, events.Step)]
+        steps = [m for m in news if isinstance(m, events.Step)]
         if steps:
             self.stepped.emit(steps)
 
-    def _handle(self, message: Any) -> None:
-        match message:
-            case jobs.Ready():
-                self.ready.emit(message.backbones)
-            case events.Started():
-                self.phase = "training"
-                self.started.emit(message.total_steps, message.held_out, message.nbytes)
-                self.said.emit(f"Training on {message.device}: {self._learning_from(message)}.")
-                self.changed.emit()
-            case events.Planned():
-                self.planned.emit(message)
-                if not self._stopping:
-                    # The bar says what is left, which changes; this line would stay.
-                    self.said.emit(f"{message.needs}.")
-            case events.Adjusted() | events.Silent():
-                self.said.emit(str(message))
-            case events.Scored():
-                where = "held-out" if message.held_out else "training"
-                self._score = f" with a score of {message.score:.2f} on {where} labels"
-                self.scored.emit(message)
-            case events.Paused():
-                self.said.emit(f"Paused after step {message.step}; press Resume to go on.")
-            case events.Preview() if self._target is not None:
-                shown = showing.show(self._target, message.labels, message.plane)
-                if shown and message.stage == "detail":
-                    self.said.emit(
-                        "A first preview; SAM itself is learning now. You can go on "
-                        "painting, pause or stop."
-                    )
-                self.changed.emit()
-            case events.Finished():
-                self.learnt.emit(message, *self._learning)
-                self._finish(message)
-            case events.Failed():
-                if not self._outcome:  # or it was broken off, and why is known
-                    self._outcome = message.message
-                if message.adapter is not None:
-                    self.learnt.emit(message, *self._learning)
-                    if not decide(message.adapter.summary).better:
-                        self._outcome += " It is in Rounds, and the round before stays installed."
-                if not self._stopping:
-                    self.failed.emit(self._outcome, False)
-            case jobs.Loaded():
-                if not self._ours:
-                    self.found.emit(message.adapter.classes)
-                    if message.adapter.remark:
-                        self.failed.emit(message.adapter.remark, False)
-                self.loaded.emit(self._ours)
-                self._outcome = _LOADED
-            case jobs.CacheUse():
-                self.kept.emit(message)
-            case jobs.Tiles():
-                if self.phase != "predicting":
-                    self.phase = "predicting"
-                    self.changed.emit()
-                self.tiled.emit(message)
-            case jobs.Remark():
-                self.failed.emit(message.sentence, False)
-            case jobs.Parts() if self._target is not None:
-                if not self._keep_labels:
-                    showing.show_parts(self._target, message.labels)
-                    self._target.adapter = None  # some of it may still be another one's
-                if message.uncertainty:
-                    self._target.extra.show_uncertain_parts(message.uncertainty)
-                self.changed.emit()
-            case jobs.Predicted() if self._target is not None:
-                self._predicted(self._target, message)
-            case jobs.Cancelled() if self._target is not None:
-                so_far = self._outcome.removesuffix(_NEXT).removesuffix(_LOADED).strip()
-                self._outcome = f"{so_far} {_STOPPED}".strip()
-            case jobs.Cancelled():
-                self._outcome = self._outcome or "The prediction was stopped; the adapter is kept."
-
-    def _learning_from(self, message: events.Started) -> str:
-        names = {info.id: info.name for info in self.images.classes}
-        used = [names.get(i, str(i)) for i, n in message.pixels.items() if n]
-        taught = [s for s in self._learning[0] if s.annotations.any() or s.reviewed]
-        images = listed([f"'{snapshot.name}'" for snapshot in taught])
-        return f"{sum(message.pixels.values()):,} painted pixels of {', '.join(used)} in {images}"
-
-    def _finish(self, message: events.Finished) -> None:
-        session = self.runner.session
-        if self._outcome:  # it was broken off, and why is known
-            return
-        number = self.earlier + (len(session.rounds) if session is not None else 1)
-        how = _HOW.get(message.reason, "is done")
-        verdict = decide(message.adapter.summary)
-        if message.reason == "terminated" and verdict.better:
-            how += "; press Predict to see what it learnt"
-        reason = f" {verdict.reason}" if message.adapter.summary.get("compared") else ""
-        here = self._target is not None and self._target is self.images.current
-        self._outcome = (
-            f"Round {number} {how}{self._score}.{reason} {_NEXT if here else _PREDICT_HERE}"
-        )
-
-    def _predicted(self, record: ImageLayers, message: jobs.Predicted) -> None:
-        """Take note that the whole image is predicted."""
-        session = self.runner.session
-        record.adapter = None if session is None else session.installed
-        if message.uncertainty:
-            record.extra.scored = True
-        else:
-            record.extra.show_uncertainty(None)
-        if not self._keep_labels:
-            said = record.predicted_view().copy() if message.labels is None else message.labels
-            self.predicted.emit(record, said)
-        if self._outcome in ("", _LOADED):
-            self._outcome = _PREDICTED
-        self.changed.emit()
-
     def _on_error(self, error: Exception) -> None:
-        ours = not isinstance(error, ConvLoRAError) or type(error).__name__ == "JobError"
-        text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        self._outcome = f"It broke off: {text.rstrip('.')}. {_KEPT}" if ours else str(error)
-        self.failed.emit(self._outcome, ours)
+        if self._job is not None:
+            self._job.error = error
+        self.failed.emit(sentences.broken(error), sentences.is_our_fault(error))
 
     def _on_end(self) -> None:
-        if not self._outcome and self._stopping:
-            predicting = self.phase == "predicting"
-            self._outcome = _STOPPED if predicting else "Stopped; nothing has changed."
-        if self._target is not None:
-            showing.withdraw_prediction(self._target)
-        self.phase, self._target = "idle", None
-        self.said.emit(self._outcome)
-        self._outcome = ""
+        job, self._job = self._job or RunningJob(), None
+        session = self.runner.session
+        job.number = self.earlier + (len(session.rounds) if session is not None else 1)
+        here = job.target is not None and job.target is self.images.current
+        sentence = sentences.at_the_end(job, here=here)
+        if job.target is not None:
+            showing.withdraw_prediction(job.target)
+        self.said.emit(sentence)
         self.changed.emit()

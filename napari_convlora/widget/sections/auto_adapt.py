@@ -46,8 +46,6 @@ class AutoAdapt(QCheckBox):
     ----------
     paused
         Why no round begins although the switch is on; "" if they do.
-    unattended
-        Whether a round begins by itself just now, so that there is nobody to be asked.
 
     Signals
     -------
@@ -62,7 +60,7 @@ class AutoAdapt(QCheckBox):
     ) -> None:
         super().__init__("Adapt automatically when strokes change", parent)
         self.setToolTip("A round begins a few seconds after your last stroke, if none runs.")
-        self.paused, self.unattended = "", False
+        self.paused = ""
         self._workflow, self._images, self._start = workflow, workflow.images, start
         self._changed = False  # since the last round began
         self._painted = False  # since annotations were last counted
@@ -81,6 +79,11 @@ class AutoAdapt(QCheckBox):
         workflow.interrupted.connect(self._on_interrupted)
         workflow.changed.connect(self._on_workflow)
         workflow.learnt.connect(self._on_learnt)
+
+    @property
+    def unattended(self) -> bool:
+        """Whether the round that runs began by itself, so that there is nobody to be asked."""
+        return self._ours
 
     def adapt(self) -> None:
         """Start a round because the user asks for it; what was paused goes on."""
@@ -151,11 +154,7 @@ class AutoAdapt(QCheckBox):
         elif self.paused:
             self.said.emit(_PAUSED.format(self.paused))
         elif self._workflow.has_adapter or len(learnable.learnable_pixels(self._images)) > 1:
-            self.unattended = True
-            try:
-                self.adapt()
-            finally:
-                self.unattended = False
+            self.adapt()
             self._ours, self._verdict = True, _ENDED
             self._on_workflow()  # it may not even have begun
 

@@ -69,7 +69,7 @@ class ProjectSection(QWidget):
     def __init__(self, keeper: ProjectKeeper, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._keeper = keeper
-        self._rows: list[tuple[str, str]] = []  # stem and text, as they are shown
+        self._rows: list[tuple[str, str]] = []  # as they are shown
         self.where = words()
         self.images = QListWidget()
         self.images.setMaximumHeight(_ROWS * (self.images.fontMetrics().lineSpacing() + 6))
