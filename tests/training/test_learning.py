@@ -29,9 +29,10 @@ from tests.training.rounds import (
 )
 
 
+@pytest.mark.usefixtures("whole_forests")
 def test_three_strokes_teach_brightness_and_texture(backbone: Backbone, scene: Scene) -> None:
     image, truth = scene()
-    config = TrainConfig(max_steps=20, views=8, detail_steps=300, device="cpu")
+    config = TrainConfig(max_steps=20, views=8, device="cpu")
     adapter = finished(adapt(backbone, [image], CLASSES, config=config)).adapter
     assert mean_iou(predicted(adapter, backbone, image.image).labels, truth) > 0.9
     other, other_truth = scene(height=70, width=140, seed=5)

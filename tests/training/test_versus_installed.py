@@ -43,9 +43,9 @@ def compared(backbone: Backbone, image: LabelledImage, rival: Rival) -> dict:
     return finished(events).adapter.summary["compared"]
 
 
-def test_two_rounds_are_compared_on_what_neither_has_learnt_from(
-    backbone: Backbone, painted: LabelledImage
-) -> None:
+def test_two_rounds_are_compared_on_what_neither_has_learnt_from(backbone: Backbone) -> None:
+    image, truth = make_scene(256, 288)  # with enough labels in half of it
+    painted = LabelledImage(image.image, truth, name="painted")
     half = painted.annotations.copy()
     half[:, 128:] = 0
     first = replace(painted, annotations=half)
