@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -19,12 +20,14 @@ from napari_convlora.events import Finished
 from napari_convlora.labels.annotations import LabelledImage
 from napari_convlora.labels.classes import default_classes
 from napari_convlora.model.adapter import Adapter
+from napari_convlora.session import process
 from napari_convlora.training import adapt, detail_fit
 
 torch.set_num_threads(1)  # tiny tensors; a second thread costs more than it brings
 
 CLASSES = default_classes(3)
-_TREES = 8
+_TREES, _ALL_TREES = 8, detail_fit._TREES
+_MUCH = 800e6
 
 
 # By what a module of tests imports, it can be told whether it starts processes.
@@ -101,9 +104,23 @@ def small_forests(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def whole_forests(small_forests: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forests as large as users have them, for a test of how much is learnt."""
+    monkeypatch.setattr(detail_fit, "_TREES", _ALL_TREES)
+
+
 def small_forests_here() -> None:
     """Do the same for good, in a process that a test has started."""
     detail_fit._TREES = _TREES
+
+
+@pytest.fixture(autouse=True, scope="module")
+def memory_goes_back() -> Iterator[None]:
+    """Return what a file's tests have freed: glibc keeps some 700 MB of a round on real weights."""
+    yield
+    if psutil.Process().memory_info().rss > _MUCH:
+        process._return_memory()
 
 
 @pytest.fixture(scope="session")

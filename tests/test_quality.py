@@ -41,7 +41,9 @@ def test_strokes_segment_the_nuclei_sample_and_keep_what_the_first_preview_had(
 ) -> None:
     image, truth = sample("nuclei")
     backbone = litemedsam
-    events = list(adapt(backbone, [image], default_classes(2), config=TrainConfig(max_steps=30)))
+    # Half of the views and of the detail steps: the same scores, in two thirds of the time.
+    config = TrainConfig(max_steps=30, views=12, detail_steps=300)
+    events = list(adapt(backbone, [image], default_classes(2), config=config))
     finished = events[-1]
     assert isinstance(finished, Finished)
     preview = next(e for e in events if isinstance(e, Preview))

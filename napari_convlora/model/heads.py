@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from napari_convlora.backbones.base import copy_module
 
 # The pretrained token and hypernetwork say "the object", the same for every class, with logits in
 # the tens. Unequal tokens, a damped hypernetwork and a fast linear probe let classes part within
@@ -63,9 +64,9 @@ class TokenDecoder(nn.Module):
 
     def __init__(self, pretrained: Any, n_tokens: int, plain: bool = False) -> None:
         super().__init__()
-        self.transformer = copy.deepcopy(pretrained.transformer)
-        self.output_upscaling = copy.deepcopy(pretrained.output_upscaling)
-        self.hypernetwork = copy.deepcopy(pretrained.output_hypernetworks_mlps[0])
+        self.transformer = copy_module(pretrained.transformer)
+        self.output_upscaling = copy_module(pretrained.output_upscaling)
+        self.hypernetwork = copy_module(pretrained.output_hypernetworks_mlps[0])
         self.iou_token = nn.Parameter(pretrained.iou_token.weight.detach().clone())
         first = pretrained.mask_tokens.weight.detach()[:1].clone()
         self.register_buffer("first", first, persistent=False)

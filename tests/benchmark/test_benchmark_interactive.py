@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 import json
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from napari_convlora.backbones.testing import random_backbone
 from napari_convlora.benchmark import interactive
-from napari_convlora.benchmark.records import read_runs
+from napari_convlora.benchmark.interactive import Job
+from napari_convlora.benchmark.records import Run, read_runs
 from napari_convlora.cli import benchmark_interactive, parser
 
 ONE = ["--rounds", "1", "--seeds", "0", "--max-steps", "2", "--device", "cpu", "--test-images", "1"]
@@ -18,7 +19,13 @@ ONE = ["--rounds", "1", "--seeds", "0", "--max-steps", "2", "--device", "cpu", "
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """A child process would load the real backbone."""
     pytest.importorskip("matplotlib", reason="needs the extra [benchmark]")
-    runner = partial(interactive.run_job, load=lambda name: random_backbone("tiny"))
+
+    def runner(job: Job) -> Run:
+        train = job.settings.train
+        train = replace(train, detail_steps=min(20, train.detail_steps))
+        job = replace(job, settings=replace(job.settings, train=train))
+        return interactive.run_job(job, load=lambda name: random_backbone("tiny"))
+
     monkeypatch.setattr(interactive, "in_child", runner)
 
 
@@ -36,7 +43,6 @@ def test_a_quick_run_leaves_tables_curves_and_a_file_to_resume_from(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(benchmark_interactive, "_QUICK_DETAIL_STEPS", 20)
     out = tmp_path / "new" / "out"
     (data / "empty").mkdir()
     arguments = ["--data", str(data), "--out", str(out), "--quick", "--max-steps", "2"]

@@ -26,8 +26,10 @@ from rich.console import Console
 
 from napari_convlora.backbones import Backbone, load_backbone
 from napari_convlora.cli import commands, console, parser
+from napari_convlora.config import TrainConfig
 from napari_convlora.labels.classes import read_classes
 from napari_convlora.model.adapter import Adapter
+from napari_convlora.project import Settings
 from tests.conftest import make_scene
 
 NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
@@ -38,6 +40,8 @@ COMMANDS = ["adapt", "predict", "evaluate", "weights", "doctor", "demo"]
 def folder(tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two images with strokes and truth, and a tiny random backbone under every name."""
     monkeypatch.setattr("napari_convlora.session.session.load_backbone", lambda name: backbone)
+    quick = Settings(train=TrainConfig(detail_steps=60))
+    monkeypatch.setattr("napari_convlora.cli.sources.Settings", lambda: quick)
     for i in range(2):
         scene, truth = make_scene(seed=i)
         grey = (scene.image[0, ..., 0] * 255).astype(np.uint8)

@@ -314,7 +314,7 @@ def test_the_time_left_knows_what_follows_the_last_step(
     monkeypatch.setattr(detail_stage, "plane_logits", slow)
     control = RunControl()
     control.planes_after = 10
-    image, truth = scene(256, 288)
+    image, truth = scene(160, 192)
     image = replace(image, annotations=truth)  # so many labels that some are held out
     first = finished(adapt(backbone, [image], CLASSES, config=QUICK)).adapter
     per_plane = len(tiles)

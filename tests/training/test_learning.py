@@ -29,6 +29,7 @@ from tests.training.rounds import (
 )
 
 
+@pytest.mark.usefixtures("whole_forests")
 def test_three_strokes_teach_brightness_and_texture(backbone: Backbone, scene: Scene) -> None:
     image, truth = scene()
     config = TrainConfig(max_steps=20, views=8, device="cpu")

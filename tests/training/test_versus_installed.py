@@ -17,14 +17,21 @@ from napari_convlora.labels.annotations import LabelledImage
 from napari_convlora.model.adapter import Adapter
 from napari_convlora.training import adapt
 from napari_convlora.training.versus_installed import Rival, learnt_pixels
+from tests.conftest import make_scene
 from tests.training.rounds import CLASSES, QUICK, Scene, finished, the_failure
 
 
-@pytest.fixture
-def painted(scene: Scene) -> LabelledImage:
-    """An image with so many labels that some are held out."""
-    image, truth = scene(256, 288)
+@pytest.fixture(scope="module")
+def painted() -> LabelledImage:
+    """An image with so many labels that some are held out; not to be changed."""
+    image, truth = make_scene(160, 192)
     return LabelledImage(image.image, truth, name="painted")
+
+
+@pytest.fixture(scope="module")
+def before(backbone: Backbone, painted: LabelledImage) -> Adapter:
+    """What a round learnt from `painted`."""
+    return first_round(backbone, painted)
 
 
 def first_round(backbone: Backbone, image: LabelledImage) -> Adapter:
@@ -36,9 +43,9 @@ def compared(backbone: Backbone, image: LabelledImage, rival: Rival) -> dict:
     return finished(events).adapter.summary["compared"]
 
 
-def test_two_rounds_are_compared_on_what_neither_has_learnt_from(
-    backbone: Backbone, painted: LabelledImage
-) -> None:
+def test_two_rounds_are_compared_on_what_neither_has_learnt_from(backbone: Backbone) -> None:
+    image, truth = make_scene(256, 288)  # with enough labels in half of it
+    painted = LabelledImage(image.image, truth, name="painted")
     half = painted.annotations.copy()
     half[:, 128:] = 0
     first = replace(painted, annotations=half)
@@ -52,9 +59,8 @@ def test_two_rounds_are_compared_on_what_neither_has_learnt_from(
 
 
 def test_an_adapter_that_knows_nothing_scores_worse_than_it_did(
-    backbone: Backbone, painted: LabelledImage
+    backbone: Backbone, painted: LabelledImage, before: Adapter
 ) -> None:
-    before = first_round(backbone, painted)
     nothing = replace(before, state={k: torch.zeros_like(v) for k, v in before.state.items()})
     good = compared(backbone, painted, Rival(before, learnt_pixels([painted], before)))
     bad = compared(backbone, painted, Rival(nothing, learnt_pixels([painted], before)))
@@ -64,9 +70,8 @@ def test_an_adapter_that_knows_nothing_scores_worse_than_it_did(
 
 
 def test_what_cannot_be_compared_says_why(
-    backbone: Backbone, painted: LabelledImage, scene: Scene
+    backbone: Backbone, painted: LabelledImage, before: Adapter, scene: Scene
 ) -> None:
-    before = first_round(backbone, painted)
     learnt = learnt_pixels([painted], before)
     everything = {"painted": (painted.annotations.shape, np.packbits(painted.annotations > 0))}
     fewer = replace(before, classes=before.classes[:2])
@@ -106,17 +111,17 @@ def test_a_round_that_was_stopped_is_compared_as_well(
     assert not decide(summary).better
 
 
-def test_who_is_in_a_hurry_gets_no_comparison(backbone: Backbone, painted: LabelledImage) -> None:
-    before = first_round(backbone, painted)
+def test_who_is_in_a_hurry_gets_no_comparison(
+    backbone: Backbone, painted: LabelledImage, before: Adapter
+) -> None:
     rival = Rival(before, learnt_pixels([painted], before))
     assert stopped(backbone, painted, rival, hurry=True)["compared"] == {"why": "it was broken off"}
 
 
 def test_a_long_comparison_is_left_out_after_stop(
-    backbone: Backbone, painted: LabelledImage, monkeypatch: pytest.MonkeyPatch
+    backbone: Backbone, painted: LabelledImage, before: Adapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("napari_convlora.training.versus_installed._WAIT", -1)
-    before = first_round(backbone, painted)
     rival = Rival(before, learnt_pixels([painted], before))
     assert "pixels" in compared(backbone, painted, rival)  # nobody has pressed Stop
     verdict = decide(stopped(backbone, painted, rival))
@@ -125,9 +130,8 @@ def test_a_long_comparison_is_left_out_after_stop(
 
 
 def test_a_comparison_changes_nothing_that_is_learnt(
-    backbone: Backbone, painted: LabelledImage
+    backbone: Backbone, painted: LabelledImage, before: Adapter
 ) -> None:
-    before = first_round(backbone, painted)
     rival = Rival(before, learnt_pixels([painted], before))
     alone, beside = (
         finished(adapt(backbone, [painted], CLASSES, config=QUICK, rival=r)).adapter.state
