@@ -47,11 +47,11 @@ class Reads:
 
 
 @pytest.fixture
-def begun(make_napari_viewer_proxy, make_widget, paint, qtbot):
+def begun(make_viewer, make_widget, paint, qtbot):
     """Viewer and widget with a stroke in each half of an image."""
 
     def make(data, **options):
-        viewer = make_napari_viewer_proxy()
+        viewer = make_viewer()
         if isinstance(data, Path):
             viewer.open(data, plugin="napari", name="wide")
         else:
@@ -110,7 +110,7 @@ def test_only_windows_of_a_lazy_layer_are_read(begun, wait, wide):
 
 @pytest.mark.parametrize("multiscale", [False, True])
 def test_what_is_seen_is_predicted_first_and_shown_at_once(
-    begun, wait, wide, monkeypatch, multiscale
+    window, begun, wait, wide, monkeypatch, multiscale
 ):
     data = [wide, wide[::2, ::2]] if multiscale else wide
     viewer, widget = begun(data, multiscale=multiscale)
@@ -137,9 +137,9 @@ def test_what_is_seen_is_predicted_first_and_shown_at_once(
 
 
 def test_previews_are_of_the_part_that_is_looked_at(
-    make_napari_viewer_proxy, make_widget, paint, wait, qtbot, monkeypatch
+    window, make_widget, paint, wait, qtbot, monkeypatch
 ):
-    viewer = make_napari_viewer_proxy()
+    viewer = window()
     viewer.add_image(np.random.default_rng(0).normal(50, 5, (80, 2200)), name="long")
     widget = make_widget(viewer, max_steps=5000, preview_seconds=0.05)
     layer = widget.start_annotating()
@@ -260,7 +260,7 @@ def closed(widget):
 
 
 def test_an_ome_zarr_reopens_lazily_with_its_strokes_and_is_learnt_from_while_closed(
-    begun, make_napari_viewer_proxy, make_widget, ome_zarr, wait, saved, tmp_path, paint, halves
+    begun, make_viewer, make_widget, ome_zarr, wait, saved, tmp_path, paint, halves
 ):
     viewer, widget = begun(ome_zarr)
     painted = viewer.layers["annotations"].data.copy()
@@ -269,7 +269,7 @@ def test_an_ome_zarr_reopens_lazily_with_its_strokes_and_is_learnt_from_while_cl
     widget.keeper.add_files([tmp_path / "other.tif"])
     closed(widget)
 
-    viewer = make_napari_viewer_proxy()
+    viewer = make_viewer()
     widget = make_widget(viewer)
     widget.keeper.open(tmp_path / "p")
     layer = viewer.layers["wide"]
@@ -293,14 +293,14 @@ def test_an_ome_zarr_reopens_lazily_with_its_strokes_and_is_learnt_from_while_cl
 
 
 def test_locate_takes_a_folder_that_has_moved(
-    begun, make_napari_viewer_proxy, make_widget, ome_zarr, tmp_path, monkeypatch
+    begun, make_viewer, make_widget, ome_zarr, tmp_path, monkeypatch
 ):
     _, widget = begun(ome_zarr)
     widget.keeper.create(tmp_path / "p")
     closed(widget)
     (tmp_path / "b").mkdir()
     ome_zarr.rename(tmp_path / "b" / "moved.zarr")
-    viewer = make_napari_viewer_proxy()
+    viewer = make_viewer()
     widget = make_widget(viewer)
     widget.keeper.open(tmp_path / "p")
     assert "is no longer at" in widget.status
@@ -314,7 +314,7 @@ def test_locate_takes_a_folder_that_has_moved(
 
 
 def test_a_lazy_layer_without_a_file_is_said_and_keeps_its_strokes(
-    begun, make_napari_viewer_proxy, make_widget, wide, saved, tmp_path, pictures
+    begun, make_viewer, make_widget, wide, saved, tmp_path, pictures
 ):
     viewer, widget = begun(da.from_array(wide, chunks=200))
     saved(widget)
@@ -330,7 +330,7 @@ def test_a_lazy_layer_without_a_file_is_said_and_keeps_its_strokes(
     assert "picture0" not in viewer.layers
     closed(widget)
 
-    viewer = make_napari_viewer_proxy()
+    viewer = make_viewer()
     widget = make_widget(viewer)
     widget.keeper.open(tmp_path / "p")
     assert "no file holds it" in widget.status
@@ -356,13 +356,13 @@ def test_a_file_that_holds_something_else_than_the_layer_is_no_place_for_it(
 
 @pytest.mark.parametrize("large", [True, False])
 def test_a_damaged_chunk_ends_a_round_or_prediction_with_one_sentence(
-    make_napari_viewer_proxy, make_widget, paint, wait, qtbot, tmp_path, wide, monkeypatch, large
+    make_viewer, make_widget, paint, wait, qtbot, tmp_path, wide, monkeypatch, large
 ):
     if not large:
         monkeypatch.setattr(regions, "LARGE", 10**9)
     path = tmp_path / "wide.zarr"
     zarr.create_array(path, data=wide, chunks=(100, 100))
-    viewer = make_napari_viewer_proxy()
+    viewer = make_viewer()
     layer = viewer.add_image(da.from_zarr(path), name="wide", contrast_limits=(0, 200))
     widget = make_widget(viewer)
     annotations = widget.start_annotating()
