@@ -20,11 +20,13 @@ from napari_convlora.widget import ConvLoRAWidget
 LONG = 100_000
 # Read by every Python that starts; the window's own session never loads a backbone.
 SITE = """
-import napari_convlora.session
 from napari_convlora.backbones.testing import random_backbone
+from napari_convlora.session import session
+from napari_convlora.training import detail_fit
 
 backbone = random_backbone()
-napari_convlora.session.load_backbone = lambda name: backbone
+session.load_backbone = lambda name: backbone
+detail_fit._TREES = 8
 """
 
 
