@@ -243,6 +243,7 @@ NAPARI = """
     import numpy as np
     from qtpy.QtCore import QTimer
 
+    from napari_convlora.config import TrainConfig
     from napari_convlora.widget import ConvLoRAWidget
 
     print("top", flush=True)
@@ -254,6 +255,7 @@ NAPARI = """
         layer = widget.start_annotating()
         layer.data_setitem((np.arange(9), np.arange(9)), 1)
         layer.data_setitem((np.arange(40, 60), np.arange(40, 60)), 2)
+        widget.settings.train = TrainConfig(views=2, detail_steps=5)
         widget.settings.max_steps.value = 100_000
         widget.adapt()
 
@@ -300,6 +302,7 @@ import psutil
 from qtpy.QtCore import QEvent
 from qtpy.QtWidgets import QApplication
 
+from napari_convlora.config import TrainConfig
 from napari_convlora.widget import ConvLoRAWidget
 
 
@@ -317,6 +320,7 @@ viewer.open_sample("napari-convlora", "nuclei")
 dock, widget = viewer.window.add_plugin_dock_widget("napari-convlora", "Conv-LoRA")
 until(lambda: widget.workflow.runner._worker is None)
 if {training}:
+    widget.settings.train = TrainConfig(views=2, detail_steps=5)
     widget.settings.max_steps.value = 100_000
     widget.adapt()
     until(lambda: widget.plot.losses)
