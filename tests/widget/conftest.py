@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -25,6 +26,18 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if "tests/widget" in item.path.as_posix():
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True, scope="package")
+def what_is_imported_is_no_garbage():
+    """Napari collects garbage whenever a layer or a viewer goes; that need not look at modules."""
+    import sklearn.ensemble  # noqa: F401  rounds import these
+    import torch._dynamo  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -227,10 +227,8 @@ def test_a_click_of_the_real_mouse(make_viewer, make_widget, halves, canvas, qtb
     assert (viewer.layers["annotations"].data == np.where(labels[0] == 2, 2, 0)).all()
 
 
-def test_planes_are_reviewed_one_by_one_or_all_at_once(
-    make_viewer, make_widget, halves, mouse, qtbot
-):
-    viewer = make_viewer()
+def test_planes_are_reviewed_one_by_one_or_all_at_once(window, make_widget, halves, mouse, qtbot):
+    viewer = window()
     viewer.add_image(np.stack([halves] * 3), name="stack", scale=(4, 0.5, 0.5))
     widget = make_widget(viewer)
     widget.table.select(2)
