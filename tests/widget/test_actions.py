@@ -19,6 +19,7 @@ from qtpy.QtCore import QEvent
 from qtpy.QtWidgets import QApplication
 
 from napari_convlora import events
+from napari_convlora.prediction.predict import BlockPrediction
 from napari_convlora.project import Project
 from napari_convlora.session.session import Session
 
@@ -55,13 +56,12 @@ class QuickSession(Session):
         self.install(self._taught)
         yield events.Finished(self._taught, "stopped" if control.stopping else "steps")
 
-    def predict(self, image, control=None, *, probabilities=False):
-        from napari_convlora.events import Progress
-        from napari_convlora.prediction.predict import Prediction
-
-        yield Progress(1, 1)
-        noise = np.random.default_rng(9).integers(1, 3, image.shape[:3])
-        return None if control.stopping else Prediction(noise.astype(np.uint8))
+    def predict_blocks(self, image, blocks, control, *, uncertainty=False):
+        noise = np.random.default_rng(9).integers(1, 3, image.shape[:3]).astype(np.uint8)
+        for block in blocks:
+            if control.stopping:
+                break
+            yield BlockPrediction(block, noise[block.index])
 
 
 class Actions(RuleBasedStateMachine):
