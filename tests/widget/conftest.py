@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -8,7 +9,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tifffile
-from qtpy.QtCore import QTimer
+from napari.components import ViewerModel
+from napari.utils._proxies import PublicOnlyProxy
+from qtpy.compat import isalive
+from qtpy.QtCore import QEvent, QTimer
 from qtpy.QtWidgets import QApplication
 
 _NO_DISPLAY = sys.platform.startswith("linux") and not (
@@ -22,6 +26,18 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if "tests/widget" in item.path.as_posix():
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True, scope="package")
+def what_is_imported_is_no_garbage():
+    """Napari collects garbage whenever a layer or a viewer goes; that need not look at modules."""
+    import sklearn.ensemble  # noqa: F401  rounds import these
+    import torch._dynamo  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +77,34 @@ def halves() -> np.ndarray:
 
 
 @pytest.fixture
+def window(make_napari_viewer_proxy) -> Callable:
+    """Make viewers in napari's real window, with Qt's canvas, keys and docks.
+
+    A test that asks for it gets them from `make_viewer`, `ready` and `started` too.
+    """
+    return make_napari_viewer_proxy
+
+
+@pytest.fixture
+def make_viewer(request, monkeypatch) -> Callable:
+    """Make viewers, without a window unless the test asks for `window`, which takes a second."""
+    if "window" in request.fixturenames:
+        return request.getfixturevalue("window")
+    monkeypatch.setenv("NAPARI_ENSURE_PLUGIN_MAIN_THREAD", "True")  # as that one does
+    return lambda **kwargs: PublicOnlyProxy(ViewerModel(**kwargs))
+
+
+def _dock(viewer, widget) -> None:
+    """Do to a widget what napari's window does that docks it, if there is one."""
+    if hasattr(viewer, "window"):
+        viewer.window.add_dock_widget(widget, name="Conv-LoRA")
+        return
+    events = viewer.layers.events
+    for event in (events.inserted, events.removed, events.reordered, events.renamed):
+        event.connect(widget.reset_choices)
+
+
+@pytest.fixture
 def make_session():
     """Sessions on a backbone of random weights, all the same."""
     from napari_convlora.backbones.testing import random_backbone
@@ -79,7 +123,7 @@ def make_widget(make_session) -> Callable:
 
     def make(viewer, **train):
         widget = ConvLoRAWidget(viewer, train.get("session") or make_session())
-        viewer.window.add_dock_widget(widget, name="Conv-LoRA")
+        _dock(viewer, widget)
         widget.settings.train = TrainConfig(views=2, detail_steps=5, score_every=2)
         widget.settings.max_steps.value = train.get("max_steps", 3)
         widget.settings.preview_seconds.value = train.get("preview_seconds", 0)
@@ -91,6 +135,9 @@ def make_widget(make_session) -> Callable:
     for widget in widgets:
         widget.keeper.close()
         assert widget.workflow.runner.close(20)
+        if isalive(widget) and widget.parent() is None:  # no window takes it along
+            widget.deleteLater()
+            QApplication.sendPostedEvents(widget, QEvent.Type.DeferredDelete)
 
 
 @pytest.fixture
@@ -144,7 +191,7 @@ def drag() -> Callable:
 
 
 @pytest.fixture
-def press() -> Callable:
+def press(window) -> Callable:
     """Press a key on the canvas; keys of the active layer come first, as for a user."""
 
     def key(viewer, name):
@@ -164,11 +211,11 @@ def wait(qtbot) -> Callable:
 
 
 @pytest.fixture
-def ready(make_napari_viewer_proxy, make_widget, halves, paint, qtbot):
+def ready(make_viewer, make_widget, halves, paint, qtbot):
     """Viewer and widget with an image and a stroke in each of its halves."""
 
     def make(**train):
-        viewer = make_napari_viewer_proxy()
+        viewer = make_viewer()
         viewer.add_image(halves, name="halves")
         widget = make_widget(viewer, **train)
         layer = widget.start_annotating()
@@ -202,11 +249,11 @@ def saved(qtbot):
 
 
 @pytest.fixture
-def started(make_napari_viewer_proxy, make_widget, pictures, saved, tmp_path):
+def started(make_viewer, make_widget, pictures, saved, tmp_path):
     """A window with a project of three images, the first of them open."""
 
     def make():
-        viewer = make_napari_viewer_proxy()
+        viewer = make_viewer()
         widget = make_widget(viewer)
         widget.keeper.create(tmp_path / "p")
         widget.keeper.add_files(pictures)

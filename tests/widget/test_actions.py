@@ -192,10 +192,9 @@ class Actions(RuleBasedStateMachine):
         self.undo_to.clear()
 
     def close(self) -> None:
-        """Close the dock, as its cross does, and see that all is on disk and nothing runs."""
+        """End the panel, as the window does, and see that all is on disk and nothing runs."""
         self.wait()
         keeper = self.keeper
-        self.viewer.window.remove_dock_widget(self.widget)
         self.widget.deleteLater()
         self.widget = None
         end = time.monotonic() + 20
@@ -215,7 +214,9 @@ class Actions(RuleBasedStateMachine):
         assert not left
 
     def left(self) -> set[threading.Thread]:
-        return {t for t in set(threading.enumerate()) - self.threads if t.is_alive()}
+        # Python's note of a thread of Qt's pool, where it was asked for its name, outlives that.
+        ours = {t for t in threading.enumerate() if not isinstance(t, threading._DummyThread)}
+        return {t for t in ours - self.threads if t.is_alive()}
 
     def teardown(self) -> None:
         if self.widget is not None:
@@ -223,10 +224,10 @@ class Actions(RuleBasedStateMachine):
 
 
 def test_no_painted_pixel_is_lost_and_no_thread_stays(
-    make_napari_viewer_proxy, make_widget, adapter, tmp_path_factory
+    make_viewer, make_widget, adapter, tmp_path_factory
 ):
     class Given(Actions):
-        viewer = make_napari_viewer_proxy()
+        viewer = make_viewer()
         make_panel = staticmethod(lambda v: make_widget(v, session=QuickSession(adapter)))
         new_folder = staticmethod(lambda: tmp_path_factory.mktemp("actions"))
 

@@ -28,11 +28,11 @@ def discs() -> np.ndarray:
 
 
 @pytest.fixture
-def chosen(make_napari_viewer_proxy, make_widget, halves, answer):
+def chosen(make_viewer, make_widget, halves, answer):
     """Open an image and choose a mask for its annotations, as a user does, and answer."""
 
     def make(mask, action=lambda dialog: None, button=OK, **attributes):
-        viewer = make_napari_viewer_proxy()
+        viewer = make_viewer()
         viewer.add_image(np.broadcast_to(halves, mask.shape).copy(), name="halves")
         layer = viewer.add_labels(mask.copy(), name="mask", **attributes)
         widget = make_widget(viewer)
@@ -184,8 +184,8 @@ def test_classes_with_pixels_are_not_joined(ready, discs, answer, qtbot):
     assert (viewer.layers["annotations"].data == before).all()
 
 
-def test_a_mask_without_the_axis_of_length_1(make_napari_viewer_proxy, make_widget, halves, discs):
-    viewer = make_napari_viewer_proxy()
+def test_a_mask_without_the_axis_of_length_1(make_viewer, make_widget, halves, discs):
+    viewer = make_viewer()
     viewer.add_image(halves[None], name="halves", scale=(2, 0.5, 0.5))
     layer = viewer.add_labels(discs.astype(np.uint8), name="mask", scale=(0.5, 0.5))
     widget = make_widget(viewer)
@@ -251,9 +251,9 @@ def test_an_adopted_mask_is_kept_in_a_project(started, discs, answer, saved):
 
 
 def test_layers_of_ours_with_other_classes_are_not_fused_with_the_table(
-    make_napari_viewer_proxy, make_widget, qtbot
+    make_viewer, make_widget, qtbot
 ):
-    viewer = make_napari_viewer_proxy()
+    viewer = make_viewer()
     viewer.open_sample("napari-convlora", "sandstone")
     widget = make_widget(viewer)
     assert widget.images.current.annotating

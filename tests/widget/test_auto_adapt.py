@@ -88,7 +88,7 @@ def test_undo_and_redo_are_learnt_too(ready, paint, qtbot, halves, rounds):
     assert ended(3)()
 
 
-def test_nothing_begins_while_the_mouse_is_held(ready, paint, wait, qtbot):
+def test_nothing_begins_while_the_mouse_is_held(window, ready, paint, wait, qtbot):
     viewer, widget = ready()
     canvas = viewer.__wrapped__.window._qt_viewer.canvas.native
     qtbot.mousePress(canvas, Qt.MouseButton.LeftButton, pos=QPoint(5, 5))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from qtpy.QtWidgets import QApplication
 
 from napari_convlora.widget import ConvLoRAWidget
 
 LONG = 100_000
+pytestmark = pytest.mark.usefixtures("window")
 
 
 def close_dock(viewer, widget, qtbot):

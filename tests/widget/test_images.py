@@ -17,10 +17,8 @@ def stack(halves) -> np.ndarray:
     return np.stack([halves * 100, halves * 90, halves[:, ::-1] * 100]).astype(np.uint16)
 
 
-def test_annotations_without_an_axis_of_length_1(
-    make_napari_viewer_proxy, make_widget, halves, paint, wait
-):
-    viewer = make_napari_viewer_proxy()
+def test_annotations_without_an_axis_of_length_1(make_viewer, make_widget, halves, paint, wait):
+    viewer = make_viewer()
     viewer.add_image(halves[None], name="halves")
     widget = make_widget(viewer)
     layer = viewer.add_labels(np.zeros(halves.shape, np.uint8), name="mine")
@@ -33,9 +31,9 @@ def test_annotations_without_an_axis_of_length_1(
 
 
 def test_a_16_bit_stack_with_scale(
-    make_napari_viewer_proxy, make_widget, stack, paint, wait, qtbot, monkeypatch
+    make_viewer, make_widget, stack, paint, wait, qtbot, monkeypatch
 ):
-    viewer = make_napari_viewer_proxy()
+    viewer = make_viewer()
     image = viewer.add_image(stack, name="stack", scale=(5, 0.5, 0.5), translate=(1, 2, 3))
     widget = make_widget(viewer, max_steps=20, preview_seconds=0.05)
     layer = widget.start_annotating()
@@ -65,8 +63,8 @@ def test_a_16_bit_stack_with_scale(
 
 
 @pytest.mark.parametrize("kind", ["rgb", "rgba", "channels", "channels inside", "multiscale"])
-def test_channels_and_pyramids(make_napari_viewer_proxy, make_widget, halves, paint, wait, kind):
-    viewer = make_napari_viewer_proxy()
+def test_channels_and_pyramids(make_viewer, make_widget, halves, paint, wait, kind):
+    viewer = make_viewer()
     byte = halves.clip(0, 255).astype(np.uint8)
     data = {
         "rgb": np.stack([byte] * 3, -1),
@@ -99,9 +97,9 @@ def test_channels_and_pyramids(make_napari_viewer_proxy, make_widget, halves, pa
 
 
 def test_the_users_own_labels_layer_serves_as_annotations(
-    make_napari_viewer_proxy, make_widget, halves, wait, qtbot, monkeypatch
+    make_viewer, make_widget, halves, wait, qtbot, monkeypatch
 ):
-    viewer = make_napari_viewer_proxy()
+    viewer = make_viewer()
     viewer.add_image(halves, name="halves")
     own = np.zeros(halves.shape, np.uint8)
     own[10:60, 10] = 1
@@ -126,7 +124,7 @@ def test_the_users_own_labels_layer_serves_as_annotations(
         widget.images.use_annotations(viewer.layers["too small"])
 
 
-def test_a_new_widget_takes_up_the_layers_of_the_last(ready, wait, make_widget, paint):
+def test_a_new_widget_takes_up_the_layers_of_the_last(window, ready, wait, make_widget, paint):
     viewer, widget = ready()
     widget.adapt()
     wait(widget)
@@ -146,8 +144,8 @@ def test_a_new_widget_takes_up_the_layers_of_the_last(ready, wait, make_widget, 
     assert (viewer.layers["annotations"].data[10:60, 20:23] == 2).all()
 
 
-def test_ids_that_are_no_classes_are_refused(make_napari_viewer_proxy, make_widget, halves):
-    viewer = make_napari_viewer_proxy()
+def test_ids_that_are_no_classes_are_refused(make_viewer, make_widget, halves):
+    viewer = make_viewer()
     viewer.add_image(halves, name="halves")
     widget = make_widget(viewer)
     data = np.zeros(halves.shape, np.int64)
@@ -175,9 +173,9 @@ def test_a_file_name_gets_the_ending_of_its_kind(monkeypatch, tmp_path, typed, w
 
 
 def test_a_checkpoint_tuned_from_medsam_is_loaded_as_such(
-    make_napari_viewer_proxy, make_widget, qtbot, tmp_path, monkeypatch
+    make_viewer, make_widget, qtbot, tmp_path, monkeypatch
 ):
-    panel = make_widget(make_napari_viewer_proxy())
+    panel = make_widget(make_viewer())
     file = str(tmp_path / "tuned.pth")
     monkeypatch.setattr(dialogs.QFileDialog, "getOpenFileName", lambda *_: (file, ""))
     combo = panel.source.backbone_combo.native

@@ -24,10 +24,8 @@ def make(qtbot):
     return press
 
 
-def test_instances_are_made_mended_and_exported(
-    make_napari_viewer_proxy, make_widget, halves, make, tmp_path
-):
-    viewer = make_napari_viewer_proxy()
+def test_instances_are_made_mended_and_exported(make_viewer, make_widget, halves, make, tmp_path):
+    viewer = make_viewer()
     viewer.add_image(halves, name="halves", scale=(0.5, 0.5))
     widget = make_widget(viewer)
     section = widget.instances
@@ -60,8 +58,8 @@ def test_instances_are_made_mended_and_exported(
         section.export(tmp_path / "cells.png")
 
 
-def test_the_selected_class_and_no_object(make_napari_viewer_proxy, make_widget, halves, make):
-    viewer = make_napari_viewer_proxy()
+def test_the_selected_class_and_no_object(make_viewer, make_widget, halves, make):
+    viewer = make_viewer()
     viewer.add_image(halves, name="halves")
     widget = make_widget(viewer)
     labels = np.ones((1, 80, 90), np.uint8)
@@ -79,8 +77,8 @@ def test_the_selected_class_and_no_object(make_napari_viewer_proxy, make_widget,
     assert viewer.layers["instances"].data.max() == 1  # as it was
 
 
-def test_what_was_mended_outlives_another_make(make_napari_viewer_proxy, make_widget, halves, make):
-    viewer = make_napari_viewer_proxy()
+def test_what_was_mended_outlives_another_make(make_viewer, make_widget, halves, make):
+    viewer = make_viewer()
     viewer.add_image(halves, name="halves")
     widget = make_widget(viewer)
     labels = np.ones((1, 80, 90), np.uint8)
@@ -103,8 +101,8 @@ def test_what_was_mended_outlives_another_make(make_napari_viewer_proxy, make_wi
     assert [layer.name.startswith("instances") for layer in viewer.layers].count(True) == 2
 
 
-def test_the_mark_says_what_is_background(make_napari_viewer_proxy, make_widget, halves, make):
-    viewer = make_napari_viewer_proxy()
+def test_the_mark_says_what_is_background(make_viewer, make_widget, halves, make):
+    viewer = make_viewer()
     viewer.add_image(halves, name="halves")
     widget = make_widget(viewer)
     widget.table.rename(1, "air")
@@ -117,8 +115,8 @@ def test_the_mark_says_what_is_background(make_napari_viewer_proxy, make_widget,
     assert viewer.layers["instances"].features["area"].tolist() == [100]
 
 
-def test_planes_of_a_stack(make_napari_viewer_proxy, make_widget, halves, make):
-    viewer = make_napari_viewer_proxy()
+def test_planes_of_a_stack(make_viewer, make_widget, halves, make):
+    viewer = make_viewer()
     viewer.add_image(np.stack([halves] * 3), name="stack")
     widget = make_widget(viewer)
     labels = np.ones((3, 80, 90), np.uint8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import cloudpickle
@@ -12,24 +13,31 @@ import tifffile
 import zarr
 from qtpy.QtWidgets import QMessageBox, QPushButton
 
+from napari_convlora.formats import label_store
 from napari_convlora.images import regions
+from napari_convlora.prediction.predict import BlockPrediction
 from napari_convlora.session import jobs
+from napari_convlora.session.session import Session
 from napari_convlora.widget.layers import showing
 
+BLOCK = 128  # of 512 there would be sixteen times as much to compute, and no more to see
+HEIGHT, WIDTH = 140, 160
 _YES = QMessageBox.StandardButton.Yes
 
 
 @pytest.fixture(autouse=True)
 def everything_is_large(monkeypatch):
     monkeypatch.setattr(regions, "LARGE", 1000)
+    monkeypatch.setattr(regions, "BLOCK", BLOCK)
+    monkeypatch.setattr(label_store, "BLOCK", BLOCK)
     monkeypatch.setattr(jobs, "SECONDS_BETWEEN_PARTS", 0)
 
 
 @pytest.fixture
 def wide():
     """Grey image of 2 x 2 blocks whose left half is dark and right half bright."""
-    image = np.random.default_rng(0).normal(50, 5, (560, 640)).astype(np.float32)
-    image[:, 320:] += 100
+    image = np.random.default_rng(0).normal(50, 5, (HEIGHT, WIDTH)).astype(np.float32)
+    image[:, WIDTH // 2 :] += 100
     return image
 
 
@@ -47,11 +55,11 @@ class Reads:
 
 
 @pytest.fixture
-def begun(make_napari_viewer_proxy, make_widget, paint, qtbot):
+def begun(make_viewer, make_widget, paint, qtbot):
     """Viewer and widget with a stroke in each half of an image."""
 
     def make(data, **options):
-        viewer = make_napari_viewer_proxy()
+        viewer = make_viewer()
         if isinstance(data, Path):
             viewer.open(data, plugin="napari", name="wide")
         else:
@@ -59,8 +67,8 @@ def begun(make_napari_viewer_proxy, make_widget, paint, qtbot):
         widget = make_widget(viewer)
         layer = widget.start_annotating()
         plane = () if layer.ndim == 2 else (0,)
-        paint(layer, 1, 200, plane=plane)
-        paint(layer, 2, 400, plane=plane)
+        paint(layer, 1, 50, plane=plane)
+        paint(layer, 2, 100, plane=plane)
         qtbot.waitUntil(lambda: len(widget.images.counts.pixels) == 2)
         return viewer, widget
 
@@ -74,25 +82,25 @@ def test_a_large_image_is_adapted_to_and_predicted_whole(begun, wait, wide, kind
         case "memory":
             data = wide
         case "dask":
-            data = da.from_array(wide, chunks=200)
+            data = da.from_array(wide, chunks=50)
         case "multiscale":
-            data = [da.from_array(wide, chunks=200), da.from_array(wide[::2, ::2], chunks=200)]
+            data = [da.from_array(wide, chunks=50), da.from_array(wide[::2, ::2], chunks=50)]
             options = {"multiscale": True}
         case "stack":
-            data = da.from_array(np.stack([wide, wide[:, ::-1]]), chunks=(1, 200, 200))
+            data = da.from_array(np.stack([wide, wide[:, ::-1]]), chunks=(1, 50, 50))
         case "rgb":
-            data = da.from_array(np.repeat(wide[..., None], 4, -1).astype(np.uint8), chunks=200)
+            data = da.from_array(np.repeat(wide[..., None], 4, -1).astype(np.uint8), chunks=50)
             options = {"rgb": True}
     viewer, widget = begun(data, **options)
     widget.adapt()
     wait(widget, 60_000)
     assert widget.status.startswith("Round 1 is done")
     prediction = viewer.layers["prediction"].data
-    assert prediction.shape == ((2, 560, 640) if kind == "stack" else (560, 640))
+    assert prediction.shape == ((2, HEIGHT, WIDTH) if kind == "stack" else (HEIGHT, WIDTH))
     assert set(np.unique(prediction)) == {1, 2}
-    first = prediction.reshape(-1, 560, 640)[0]
-    assert (first[10:60, 200:203] == 1).all()  # what was painted stays
-    assert (first[10:60, 400:403] == 2).all()
+    first = prediction.reshape(-1, HEIGHT, WIDTH)[0]
+    assert (first[10:60, 50:53] == 1).all()  # what was painted stays
+    assert (first[10:60, 100:103] == 2).all()
     widget.predict()
     wait(widget, 60_000)
     assert widget.status.startswith("The prediction is ready")
@@ -110,19 +118,19 @@ def test_only_windows_of_a_lazy_layer_are_read(begun, wait, wide):
 
 @pytest.mark.parametrize("multiscale", [False, True])
 def test_what_is_seen_is_predicted_first_and_shown_at_once(
-    begun, wait, wide, monkeypatch, multiscale
+    window, begun, wait, wide, monkeypatch, multiscale
 ):
     data = [wide, wide[::2, ::2]] if multiscale else wide
     viewer, widget = begun(data, multiscale=multiscale)
     widget.adapt()
     wait(widget, 60_000)
     record = widget.images.current
-    viewer.scene.camera.center = (540, 620)
+    viewer.scene.camera.center = (135, 155)
     viewer.scene.camera.zoom = 30
     viewer.screenshot(flash=False)  # napari finds out what is seen when it draws
     seen = record.seen(record.prediction)
-    assert seen.top > 400
-    assert seen.left > 500
+    assert seen.top > 100
+    assert seen.left > 125
     shown = []
     show = showing.show_parts
     monkeypatch.setattr(
@@ -132,14 +140,14 @@ def test_what_is_seen_is_predicted_first_and_shown_at_once(
     )
     widget.predict()
     wait(widget, 60_000)
-    assert [(b.top, b.left) for b in shown[:1]] == [(512, 512)]
+    assert [(b.top, b.left) for b in shown[:1]] == [(BLOCK, BLOCK)]
     assert len(shown) == 4
 
 
 def test_previews_are_of_the_part_that_is_looked_at(
-    make_napari_viewer_proxy, make_widget, paint, wait, qtbot, monkeypatch
+    window, make_widget, paint, wait, qtbot, monkeypatch
 ):
-    viewer = make_napari_viewer_proxy()
+    viewer = window()
     viewer.add_image(np.random.default_rng(0).normal(50, 5, (80, 2200)), name="long")
     widget = make_widget(viewer, max_steps=5000, preview_seconds=0.05)
     layer = widget.start_annotating()
@@ -166,11 +174,22 @@ def test_previews_are_of_the_part_that_is_looked_at(
     wait(widget, 60_000)
 
 
-def test_a_prediction_that_is_stopped_keeps_its_parts(begun, wait, wide, qtbot):
+def test_a_prediction_that_is_stopped_keeps_its_parts(begun, wait, wide, qtbot, monkeypatch):
     viewer, widget = begun(wide)
     widget.adapt()
     wait(widget, 60_000)
-    viewer.layers["prediction"].data = np.zeros((560, 640), np.uint8)
+    viewer.layers["prediction"].data = np.zeros((HEIGHT, WIDTH), np.uint8)
+    predict_blocks = Session.predict_blocks
+
+    def slowly(self, planes, blocks, control, **options):
+        for step in predict_blocks(self, planes, blocks, control, **options):
+            yield step
+            end = time.monotonic() + 20
+            while isinstance(step, BlockPrediction) and not control.stopping:
+                assert time.monotonic() < end
+                time.sleep(0.005)
+
+    monkeypatch.setattr(Session, "predict_blocks", slowly)
     widget.predict()
     qtbot.waitUntil(lambda: viewer.layers["prediction"].data.any(), timeout=20_000)
     widget.stop()
@@ -204,9 +223,9 @@ def test_next_finds_the_uncertainty_of_a_large_image_in_parts(begun, wait, wide)
     widget.review.next_button.click()
     wait(widget, 60_000)
     uncertainty = viewer.layers["uncertainty"].data
-    assert uncertainty.shape == (560, 640)
-    assert all(uncertainty[:512, :512].any(axis)[::8].any() for axis in (0, 1))
-    assert uncertainty[512:, 512:].any()
+    assert uncertainty.shape == (HEIGHT, WIDTH)
+    assert all(uncertainty[:BLOCK, :BLOCK].any(axis)[::8].any() for axis in (0, 1))
+    assert uncertainty[BLOCK:, BLOCK:].any()
     assert (viewer.layers["prediction"].data == prediction).all()
     assert widget.status.startswith(("Place 1:", "Nothing else in 'wide' is uncertain."))
     widget.review.keep_uncertainty.setChecked(False)
@@ -260,7 +279,7 @@ def closed(widget):
 
 
 def test_an_ome_zarr_reopens_lazily_with_its_strokes_and_is_learnt_from_while_closed(
-    begun, make_napari_viewer_proxy, make_widget, ome_zarr, wait, saved, tmp_path, paint, halves
+    begun, make_viewer, make_widget, ome_zarr, wait, saved, tmp_path, paint, halves
 ):
     viewer, widget = begun(ome_zarr)
     painted = viewer.layers["annotations"].data.copy()
@@ -269,14 +288,14 @@ def test_an_ome_zarr_reopens_lazily_with_its_strokes_and_is_learnt_from_while_cl
     widget.keeper.add_files([tmp_path / "other.tif"])
     closed(widget)
 
-    viewer = make_napari_viewer_proxy()
+    viewer = make_viewer()
     widget = make_widget(viewer)
     widget.keeper.open(tmp_path / "p")
     layer = viewer.layers["wide"]
     assert layer.multiscale
     assert [(type(d), d.shape) for d in layer.data] == [
-        (da.Array, (1, 560, 640)),
-        (da.Array, (1, 280, 320)),
+        (da.Array, (1, HEIGHT, WIDTH)),
+        (da.Array, (1, HEIGHT // 2, WIDTH // 2)),
     ]
     assert (viewer.layers["annotations"].data == painted).all()
     widget.adapt()
@@ -293,14 +312,14 @@ def test_an_ome_zarr_reopens_lazily_with_its_strokes_and_is_learnt_from_while_cl
 
 
 def test_locate_takes_a_folder_that_has_moved(
-    begun, make_napari_viewer_proxy, make_widget, ome_zarr, tmp_path, monkeypatch
+    begun, make_viewer, make_widget, ome_zarr, tmp_path, monkeypatch
 ):
     _, widget = begun(ome_zarr)
     widget.keeper.create(tmp_path / "p")
     closed(widget)
     (tmp_path / "b").mkdir()
     ome_zarr.rename(tmp_path / "b" / "moved.zarr")
-    viewer = make_napari_viewer_proxy()
+    viewer = make_viewer()
     widget = make_widget(viewer)
     widget.keeper.open(tmp_path / "p")
     assert "is no longer at" in widget.status
@@ -314,9 +333,9 @@ def test_locate_takes_a_folder_that_has_moved(
 
 
 def test_a_lazy_layer_without_a_file_is_said_and_keeps_its_strokes(
-    begun, make_napari_viewer_proxy, make_widget, wide, saved, tmp_path, pictures
+    begun, make_viewer, make_widget, wide, saved, tmp_path, pictures
 ):
-    viewer, widget = begun(da.from_array(wide, chunks=200))
+    viewer, widget = begun(da.from_array(wide, chunks=50))
     saved(widget)
     assert "no file holds it" in widget.status
     widget.keeper.create(tmp_path / "p")
@@ -330,7 +349,7 @@ def test_a_lazy_layer_without_a_file_is_said_and_keeps_its_strokes(
     assert "picture0" not in viewer.layers
     closed(widget)
 
-    viewer = make_napari_viewer_proxy()
+    viewer = make_viewer()
     widget = make_widget(viewer)
     widget.keeper.open(tmp_path / "p")
     assert "no file holds it" in widget.status
@@ -356,18 +375,18 @@ def test_a_file_that_holds_something_else_than_the_layer_is_no_place_for_it(
 
 @pytest.mark.parametrize("large", [True, False])
 def test_a_damaged_chunk_ends_a_round_or_prediction_with_one_sentence(
-    make_napari_viewer_proxy, make_widget, paint, wait, qtbot, tmp_path, wide, monkeypatch, large
+    make_viewer, make_widget, paint, wait, qtbot, tmp_path, wide, monkeypatch, large
 ):
     if not large:
         monkeypatch.setattr(regions, "LARGE", 10**9)
     path = tmp_path / "wide.zarr"
-    zarr.create_array(path, data=wide, chunks=(100, 100))
-    viewer = make_napari_viewer_proxy()
+    zarr.create_array(path, data=wide, chunks=(25, 25))
+    viewer = make_viewer()
     layer = viewer.add_image(da.from_zarr(path), name="wide", contrast_limits=(0, 200))
     widget = make_widget(viewer)
     annotations = widget.start_annotating()
-    paint(annotations, 1, 200)
-    paint(annotations, 2, 400)
+    paint(annotations, 1, 50)
+    paint(annotations, 2, 100)
     qtbot.waitUntil(lambda: len(widget.images.counts.pixels) == 2)
     widget.adapt()
     wait(widget)

@@ -14,7 +14,7 @@ ROUND = "Round {} is done"
 
 
 def test_paint_adapt_correct_adapt_export_reload_predict(
-    ready, paint, wait, qtbot, tmp_path, make_napari_viewer_proxy, make_widget, halves
+    ready, paint, wait, qtbot, tmp_path, make_viewer, make_widget, halves
 ):
     viewer, widget = ready()
     widget.adapt()
@@ -57,7 +57,7 @@ def test_paint_adapt_correct_adapt_export_reload_predict(
     expected = prediction.data.copy()
 
     # A colleague's viewer: predicts without a label.
-    other = make_napari_viewer_proxy()
+    other = make_viewer()
     other.add_image(halves, name="same")
     fresh = make_widget(other)
     fresh.load_adapter(tmp_path / "a.safetensors")

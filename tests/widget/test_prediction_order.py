@@ -17,9 +17,9 @@ PLANES = 5
 
 
 @pytest.fixture
-def adapted(make_napari_viewer_proxy, make_widget, halves, paint, wait):
+def adapted(make_viewer, make_widget, halves, paint, wait):
     """Viewer and widget on a stack after a round, with the fourth plane on screen."""
-    viewer = make_napari_viewer_proxy()
+    viewer = make_viewer()
     viewer.add_image(np.stack([np.roll(halves, 7 * p, 1) for p in range(PLANES)]), name="stack")
     widget = make_widget(viewer)
     layer = widget.start_annotating()

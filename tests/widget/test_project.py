@@ -37,7 +37,7 @@ _YES = QMessageBox.StandardButton.Yes
 
 
 def test_images_of_a_project_remember_strokes_and_prediction(
-    started, paint, wait, qtbot, saved, tmp_path, make_napari_viewer_proxy, make_widget
+    window, started, paint, wait, qtbot, saved, tmp_path, make_viewer, make_widget
 ):
     viewer, widget = started()
     assert [layer.name for layer in viewer.layers] == ["picture0"]
@@ -77,7 +77,7 @@ def test_images_of_a_project_remember_strokes_and_prediction(
     widget.deleteLater()
     qtbot.waitUntil(lambda: keeper.closed)
 
-    other = make_napari_viewer_proxy()
+    other = make_viewer()
     fresh = make_widget(other)
     fresh.keeper.open(tmp_path / "p")
     wait(fresh)
@@ -114,9 +114,7 @@ def test_images_of_one_name_are_learnt_from_and_told_apart(
     assert set(widget.history.records[-1].images) == {"cells", "cells_2"}
 
 
-def test_every_image_is_looked_at_as_before(
-    started, saved, tmp_path, make_napari_viewer_proxy, make_widget
-):
+def test_every_image_is_looked_at_as_before(started, saved, tmp_path, make_viewer, make_widget):
     viewer, widget = started()
     tifffile.imwrite(tmp_path / "stack.tif", np.random.default_rng(0).random((5, 80, 90)))
     widget.keeper.add_files([tmp_path / "stack.tif"])
@@ -144,7 +142,7 @@ def test_every_image_is_looked_at_as_before(
     widget.keeper.step(3)
     widget.keeper.close()
 
-    other = make_napari_viewer_proxy()
+    other = make_viewer()
     fresh = make_widget(other)
     fresh.keeper.open(tmp_path / "p")
     assert looked(other, fresh) == stack
@@ -201,11 +199,11 @@ os.kill(os.getpid(), 9)
 
 
 def test_strokes_survive_a_kill_and_are_offered_again(
-    make_napari_viewer_proxy, make_widget, wait, recovery_folder
+    make_viewer, make_widget, wait, recovery_folder
 ):
     done = subprocess.run([sys.executable, "-c", _CRASHES], check=False)
     assert done.returncode == -9
-    viewer = make_napari_viewer_proxy()
+    viewer = make_viewer()
     widget = make_widget(viewer)
     assert not widget.offer.isHidden()
     assert widget.offer.sentence.text().startswith("Napari ended unexpectedly on ")
@@ -223,9 +221,9 @@ def test_strokes_survive_a_kill_and_are_offered_again(
 
 
 def test_a_session_without_strokes_leaves_nothing_behind(
-    make_napari_viewer_proxy, make_widget, halves, recovery_folder
+    make_viewer, make_widget, halves, recovery_folder
 ):
-    viewer = make_napari_viewer_proxy()
+    viewer = make_viewer()
     viewer.add_image(halves)
     widget = make_widget(viewer)
     widget.start_annotating()
@@ -718,7 +716,7 @@ def test_lost_labels_are_not_forgotten_when_their_image_is_opened(
 
 
 def test_regions_without_their_labels_write_no_empty_mask(
-    started, paint, saved, tmp_path, make_napari_viewer_proxy, make_widget
+    started, paint, saved, tmp_path, make_viewer, make_widget
 ):
     _, widget = started()
     paint(widget.start_annotating(), 1, 10)
@@ -726,7 +724,7 @@ def test_regions_without_their_labels_write_no_empty_mask(
     saved(widget)
     widget.keeper.close()
     (tmp_path / "p" / "annotations" / "picture0.tif").unlink()
-    other = make_widget(make_napari_viewer_proxy())
+    other = make_widget(make_viewer())
     other.keeper.open(tmp_path / "p")
     saved(other)
     other.keeper.step(1)
@@ -852,7 +850,7 @@ def test_where_nothing_is_uncertain_any_more_next_names_the_image_that_follows(
 
 
 def test_a_window_that_is_closed_comes_back_with_the_image_that_was_worked_on(
-    started, qtbot, tmp_path
+    window, started, qtbot, tmp_path
 ):
     viewer, widget = started()
     widget.keeper.step(1)
@@ -917,9 +915,7 @@ def test_only_what_changed_is_written(started, paint, saved, monkeypatch):
     assert written == ["picture0"]
 
 
-def test_twenty_images_reopen_within_seconds(
-    make_napari_viewer_proxy, make_widget, tmp_path, halves
-):
+def test_twenty_images_reopen_within_seconds(make_viewer, make_widget, tmp_path, halves):
     project = Project.create(tmp_path / "p")
     painted = np.zeros((1, *halves.shape), int)
     painted[0, 10:60, 10:13] = 1
@@ -930,7 +926,7 @@ def test_twenty_images_reopen_within_seconds(
         project.keep_prediction(own.stem, painted + 1)
     project.update(lambda m: replace(m, current="07"))
     project.close()
-    viewer = make_napari_viewer_proxy()
+    viewer = make_viewer()
     widget = make_widget(viewer)
     begun = time.perf_counter()
     widget.keeper.open(tmp_path / "p")
@@ -1011,9 +1007,9 @@ def test_a_round_that_never_found_room_is_rescued_when_the_window_closes(
 
 
 def test_what_is_written_is_what_there_was_when_it_was_to_be_saved(
-    make_napari_viewer_proxy, make_widget, halves, paint
+    make_viewer, make_widget, halves, paint
 ):
-    viewer = make_napari_viewer_proxy()
+    viewer = make_viewer()
     layers = [viewer.add_image(halves + i, name=name) for i, name in enumerate("ab")]
     widget = make_widget(viewer)
     stems = {}

@@ -163,10 +163,8 @@ def test_a_stroke_is_not_taken_back_by_a_late_answer(tool, paint, qtbot):
     assert tool.layer.data[31, 41] == 2
 
 
-def test_a_widget_that_is_gone_leaves_nothing_on_the_layer(
-    make_napari_viewer_proxy, make_widget, halves, qtbot
-):
-    viewer = make_napari_viewer_proxy()
+def test_a_widget_that_is_gone_leaves_nothing_on_the_layer(make_viewer, make_widget, halves, qtbot):
+    viewer = make_viewer()
     viewer.add_image(halves, name="halves")
     widget = make_widget(viewer)
     widget.prompts.button.click()
@@ -250,7 +248,7 @@ def test_sam_itself_answers(ready, qtbot):
     assert prompts.runner.close(20)
 
 
-def test_real_mouse_and_keys(ready, qtbot, monkeypatch):
+def test_real_mouse_and_keys(window, ready, qtbot, monkeypatch):
     viewer, widget = ready()
     monkeypatch.setattr(Prompter, "mask", found_by)
     widget.prompts.button.click()
@@ -309,9 +307,9 @@ def test_another_image_or_a_removed_layer_puts_the_tool_down(tool, halves, qtbot
 
 @pytest.mark.parametrize("channel_axis", [None, 1])
 def test_a_stack_is_filled_on_the_plane_that_is_clicked(
-    make_napari_viewer_proxy, make_widget, halves, qtbot, channel_axis, monkeypatch
+    make_viewer, make_widget, halves, qtbot, channel_axis, monkeypatch
 ):
-    viewer = make_napari_viewer_proxy()
+    viewer = make_viewer()
     stack = np.stack([halves + 9 * i for i in range(6)])
     stack = stack if channel_axis is None else stack.reshape(3, 2, *halves.shape)
     viewer.add_image(stack, name="stack", scale=(3, *[0.5] * (stack.ndim - 1)))

@@ -49,7 +49,7 @@ def mouse(drag):
 
 
 @pytest.fixture
-def canvas():
+def canvas(window):
     """Find the Qt widget on which napari draws."""
     name = "CanvasBackendDesktop"
     return lambda: next(w for w in QApplication.allWidgets() if type(w).__name__ == name)
@@ -207,8 +207,8 @@ def test_clicking_goes_on_until_another_layer_is_chosen(predicted, mouse, keys, 
 
 
 @pytest.mark.xdist_group("shown")
-def test_a_click_of_the_real_mouse(make_napari_viewer_proxy, make_widget, halves, canvas, qtbot):
-    viewer = make_napari_viewer_proxy(show=True)
+def test_a_click_of_the_real_mouse(make_viewer, make_widget, halves, canvas, qtbot):
+    viewer = make_viewer(show=True)
     viewer.add_image(halves, name="halves", scale=(2, 2))
     widget = make_widget(viewer)
     labels = np.ones((1, 80, 90), np.uint8)
@@ -227,10 +227,8 @@ def test_a_click_of_the_real_mouse(make_napari_viewer_proxy, make_widget, halves
     assert (viewer.layers["annotations"].data == np.where(labels[0] == 2, 2, 0)).all()
 
 
-def test_planes_are_reviewed_one_by_one_or_all_at_once(
-    make_napari_viewer_proxy, make_widget, halves, mouse, qtbot
-):
-    viewer = make_napari_viewer_proxy()
+def test_planes_are_reviewed_one_by_one_or_all_at_once(window, make_widget, halves, mouse, qtbot):
+    viewer = window()
     viewer.add_image(np.stack([halves] * 3), name="stack", scale=(4, 0.5, 0.5))
     widget = make_widget(viewer)
     widget.table.select(2)
@@ -256,8 +254,8 @@ def test_planes_are_reviewed_one_by_one_or_all_at_once(
 
 
 @pytest.mark.parametrize("kind", ["channels", "rgb", "pyramid", "time"])
-def test_other_kinds_of_images(make_napari_viewer_proxy, make_widget, halves, mouse, qtbot, kind):
-    viewer = make_napari_viewer_proxy()
+def test_other_kinds_of_images(make_viewer, make_widget, halves, mouse, qtbot, kind):
+    viewer = make_viewer()
     if kind == "time":
         viewer.add_image(np.zeros((2, 3, 4, 5)), name="four axes", scale=(1, 1, 20, 20))
     data = {
@@ -306,9 +304,9 @@ def test_a_key_in_the_3d_view_takes_nothing(predicted, press):
 
 
 def test_next_finds_the_uncertainty_and_tours_the_planes(
-    make_napari_viewer_proxy, make_widget, halves, paint, wait, keys, qtbot
+    make_viewer, make_widget, halves, paint, wait, keys, qtbot
 ):
-    viewer = make_napari_viewer_proxy()
+    viewer = make_viewer()
     stack = np.stack([halves, halves[:, ::-1], halves])
     viewer.add_image(stack, name="stack", scale=(5, 0.5, 0.5), translate=(1, 2, 3))
     viewer.add_image(halves, name="other")
@@ -379,10 +377,8 @@ def test_what_a_stopped_job_has_not_scored_is_not_accepted(predicted, wait, monk
     assert record.extra.scored
 
 
-def test_what_is_reviewed_is_neither_visited_nor_rejected(
-    make_napari_viewer_proxy, make_widget, halves
-):
-    viewer = make_napari_viewer_proxy()
+def test_what_is_reviewed_is_neither_visited_nor_rejected(make_viewer, make_widget, halves):
+    viewer = make_viewer()
     viewer.add_image(np.stack([halves] * 2), name="stack")
     widget = make_widget(viewer)
     record, review = widget.images.current, widget.review
@@ -484,7 +480,7 @@ def test_the_previous_round_is_shown_while_its_key_is_held(predicted, wait, keys
     keys.release(Qt.Key.Key_H)
 
 
-def test_keys_are_free_again_when_the_widget_closes(predicted, qtbot):
+def test_keys_are_free_again_when_the_widget_closes(window, predicted, qtbot):
     viewer, widget = predicted()
     assert {"N", "H"} <= {str(key) for key in viewer.keymap}
     widget.review.tools["lasso", True].click()

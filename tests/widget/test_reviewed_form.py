@@ -11,9 +11,9 @@ from napari_convlora.widget.layers import copies
 
 
 @pytest.fixture
-def one_class(make_napari_viewer_proxy, make_widget, halves, paint, qtbot):
+def one_class(make_viewer, make_widget, halves, paint, qtbot):
     """A viewer and a widget with strokes of class 2 alone."""
-    viewer = make_napari_viewer_proxy()
+    viewer = make_viewer()
     viewer.add_image(halves, name="halves")
     widget = make_widget(viewer)
     paint(widget.start_annotating(), 2, 70)
@@ -74,10 +74,8 @@ def test_without_a_background_class_the_remedy_is_named(one_class, wait, qtbot):
     assert widget.status.startswith("Round 1 is done")
 
 
-def test_regions_of_a_stack_lie_on_their_plane(
-    make_napari_viewer_proxy, make_widget, halves, paint
-):
-    viewer = make_napari_viewer_proxy()
+def test_regions_of_a_stack_lie_on_their_plane(make_viewer, make_widget, halves, paint):
+    viewer = make_viewer()
     viewer.add_image(np.stack([halves] * 3), name="stack", scale=(2, 0.5, 0.5), translate=(5, 0, 9))
     widget = make_widget(viewer)
     paint(widget.start_annotating(), 2, 70, plane=(1,))

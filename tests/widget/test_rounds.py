@@ -114,7 +114,7 @@ def test_a_project_without_rounds_has_no_adapter_of_the_one_before(
 
 
 def test_a_merged_class_stays_away_when_its_project_is_opened_again(
-    ready, paint, wait, saved, tmp_path, qtbot, make_napari_viewer_proxy, make_widget
+    ready, paint, wait, saved, tmp_path, qtbot, make_viewer, make_widget
 ):
     viewer, widget = ready()
     widget.table.add("third")
@@ -130,7 +130,7 @@ def test_a_merged_class_stays_away_when_its_project_is_opened_again(
     merged = viewer.layers["prediction"].data.copy()
     saved(widget)
     widget.keeper.close()
-    other = make_napari_viewer_proxy()
+    other = make_viewer()
     again = make_widget(other)
     again.keeper.open(tmp_path / "p")
     wait(again)

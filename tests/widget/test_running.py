@@ -32,9 +32,9 @@ def test_stop_keeps_what_was_learnt(ready, qtbot, wait):
 
 
 def test_the_time_left_is_shown_and_counts_the_planes_to_predict(
-    qtbot, wait, monkeypatch, paint, make_napari_viewer_proxy, make_widget, halves
+    qtbot, wait, monkeypatch, paint, make_viewer, make_widget, halves
 ):
-    viewer = make_napari_viewer_proxy()
+    viewer = make_viewer()
     viewer.add_image(np.stack([halves, halves, halves]), name="stack")
     widget = make_widget(viewer, max_steps=LONG)
     layer = widget.start_annotating()
@@ -161,7 +161,9 @@ def test_closing_the_viewer_ends_the_thread(make_widget, halves, paint, qtbot):
     assert (layer.data == painted).all()
 
 
-def test_removing_the_dock_widget_ends_the_thread_and_keeps_corrections(ready, paint, qtbot, wait):
+def test_removing_the_dock_widget_ends_the_thread_and_keeps_corrections(
+    window, ready, paint, qtbot, wait
+):
     viewer, widget = ready()
     widget.adapt()
     wait(widget)
@@ -221,9 +223,9 @@ def test_a_round_goes_on_while_another_image_is_annotated(ready, paint, qtbot, w
     ("strokes", "sentence"), [((), "Nothing is annotated yet"), ((1,), "Only class 1 (background)")]
 )
 def test_too_few_labels_give_one_sentence(
-    make_napari_viewer_proxy, make_widget, halves, paint, wait, qtbot, strokes, sentence
+    make_viewer, make_widget, halves, paint, wait, qtbot, strokes, sentence
 ):
-    viewer = make_napari_viewer_proxy()
+    viewer = make_viewer()
     viewer.add_image(halves, name="halves")
     widget = make_widget(viewer)
     layer = widget.start_annotating()
@@ -278,8 +280,8 @@ def test_a_round_that_says_nothing_is_told_of(ready, wait, monkeypatch, qtbot):
     wait(widget)
 
 
-def test_no_image_gives_advice(make_napari_viewer_proxy, make_widget):
-    widget = make_widget(make_napari_viewer_proxy())
+def test_no_image_gives_advice(make_viewer, make_widget):
+    widget = make_widget(make_viewer())
     assert widget.status.startswith("Open an image to begin")
     assert not widget.run_bar.main_button.isEnabled()
     widget.adapt()

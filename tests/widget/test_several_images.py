@@ -14,9 +14,9 @@ from napari_convlora.widget import adopt_dialog
 
 
 @pytest.fixture
-def two(make_napari_viewer_proxy, make_widget, halves):
+def two(make_viewer, make_widget, halves):
     """A viewer with the images a and b, and its widget."""
-    viewer = make_napari_viewer_proxy()
+    viewer = make_viewer()
     images = [viewer.add_image(halves + i, name=name) for i, name in enumerate("ab")]
     return viewer, make_widget(viewer), *images
 
@@ -148,8 +148,8 @@ def test_what_to_do_next_considers_every_image_of_the_project(started, paint, sa
     assert widget.status == f"{learn}; no labels yet for third."
 
 
-def test_what_was_tried_can_be_taken_back(make_napari_viewer_proxy, make_widget, halves):
-    viewer = make_napari_viewer_proxy()
+def test_what_was_tried_can_be_taken_back(make_viewer, make_widget, halves):
+    viewer = make_viewer()
     viewer.add_image(np.stack([halves, halves + 1, halves + 2]), name="stack")
     widget = make_widget(viewer)
     choose(widget.source.channels_combo, "axis 0 (3 channels)")
@@ -210,9 +210,9 @@ def test_an_id_that_is_painted_without_a_row_stays_on_the_brush(ready, paint, qt
 
 
 def test_a_round_is_of_the_reading_it_learnt_from(
-    make_napari_viewer_proxy, make_widget, halves, paint, wait, saved, tmp_path, qtbot
+    make_viewer, make_widget, halves, paint, wait, saved, tmp_path, qtbot
 ):
-    viewer = make_napari_viewer_proxy()
+    viewer = make_viewer()
     viewer.add_image(np.stack([halves, halves + 1, halves + 2]), name="a")
     viewer.add_image(halves, name="b")
     widget = make_widget(viewer)

@@ -10,11 +10,11 @@ from napari_convlora.widget.layers import showing
 
 
 @pytest.fixture
-def stack(make_napari_viewer_proxy, make_widget, halves, paint):
+def stack(make_viewer, make_widget, halves, paint):
     """A stack of five planes, strokes on the first, and a prediction of two halves."""
 
     def make(**train):
-        viewer = make_napari_viewer_proxy()
+        viewer = make_viewer()
         image = np.stack([halves] * 5)
         viewer.add_image(image, name="stack", scale=(2, 0.5, 0.5), translate=(1, 2, 3))
         widget = make_widget(viewer, **train)

@@ -108,10 +108,8 @@ def test_the_layers_of_an_image_that_was_renamed_are_still_its_own(worked_on):
     assert {*again.layers, *again.extra.companions} == own
 
 
-def test_labels_of_the_users_own_follow_without_the_axes_that_they_lack(
-    make_napari_viewer_proxy, make_widget
-):
-    viewer = make_napari_viewer_proxy()
+def test_labels_of_the_users_own_follow_without_the_axes_that_they_lack(make_viewer, make_widget):
+    viewer = make_viewer()
     image = viewer.add_image(np.zeros((1, 40, 50), np.float32), name="image")
     own = viewer.add_labels(np.zeros((40, 50), np.uint8), name="mine")
     deep = viewer.add_labels(np.zeros((1, 1, 40, 50), np.uint8), name="deep")
@@ -129,8 +127,8 @@ def test_labels_of_the_users_own_follow_without_the_axes_that_they_lack(
     assert np.allclose(own.data_to_world((20, 30)), world[1:])  # nobody's any more
 
 
-def test_the_layers_of_another_image_stay(make_napari_viewer_proxy, make_widget, halves):
-    viewer = make_napari_viewer_proxy()
+def test_the_layers_of_another_image_stay(make_viewer, make_widget, halves):
+    viewer = make_viewer()
     one = viewer.add_image(halves, name="one")
     widget = make_widget(viewer)
     first = widget.start_annotating()
@@ -145,8 +143,8 @@ def test_the_layers_of_another_image_stay(make_napari_viewer_proxy, make_widget,
     assert (second.translate == 5).all()
 
 
-def test_layers_that_an_earlier_panel_left_follow(make_napari_viewer_proxy, make_widget, halves):
-    viewer = make_napari_viewer_proxy()
+def test_layers_that_an_earlier_panel_left_follow(make_viewer, make_widget, halves):
+    viewer = make_viewer()
     image = viewer.add_image(halves, name="halves")
     before = make_widget(viewer)
     before.start_annotating()
@@ -158,8 +156,8 @@ def test_layers_that_an_earlier_panel_left_follow(make_napari_viewer_proxy, make
     assert widget.images.current.annotations is not None
 
 
-def test_nothing_listens_to_an_image_that_was_let_go(make_napari_viewer_proxy, make_widget, halves):
-    viewer = make_napari_viewer_proxy()
+def test_nothing_listens_to_an_image_that_was_let_go(make_viewer, make_widget, halves):
+    viewer = make_viewer()
     image = Image(halves, name="halves")
     listeners = {name: len(getattr(image.events, name).callbacks) for name in PLACE}
     viewer.add_layer(image)
