@@ -6,27 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from napari_convlora.evaluation.metrics import mean_ious
+
 _DRAWS = 2000
-
-
-def mean_ious(matrices: np.ndarray) -> np.ndarray:
-    """Mean IoU of many confusion matrices at once, as `metrics.scores` gives for one.
-
-    Parameters
-    ----------
-    matrices : (..., K, K) float or int
-        Truth in rows.
-
-    Returns
-    -------
-    (...) float64 in [0, 1]
-        Over the classes that are in truth or prediction; NaN without any.
-    """
-    hits = np.diagonal(matrices, axis1=-2, axis2=-1).astype(np.float64)
-    union = matrices.sum(-1) + matrices.sum(-2) - hits
-    with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN of an absent class
-        iou = hits / union
-        return np.nansum(iou, -1) / (union > 0).sum(-1)
 
 
 def bootstrap_differences(

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from napari_convlora.benchmark.bootstrap import bootstrap_differences, bootstrap_mean, mean_ious
+from napari_convlora.benchmark.bootstrap import bootstrap_differences, bootstrap_mean
 from napari_convlora.benchmark.records import BASELINES, RoundResult, Run, read_runs
+from napari_convlora.evaluation.metrics import mean_ious
 from napari_convlora.files.atomic import atomic_write
 from napari_convlora.labels.classes import DEFAULT_COLOURS
 

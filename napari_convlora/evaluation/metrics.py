@@ -144,6 +144,26 @@ def scores(
     )
 
 
+def mean_ious(matrices: np.ndarray) -> np.ndarray:
+    """Mean IoU of many confusion matrices at once, as `scores` gives for one.
+
+    Parameters
+    ----------
+    matrices : (..., K, K) float or int
+        Truth in rows.
+
+    Returns
+    -------
+    (...) float64 in [0, 1]
+        Over the classes that are in truth or prediction; NaN without any.
+    """
+    hits = np.diagonal(matrices, axis1=-2, axis2=-1).astype(np.float64)
+    union = matrices.sum(-1) + matrices.sum(-2) - hits
+    with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN of an absent class
+        iou = hits / union
+        return np.nansum(iou, -1) / (union > 0).sum(-1)
+
+
 def balanced_error(matrix: np.ndarray) -> float:
     """Return the balanced error rate: the share of a class that is missed, mean over classes.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -46,7 +45,7 @@ def read_json(path: Path, newest: int) -> dict[str, Any]:
         raise InputError(f"'{path}' cannot be read ({error}); check the path.") from error
     try:
         data = json.loads(raw.decode("utf-8-sig")) if len(raw) <= _MAX_BYTES else None
-        version = _whole(data["format"], 1, 1_000_000)  # type: ignore[index]
+        version = whole(data["format"], 1, 1_000_000)  # type: ignore[index]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
             f"'{path}' is damaged or was not written by napari-convlora; restore a copy of it."
@@ -106,9 +105,7 @@ def _value(hint: Any, value: Any) -> Any:
     if origin is tuple:
         return tuple(_value(get_args(hint)[0], v) for v in value)
     if origin is dict:  # JSON's keys are text; all of ours are ids
-        return {
-            _whole(int(k), 0, MAX_LABEL): _value(get_args(hint)[1], v) for k, v in value.items()
-        }
+        return {whole(int(k), 0, MAX_LABEL): _value(get_args(hint)[1], v) for k, v in value.items()}
     if is_dataclass(hint):
         return build(hint, value)  # type: ignore[arg-type]
     if hint is bool:
@@ -116,19 +113,21 @@ def _value(hint: Any, value: Any) -> Any:
             raise ValueError(f"{value!r:.40} is neither true nor false")
         return value
     if hint is int:
-        return _whole(value, 0, 2**53)
-    return _number(value) if hint is float else _text(value)
+        return whole(value, 0, 2**53)
+    return number(value) if hint is float else _text(value)
 
 
-def _whole(value: Any, low: int, high: int) -> int:
+def whole(value: Any, low: int, high: int) -> int:
+    """Return `value` if it is a whole number within the limits, else raise a ValueError."""
     if type(value) is not int or not low <= value <= high:
         raise ValueError(f"{value!r:.40} is no whole number within {low}..{high}")
     return value
 
 
-def _number(value: Any) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value) or abs(value) > LARGEST:
-        raise ValueError(f"{value!r:.40} is no finite number")
+def number(value: Any, low: float = -LARGEST, high: float = LARGEST) -> float:
+    """Return `value` if it is a number within the limits, else raise a ValueError."""
+    if type(value) not in (int, float) or not low <= value <= high:  # NaN is not within any
+        raise ValueError(f"{value!r:.40} is no number within {low:g}..{high:g}")
     return float(value)
 
 

@@ -18,6 +18,7 @@ from napari_convlora.backbones import REGISTRY, Backbone
 from napari_convlora.config import ClassInfo, HeadName, MethodConfig, MethodName, ModelConfig
 from napari_convlora.errors import AdapterError, InputError
 from napari_convlora.files.atomic import atomic_write, check_no_device
+from napari_convlora.files.checked_json import number, whole
 from napari_convlora.images.normalise import Normalizer
 from napari_convlora.labels.classes import parse_classes
 from napari_convlora.model.semantic_sam import SemanticSAM
@@ -224,20 +225,20 @@ def _from_header(header: dict[str, Any]) -> dict[str, Any]:
     """Check every setting: a stranger's header may claim anything."""
     model = dict(header["model"])
     method = dict(model.pop("method_config"))
-    method["scales"] = tuple(_whole(s, 1, 64) for s in method["scales"])
-    method["rank"] = _whole(method["rank"], 1, 1024)
-    method["top_k"] = _whole(method["top_k"], 1, len(method["scales"]))
-    method["alpha"] = _number(method["alpha"], -1e6, 1e6)
+    method["scales"] = tuple(whole(s, 1, 64) for s in method["scales"])
+    method["rank"] = whole(method["rank"], 1, 1024)
+    method["top_k"] = whole(method["top_k"], 1, len(method["scales"]))
+    method["alpha"] = number(method["alpha"], -1e6, 1e6)
     for name in ("scale", "bottleneck", "prompts", "reduction"):
         if name in method:  # older files lack them
-            method[name] = _whole(method[name], 1, 64 if name == "scale" else 1024)
-    model["queries"] = _whole(model["queries"], 1, 1024)
+            method[name] = whole(method[name], 1, 64 if name == "scale" else 1024)
+    model["queries"] = whole(model["queries"], 1, 1024)
     if model["first_block"] is not None:
-        model["first_block"] = _whole(model["first_block"], 0, 1024)
+        model["first_block"] = whole(model["first_block"], 0, 1024)
     if model["method"] not in get_args(MethodName) or model["head"] not in get_args(HeadName):
         raise ValueError(f"unknown method {model['method']!r:.40} or head {model['head']!r:.40}")
     low, high = (
-        tuple(_number(v, -1e300, 1e300) for v in header["normalizer"][end])
+        tuple(number(v, -1e300, 1e300) for v in header["normalizer"][end])
         for end in ("low", "high")
     )
     if not 0 < len(low) == len(high) <= 4096 or any(b <= a for a, b in zip(low, high, strict=True)):
@@ -255,7 +256,7 @@ def _from_header(header: dict[str, Any]) -> dict[str, Any]:
         "model": ModelConfig(**model, method_config=MethodConfig(**method)),
         "classes": parse_classes({"classes": header["classes"]}, "its class table"),
         "normalizer": Normalizer(low, high),
-        "pixel_scale": _number(header["pixel_scale"], 1e-3, 16),
+        "pixel_scale": number(header["pixel_scale"], 1e-3, 16),
         "summary": dict(header["summary"]),
         "version": str(header["package"]),
     }
@@ -271,17 +272,5 @@ def _check_experts(model: ModelConfig, size: int) -> None:
 
 
 def _per_channel(values: Any, low: float, high: float) -> tuple[float, float, float]:
-    red, green, blue = (_number(value, low, high) for value in values)
+    red, green, blue = (number(value, low, high) for value in values)
     return red, green, blue
-
-
-def _whole(value: Any, low: int, high: int) -> int:
-    if type(value) is not int or not low <= value <= high:
-        raise ValueError(f"{value!r:.40} is no whole number within {low}..{high}")
-    return value
-
-
-def _number(value: Any, low: float, high: float) -> float:
-    if type(value) not in (int, float) or not low <= value <= high:
-        raise ValueError(f"{value!r:.40} is no number within {low}..{high}")
-    return float(value)

@@ -19,7 +19,7 @@ from sklearn.metrics import (
 
 from napari_convlora.errors import InputError
 from napari_convlora.evaluation import metrics
-from napari_convlora.evaluation.metrics import balanced_error, confusion, scores
+from napari_convlora.evaluation.metrics import balanced_error, confusion, mean_ious, scores
 from napari_convlora.labels.classes import default_classes
 
 few = settings(max_examples=40, deadline=None)
@@ -115,3 +115,10 @@ def test_matrix_and_classes_must_fit() -> None:
         scores(np.eye(2, dtype=int), [1, 2, 3])
     with pytest.raises(InputError, match="unique"):
         confusion(np.ones(1, int), np.ones(1, int), [1, 1])
+
+
+@given(hnp.arrays(np.int64, (4, 3, 3), elements=st.integers(0, 50)))
+@settings(max_examples=50, deadline=None)
+def test_many_mean_ious_at_once_are_those_of_the_metric(matrices: np.ndarray) -> None:
+    expected = [scores(matrix, (1, 2, 3)).mean_iou for matrix in matrices]
+    np.testing.assert_allclose(mean_ious(matrices), expected)
