@@ -21,10 +21,10 @@ test: setup
 	$(MAKE) --no-print-directory --jobs=2 lint pytest
 
 quick: setup lint
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup --ignore tests/widget -m "not weights and not process"
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --ignore tests/widget -m "not weights and not process"
 
 pytest: setup
-	env -u QT_QPA_PLATFORM $(SCREEN) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
+	env -u QT_QPA_PLATFORM $(SCREEN) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff check .
@@ -35,7 +35,7 @@ lint: setup
 
 # The report is printed; coverage.xml is for services that draw it.
 coverage: setup
-	env -u QT_QPA_PLATFORM $(SCREEN) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup \
+	env -u QT_QPA_PLATFORM $(SCREEN) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
 	  --cov --cov-report=term --cov-report=xml
 
 # The site, in site/; a warning is an error. Nothing is fetched from the network while it is built.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib import metadata
@@ -26,22 +27,19 @@ from napari_convlora.training import adapt, detail_fit
 torch.set_num_threads(1)  # tiny tensors; a second thread costs more than it brings
 
 CLASSES = default_classes(3)
-_TREES, _ALL_TREES = 8, detail_fit._TREES
-_MUCH = 800e6
+_TREES, _ALL_TREES = 5, detail_fit._TREES
+_MUCH = 1100e6
 
 
 # By what a module of tests imports, it can be told whether it starts processes.
 _STARTERS = ("subprocess", "multiprocessing", "Child", "LocalCluster", "in_child", "launch")
+_LONGEST = ("test_process", "test_quality")
 _peaks: dict[str, float] = {}
 """The most memory that each worker held, in MB."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark what `make quick` leaves out; give each file to one worker, long ones first.
-
-    What a file's fixtures make is made once then, and no long file is left for the end.
-    """
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what `make quick` leaves out; long files first, so that none is left for the end."""
     long: set[Path] = set()
     for item in items:
         names = getattr(item, "fixturenames", ())
@@ -53,11 +51,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("process")
         if item.get_closest_marker("weights") or item.get_closest_marker("process"):
             long.add(item.path)
-        if config.pluginmanager.hasplugin("xdist") and not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
 
     def turn(item: pytest.Item) -> int:
-        if item.path.stem == "test_quality":
+        if item.path.stem in _LONGEST:
             return 0
         return 1 if item.path in long else 2 if item.get_closest_marker("viewer") else 3
 
@@ -99,7 +95,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 def small_forests(request: pytest.FixtureRequest) -> Iterator[None]:
     """Forests of few trees, half of a short round else; all of them where they are judged."""
     with pytest.MonkeyPatch.context() as patch:
-        if request.path.stem not in ("test_quality", "test_learning", "test_detail_fit"):
+        if request.path.stem not in ("test_quality", "test_detail_fit"):
             patch.setattr(detail_fit, "_TREES", _TREES)
         yield
 
@@ -121,6 +117,12 @@ def memory_goes_back() -> Iterator[None]:
     yield
     if psutil.Process().memory_info().rss > _MUCH:
         process._return_memory()
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now is no garbage, and need not be looked through for it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import psutil
@@ -17,14 +18,14 @@ from napari_convlora.session.process import Child
 from napari_convlora.session.session import Session
 from tests.conftest import CLASSES, make_scene, small_forests_here
 
-_NOISE = 8e6
-"""Bytes that the sizes may differ by; a round that stayed would be there five times."""
+_STEP = 0.5e6
+"""Bytes by which a process may grow from one round to the next; a round that stays has more."""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere memory is not given back at once")
 def test_ten_rounds_take_no_more_memory_than_five() -> None:
     config = TrainConfig(max_steps=3, views=3, detail_steps=5, score_every=2, device="cpu")
-    scene, _ = make_scene(400, 400)
+    scene, _ = make_scene(256, 256)
 
     def job(session: Callable[[], Session], controls: Controls) -> Iterator[Any]:
         small_forests_here()
@@ -50,5 +51,6 @@ def test_ten_rounds_take_no_more_memory_than_five() -> None:
     assert len(session.rounds) == 10
     assert len(set(cached[1:])) == 1, "the same views, looked up; from the second on, compared"
     for name, bytes_ in zip(("child", "parent"), zip(*sizes, strict=True), strict=True):
-        growth = statistics.median(bytes_[-3:]) - statistics.median(bytes_[2:5])
-        assert growth < _NOISE, f"{name}: {[round(b / 1e6) for b in bytes_]} MB"
+        steps = [after - before for before, after in pairwise(bytes_[2:])]
+        grew = statistics.median(steps)  # once in a while an allocator takes a larger piece
+        assert grew < _STEP, f"{name}: {[round(b / 1e6, 1) for b in bytes_]} MB"

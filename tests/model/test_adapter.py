@@ -164,7 +164,7 @@ def test_a_header_that_lies_is_one_sentence_or_harmless(
     with safetensors.safe_open(path, "pt") as file:
         text = file.metadata()["napari_convlora"]
     image = np.random.default_rng(1).random((1, 30, 40, 1))
-    refusals = []
+    refusals, tried = [], []
     for place in places(json.loads(text)):
         header = inner = json.loads(text)
         for key in place[:-1]:
@@ -172,7 +172,10 @@ def test_a_header_that_lies_is_one_sentence_or_harmless(
         inner[place[-1]] = junk
         safetensors.torch.save_file(adapter.state, path, {"napari_convlora": json.dumps(header)})
         try:
-            list(predict(Adapter.load(path), backbone, image, device="cpu"))
+            loaded = replace(Adapter.load(path), state={}, summary={})
+            if loaded not in tried:
+                tried.append(loaded)
+                list(predict(Adapter.load(path), backbone, image, device="cpu"))
         except (AdapterError, InputError) as error:
             refusals.append(str(error))
     assert len(refusals) > 10

@@ -23,8 +23,8 @@ from napari_convlora.model.adapter import Adapter
 from napari_convlora.prediction import dask_workers, to_file
 from tests.conftest import make_scene
 
-SHAPE = (600, 1100)
-"""Six blocks, of which four are cut off by the image's end."""
+SHAPE = (530, 1040)
+"""Six blocks, of which five are cut off by the image's end."""
 
 
 class RandomBackbone(WorkerPlugin):

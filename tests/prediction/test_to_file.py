@@ -21,8 +21,9 @@ from napari_convlora.backbones import Backbone
 from napari_convlora.cli import commands, parser
 from napari_convlora.control import RunControl
 from napari_convlora.errors import InputError
-from napari_convlora.formats import opening
+from napari_convlora.formats import label_store, opening
 from napari_convlora.formats.opening import open_image
+from napari_convlora.images import regions
 from napari_convlora.labels.classes import read_classes
 from napari_convlora.model.adapter import Adapter
 from napari_convlora.model.iteration import Returning
@@ -43,12 +44,26 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
+SLOW = 600, 1100
+slowly = pytest.mark.parametrize("folder", [SLOW], indirect=True, ids=["slow"])
+"""Blocks of full size, so that there is time to break a run off between them."""
+
+
 @pytest.fixture
-def folder(tmp_path: Path, sparse: Adapter) -> Path:
-    """An adapter, and an image of 2 x 3 blocks as zarr."""
+def folder(
+    tmp_path: Path,
+    sparse: Adapter,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
+    """An adapter, and an image of several blocks as zarr, small ones unless it is `slowly`."""
+    size = getattr(request, "param", (260, 400))
+    if size != SLOW:
+        for module in (regions, label_store):
+            monkeypatch.setattr(module, "BLOCK", 128)
     sparse.save(tmp_path / "a.safetensors")
-    image = make_scene(600, 1100)[0].image[0, ..., 0]
-    zarr.create_array(tmp_path / "big.zarr", data=image, chunks=(300, 300))
+    image = make_scene(*size)[0].image[0, ..., 0]
+    zarr.create_array(tmp_path / "big.zarr", data=image, chunks=(size[0] // 2, size[0] // 2))
     return tmp_path
 
 
@@ -62,7 +77,7 @@ def test_a_zarr_that_was_written_to_is_another_image(folder: Path) -> None:
     before = to_file.task(adapter, image, "litemedsam")
     assert to_file.task(adapter, image, "litemedsam") == before
     array = zarr.open_array(image, mode="r+")
-    array[300:, 600:] = 1 - array[300:, 600:]
+    array[75:, 150:] = 1 - array[75:, 150:]
     assert to_file.task(adapter, image, "litemedsam") != before
 
 
@@ -121,6 +136,7 @@ def test_the_file_holds_what_predict_returns(
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows knows no SIGKILL")
+@slowly
 def test_a_killed_run_goes_on_where_it_was(folder: Path, steps) -> None:
     process = start(folder)
     wait_for_blocks(process, folder, 2)
@@ -141,6 +157,7 @@ def test_a_killed_run_goes_on_where_it_was(folder: Path, steps) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no SIGINT to one process")
+@slowly
 def test_ctrl_c_says_how_to_go_on(folder: Path) -> None:
     process = start(folder)
     wait_for_blocks(process, folder, 1)

@@ -16,7 +16,7 @@ from napari_convlora.model.adapter import Adapter
 from napari_convlora.model.iteration import Returning
 from napari_convlora.prediction.predict import Prediction, predict
 
-QUICK = TrainConfig(max_steps=3, views=4, detail_steps=15, score_every=2, device="cpu")
+QUICK = TrainConfig(max_steps=3, views=3, detail_steps=8, score_every=2, device="cpu")
 # Random weights need larger steps than a pretrained backbone.
 LEARNING = TrainConfig(views=6, patience=1000, adapter_lr=0.02, decoder_lr=0.01, device="cpu")
 CLASSES = default_classes(3)

@@ -71,6 +71,7 @@ def test_events_come_in_order(backbone: Backbone, scene: Scene) -> None:
     assert last.adapter.summary["steps"] == 5
 
 
+@pytest.mark.usefixtures("whole_forests")
 def test_the_first_preview_is_already_good(backbone: Backbone, scene: Scene) -> None:
     image, truth = scene()
     config = replace(QUICK, detail_steps=300)

@@ -214,9 +214,7 @@ class Actions(RuleBasedStateMachine):
         assert not left
 
     def left(self) -> set[threading.Thread]:
-        # Python's note of a thread of Qt's pool, where it was asked for its name, outlives that.
-        ours = {t for t in threading.enumerate() if not isinstance(t, threading._DummyThread)}
-        return {t for t in ours - self.threads if t.is_alive()}
+        return {t for t in set(threading.enumerate()) - self.threads if t.is_alive()}
 
     def teardown(self) -> None:
         if self.widget is not None:
