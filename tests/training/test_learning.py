@@ -256,6 +256,7 @@ def test_features_are_computed_once_per_view(
     assert 0 < len(calls) <= 3 + 1  # and the tile that the detail branch reads
 
 
+@pytest.mark.usefixtures("whole_forests")
 def test_a_short_round_on_litemedsam_trains_and_predicts(
     scene: Scene, litemedsam: Backbone
 ) -> None:
