@@ -37,6 +37,7 @@ default_role = "literal"  # single backticks are code, as in Markdown
 napoleon_google_docstring = False
 napoleon_use_ivar = True  # attributes are documented where they are defined as well
 napoleon_custom_sections = [("Signals", "params_style")]
+suppress_warnings = ["ref.python"]  # attributes of several classes may share a name
 autodoc_default_options = {"members": True, "ignore-module-all": True, "member-order": "bysource"}
 
 html_title = project
