@@ -24,7 +24,7 @@ from napari_convlora.prediction import dask_workers, to_file
 from tests.conftest import make_scene
 
 SHAPE = (530, 1040)
-"""Six blocks, of which five are cut off by the image's end."""
+"""Six blocks, of which four are cut off by the image's end."""
 
 
 class RandomBackbone(WorkerPlugin):

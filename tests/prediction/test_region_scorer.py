@@ -98,7 +98,7 @@ def assemble(scorer: Scorer, blocks: list) -> np.ndarray:
 
 @slow
 @given(
-    size=st.tuples(st.integers(2, 200), st.integers(2, 200)),
+    size=st.tuples(st.integers(2, 600), st.integers(2, 600)),
     scale=st.sampled_from([0.25, 0.6, 1.0, 3.0]),
     seed=st.integers(0, 99),
 )
