@@ -130,7 +130,7 @@ def scores(
     hits = np.diagonal(matrix).astype(np.float64)
     both = matrix.sum(axis=0) + matrix.sum(axis=1)
     with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN of an absent class
-        iou, dice = hits / (both - hits), 2 * hits / both
+        iou, dice = _ious(matrix), 2 * hits / both
     pixels = int(matrix.sum())
     counts = np.array([i != ignore for i in ids], bool)
     present = counts & (both > 0)
@@ -157,11 +157,16 @@ def mean_ious(matrices: np.ndarray) -> np.ndarray:
     (...) float64 in [0, 1]
         Over the classes that are in truth or prediction; NaN without any.
     """
+    iou = _ious(matrices)
+    with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN of no class at all
+        return np.nansum(iou, -1) / np.isfinite(iou).sum(-1)
+
+
+def _ious(matrices: np.ndarray) -> np.ndarray:
+    """Return the IoU (..., K) of every class in confusion matrices; NaN of one that is absent."""
     hits = np.diagonal(matrices, axis1=-2, axis2=-1).astype(np.float64)
-    union = matrices.sum(-1) + matrices.sum(-2) - hits
-    with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN of an absent class
-        iou = hits / union
-        return np.nansum(iou, -1) / (union > 0).sum(-1)
+    with np.errstate(invalid="ignore"):
+        return hits / (matrices.sum(-1) + matrices.sum(-2) - hits)
 
 
 def balanced_error(matrix: np.ndarray) -> float:
