@@ -11,6 +11,9 @@ APT := xvfb xauth libgl1 libegl1 libglib2.0-0 libdbus-1-3 libfontconfig1 libxkbc
 # A window where there is a display, else a virtual one.
 SCREEN = $(if $(DISPLAY)$(WAYLAND_DISPLAY),,xvfb-run -a -s "-screen 0 1600x1000x24")
 
+# Each file stays on one worker, which makes its fixtures once; tests/conftest.py gives the order.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 .PHONY: demo test quick lint pytest coverage docs setup system clean
 
 demo: setup
@@ -21,10 +24,10 @@ test: setup
 	$(MAKE) --no-print-directory --jobs=2 lint pytest
 
 quick: setup lint
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --ignore tests/widget -m "not weights and not process"
+	$(PYTEST) --ignore tests/widget -m "not weights and not process"
 
 pytest: setup
-	env -u QT_QPA_PLATFORM $(SCREEN) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	env -u QT_QPA_PLATFORM $(SCREEN) $(PYTEST)
 
 lint: setup
 	$(BIN)/ruff check .
@@ -35,7 +38,7 @@ lint: setup
 
 # The report is printed; coverage.xml is for services that draw it.
 coverage: setup
-	env -u QT_QPA_PLATFORM $(SCREEN) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
+	env -u QT_QPA_PLATFORM $(SCREEN) $(PYTEST) \
 	  --cov --cov-report=term --cov-report=xml
 
 # The site, in site/; a warning is an error. Nothing is fetched from the network while it is built.

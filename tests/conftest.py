@@ -29,7 +29,7 @@ torch.set_num_threads(1)  # tiny tensors; a second thread costs more than it bri
 CLASSES = default_classes(3)
 _TREES, _ALL_TREES = 5, detail_fit._TREES
 _MUCH = 1100e6
-
+"""Bytes of memory from which a worker gives back what it no longer needs."""
 
 # By what a module of tests imports, it can be told whether it starts processes.
 _STARTERS = ("subprocess", "multiprocessing", "Child", "LocalCluster", "in_child", "launch")
@@ -92,11 +92,10 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def small_forests(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Forests of few trees, half of a short round else; all of them where they are judged."""
+def small_forests() -> Iterator[None]:
+    """Forests of few trees, half of a short round else."""
     with pytest.MonkeyPatch.context() as patch:
-        if request.path.stem not in ("test_quality", "test_detail_fit"):
-            patch.setattr(detail_fit, "_TREES", _TREES)
+        patch.setattr(detail_fit, "_TREES", _TREES)
         yield
 
 

@@ -19,7 +19,8 @@ from napari_convlora.session.session import Session
 from tests.conftest import CLASSES, make_scene, small_forests_here
 
 _STEP = 0.5e6
-"""Bytes by which a process may grow from one round to the next; a round that stays has more."""
+"""Bytes by which a process may grow from one round to the next; one that stays takes ten times as
+much."""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere memory is not given back at once")

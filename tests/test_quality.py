@@ -21,6 +21,7 @@ from napari_convlora.model.iteration import Returning
 
 SAMPLES = Path(napari_convlora.__file__).parent / "widget" / "samples"
 DATA = os.environ.get("NAPARI_CONVLORA_DATA")
+pytestmark = pytest.mark.usefixtures("whole_forests")
 
 
 def mean_iou(labels: np.ndarray, truth: np.ndarray, n_classes: int) -> float:
@@ -41,7 +42,7 @@ def test_strokes_segment_the_nuclei_sample_and_keep_what_the_first_preview_had(
 ) -> None:
     image, truth = sample("nuclei")
     backbone = litemedsam
-    # Half of the views and of the detail steps: the same scores, in two thirds of the time.
+    # Half of the usual views and detail steps are enough for it.
     config = TrainConfig(max_steps=30, views=12, detail_steps=300)
     events = list(adapt(backbone, [image], default_classes(2), config=config))
     finished = events[-1]

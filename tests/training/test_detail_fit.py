@@ -7,6 +7,8 @@ import torch
 from napari_convlora.model.detail_branch import DetailBranch, filter_bank
 from napari_convlora.training.detail_fit import brightness_spread, fit, forest_opinion, relight
 
+pytestmark = pytest.mark.usefixtures("whole_forests")
+
 
 def test_fit_depends_on_its_seed_alone() -> None:
     features = torch.randn(200, 24)

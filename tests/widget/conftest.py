@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from collections.abc import Callable
@@ -8,7 +7,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
+# Rounds import these. Napari looks for garbage whenever a layer goes, but not in what was imported
+# before the first test.
+import sklearn.ensemble  # noqa: F401
 import tifffile
+import torch._dynamo  # noqa: F401
 from napari.components import ViewerModel
 from napari.utils._proxies import PublicOnlyProxy
 from qtpy.compat import isalive
@@ -26,18 +30,6 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if "tests/widget" in item.path.as_posix():
                 item.add_marker(pytest.mark.skip(reason=reason))
-
-
-@pytest.fixture(autouse=True, scope="package")
-def what_is_imported_is_no_garbage():
-    """Napari collects garbage whenever a layer or a viewer goes; that need not look at modules."""
-    import sklearn.ensemble  # noqa: F401  rounds import these
-    import torch._dynamo  # noqa: F401
-
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
